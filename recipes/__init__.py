@@ -1,0 +1,1 @@
+"""Commands that train, evaluate and synthesise; run them from a checkout."""

@@ -1,0 +1,84 @@
+"""Figures from a confusion matrix: one definition each, for training and for evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.training.data import KEYWORDS, SILENCE, UNKNOWN
+
+TWELVE = (*KEYWORDS, UNKNOWN, SILENCE)
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with its 95 % Wilson interval."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.total if self.total else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Source: Wilson 1927, z = 1.96."""
+        if not self.total:
+            return (0.0, 1.0)
+        n, p, z = self.total, self.value, 1.959964
+        middle = p + z * z / (2 * n)
+        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (float(max(0.0, (middle - half) / (1 + z * z / n))), float(min(1.0, (middle + half) / (1 + z * z / n))))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:6.2f} %  [{100 * low:.1f}, {100 * high:.1f}]  {self.hits}/{self.total}"
+
+    def as_dict(self) -> dict[str, object]:
+        return {"value": self.value, "interval_95": self.interval, "hits": self.hits, "total": self.total}
+
+
+def fold(confusion: Counts, labels: Sequence[str], onto: Sequence[str] = TWELVE) -> Counts:
+    """Rows and columns of words outside `onto` added to `_unknown_`; (len(onto), len(onto))."""
+    place = [onto.index(label if label in onto else UNKNOWN) for label in labels]
+    folded = np.zeros((len(onto), len(onto)), np.int64)
+    np.add.at(folded, (np.array(place)[:, None], np.array(place)[None]), confusion)
+    return folded
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of the 12-class protocol."""
+
+    accuracy: Share
+    keywords: Share
+    unknown_as_command: Share
+    silence_as_command: Share
+    recall: dict[str, Share]
+
+    @property
+    def balanced(self) -> float:
+        """Mean recall of the classes that occur: rare words count as much as common ones."""
+        return float(np.mean([share.value for share in self.recall.values() if share.total]))
+
+
+def summarize(confusion: Counts, labels: Sequence[str]) -> Summary:
+    """The 12-class figures of a confusion matrix (true, predicted) over `labels`."""
+    twelve = fold(confusion, labels)
+    commands, totals = len(KEYWORDS), twelve.sum(1)
+
+    def taken(label: str) -> Share:
+        row = twelve[TWELVE.index(label)]
+        return Share(int(row[:commands].sum()), int(row.sum()))
+
+    return Summary(
+        accuracy=Share(int(np.trace(twelve)), int(twelve.sum())),
+        keywords=Share(int(np.trace(twelve[:commands, :commands])), int(totals[:commands].sum())),
+        unknown_as_command=taken(UNKNOWN),
+        silence_as_command=taken(SILENCE),
+        recall={label: Share(int(twelve[i, i]), int(totals[i])) for i, label in enumerate(TWELVE)},
+    )

@@ -1,0 +1,196 @@
+"""The Lightning task and data module: what is trained, on what."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from recipes.metrics import summarize
+from speech.errors import DataError
+from speech.training.augment import Augment, AugmentConfig, impulse_responses
+from speech.training.data import (
+    SILENCE,
+    Corpus,
+    FixedExamples,
+    MixConfig,
+    TrainingExamples,
+    index_others,
+    index_words,
+    vocabulary,
+)
+from speech.training.features import MFCC, FeatureConfig
+from speech.training.networks import Classifier, NetworkConfig
+
+
+class CommandData(L.LightningDataModule):
+    """Speech Commands with what else lies beside it.
+
+    Args:
+        root: folder that holds SpeechCommands/ and, if there, negative_speech/, noise/, rooms/, synthetic/.
+        cache: where the decoded audio is kept; default ROOT/cache.
+        download: fetch Speech Commands v0.02 (2.3 GB) into `root` first.
+        batch_size: examples in one step.
+        workers: processes that prepare examples.
+        held_out: share of the training speakers of `on` and `off` who join validation.
+        per_kind: windows of speech and of noise in validation.
+        seed: fixes what each epoch holds.
+        mix: what an epoch is made of.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cache: Path | None = None,
+        download: bool = False,
+        batch_size: int = 256,
+        workers: int = 0,
+        held_out: float = 0.12,
+        per_kind: int = 400,
+        seed: int = 1,
+        mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.root, self.cache, self.download = root, cache or root / "cache", download
+        self.batch_size, self.workers, self.held_out, self.per_kind = batch_size, workers, held_out, per_kind
+        self.seed, self.mix = seed, mix
+
+    def prepare_data(self) -> None:
+        if self.download:
+            from torchaudio.datasets import SPEECHCOMMANDS
+
+            self.root.mkdir(parents=True, exist_ok=True)
+            SPEECHCOMMANDS(str(self.root), download=True)
+        Corpus(self._index(), self.cache)
+
+    def setup(self, stage: str) -> None:
+        recordings = self._index()
+        self.labels = vocabulary(recordings, self.mix.rare)
+        self.corpus = Corpus(recordings, self.cache)
+        self.rare = torch.tensor(
+            [0 < len(self.corpus.select("training", "words", label)) < self.mix.rare for label in self.labels]
+        )
+        rooms = [torch.from_numpy(self.corpus[i]) for i in self.corpus.select("training", "rooms")]
+        self.rooms = impulse_responses(rooms)
+        self.validation = FixedExamples(self.corpus, self.labels, "validation", self.per_kind, seed=0)
+        if not len(self.validation):
+            raise DataError(f"no validation recordings under {self.root}: validation_list.txt is empty")
+
+    def _index(self) -> list[Any]:
+        return index_words(self.root, self.held_out) + index_others(self.root)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        examples = TrainingExamples(self.corpus, self.labels, self.mix, self.seed, epoch)
+        return DataLoader(examples, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=len(examples) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.validation, 2 * self.batch_size)
+
+
+class CommandTask(L.LightningModule):
+    """Classification of one second of audio.
+
+    Args:
+        features: the MFCC.
+        network: the encoder's size.
+        augment: variation of the training examples.
+        learning_rate: peak of the schedule (a warm-up, then a cosine to zero).
+        warmup: share of all steps in which the rate rises.
+        weight_decay: of AdamW.
+        label_smoothing: probability spread over the other classes.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        features: FeatureConfig = FeatureConfig(),  # noqa: B008 - frozen
+        network: NetworkConfig = NetworkConfig(),  # noqa: B008
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008
+        learning_rate: float = 2e-3,
+        warmup: float = 0.08,
+        weight_decay: float = 0.02,
+        label_smoothing: float = 0.1,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.features, self.network, self.augment = features, network, augment
+        self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
+        self.label_smoothing, self.seed = label_smoothing, seed
+        self.labels: tuple[str, ...] = ()
+
+    def configure_model(self) -> None:
+        if self.labels:
+            return
+        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.labels = data.labels
+        self.mfcc = MFCC(self.features)
+        self.classifier = Classifier(self.features.n_mfcc, len(self.labels), self.network)
+        self.confusion = MulticlassConfusionMatrix(len(self.labels))
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(batch, time) -> logits (batch, classes)"""
+        with torch.autocast(waveform.device.type, enabled=False):
+            features = self.mfcc(waveform)
+        return self.classifier(features)
+
+    def on_train_epoch_start(self) -> None:
+        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
+        seed = (self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank
+        generator = torch.Generator(self.device).manual_seed(seed)
+        self.vary = Augment(self.augment, data.rooms.to(self.device), generator)
+        self.rare, self.silence = data.rare.to(self.device), self.labels.index(SILENCE)
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
+        waveform, noise, label = batch
+        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
+            waveform = self.vary.waveform(waveform, noise, label != self.silence, self.rare[label])
+            features = self.vary.features(self.mfcc(waveform))
+        logits = self.classifier(features).float()
+        loss = nn.functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(label))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        waveform, label = batch
+        logits = self(waveform).float()
+        self.confusion.update(logits, label)
+        self.log("val/loss", nn.functional.cross_entropy(logits, label), sync_dist=True, batch_size=len(label))
+
+    def on_validation_epoch_end(self) -> None:
+        summary = summarize(self.confusion.compute().cpu().numpy(), self.labels)
+        self.confusion.reset()
+        figures = {
+            "val/balanced": summary.balanced,
+            "val/accuracy": summary.accuracy.value,
+            "val/keywords": summary.keywords.value,
+            "val/on": summary.recall["on"].value,
+            "val/off": summary.recall["off"].value,
+            "val/unknown_as_command": summary.unknown_as_command.value,
+            "val/silence_as_command": summary.silence_as_command.value,
+        }
+        for name, value in figures.items():
+            self.log(name, value, prog_bar=name in ("val/balanced", "val/accuracy"), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        plain = [p for p in self.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["speech"] = {
+            "labels": list(self.labels),
+            "features": asdict(self.features),
+            "network": asdict(self.network),
+            "epoch": self.current_epoch + 1,
+        }

@@ -1,0 +1,151 @@
+"""Train, export and evaluate: `python -m recipes.train --config recipes/configs/commands.yaml --data.root DIR`.
+
+The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle and results.json.
+"""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from recipes.task import CommandData, CommandTask
+from speech.errors import SpeechError
+from speech.training.export import bundle_info, export, load_checkpoint, parity
+
+MONITOR = "val/balanced"
+
+
+class TrainCLI(LightningCLI):
+    """The command line: trainer, model and data, plus where the run lives."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=Path, default=Path("runs/commands"), help="folder of this run")
+        parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
+        parser.add_argument("--name", type=str, default="commands", help="file name of the exported bundle")
+        parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
+        parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config
+        checkpoint = ModelCheckpoint(
+            config.run / "checkpoints", filename="best", monitor=MONITOR, mode="max", save_last=True, enable_version_counter=False
+        )
+        callbacks: list[L.Callback] = [checkpoint, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=10)]
+        callbacks.append(EMAWeightAveraging(decay=config.average))
+        if config.patience:
+            callbacks.append(EarlyStopping(MONITOR, mode="max", patience=config.patience))
+        logger = CSVLogger(config.run, name="", version="curves" if not config.resume else f"curves-{os.getpid()}")
+        return super().instantiate_trainer(
+            callbacks=callbacks, logger=logger, default_root_dir=config.run, reload_dataloaders_every_n_epochs=1, **kwargs
+        )
+
+
+def train(cli: TrainCLI) -> None:
+    """Fit, then export the best checkpoint and evaluate the bundle on the validation part."""
+    run: Path = cli.config.run
+    last = run / "checkpoints" / "last.ckpt"
+    if cli.config.resume and not last.is_file():
+        raise SpeechError(f"nothing to resume: {last} is missing")
+    if not cli.config.resume and run.exists():
+        if last.is_file():
+            raise SpeechError(f"{run} already holds a run: add --resume true, or give another --run")
+        shutil.rmtree(run)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if cli.config.resume else None)
+    if cli.trainer.is_global_zero and not cli.trainer.interrupted:
+        finish(cli, run)
+
+
+def finish(cli: TrainCLI, run: Path) -> None:
+    """Curves, bundle, results."""
+    from recipes.evaluate import evaluate_words
+
+    history = read_curves(run)
+    draw_curves(history, run / "curves.png")
+    scorer, notes = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    data: CommandData = cli.datamodule
+    training = {
+        "epochs": notes["epoch"],
+        "parameters": sum(p.numel() for p in scorer.network.parameters()),
+        "network": notes["network"],
+        "mix": asdict(data.mix),
+        "augment": asdict(cli.model.augment),
+        "training_recordings": sum(r.part == "training" for r in data.corpus.recordings),
+        "torch": str(torch.__version__),
+    }
+    best = max((row for row in history if MONITOR in row), key=lambda row: row[MONITOR])
+    figures = {k: round(v, 5) for k, v in best.items() if k.startswith("val/")}
+    bundle = run / f"{cli.config.name}.onnx"
+    difference = export(scorer, bundle_info(notes, training, figures), bundle)
+    recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
+    difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
+    print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")
+    results = evaluate_words(bundle, data.corpus, "validation")
+    print(results)
+    (run / "results.json").write_text(json.dumps({"training": training, "parity": difference, "validation": results.as_dict()}, indent=1))
+
+
+def read_curves(run: Path) -> list[dict[str, float]]:
+    """One row an epoch from all CSV files of a run, earlier epochs that a resumed run repeated left out."""
+    rows: dict[int, dict[str, float]] = {}
+    for path in sorted(run.glob("curves*/metrics.csv"), key=lambda p: p.stat().st_mtime):
+        with open(path, newline="") as file:
+            for line in csv.DictReader(file):
+                values = {k: float(v) for k, v in line.items() if v}
+                if "epoch" in values:
+                    rows.setdefault(int(values["epoch"]), {}).update(values)
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def draw_curves(history: list[dict[str, float]], target: Path) -> None:
+    """Loss and validation figures over the epochs, as one picture."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (loss, share) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axes, names in ((loss, ("train/loss", "val/loss")), (share, (MONITOR, "val/accuracy", "val/on", "val/off"))):
+        for name in names:
+            points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
+        axes.set_xlabel("epoch")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    loss.set(title="Loss", ylabel="cross-entropy (nats)")
+    share.set(title="Validation, 12 classes", ylabel="share right")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    torch.set_float32_matmul_precision("high")
+    try:
+        cli = TrainCLI(
+            CommandTask, CommandData, run=False, args=argv, seed_everything_default=1,
+            save_config_kwargs={"overwrite": True},
+        )  # fmt: skip
+        train(cli)
+    except SpeechError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

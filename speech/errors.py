@@ -1,0 +1,25 @@
+"""What can go wrong for a user, each told in one line without a traceback."""
+
+
+class SpeechError(Exception):
+    """Base of every error that this package raises on purpose; the message is one line for a person."""
+
+
+class AudioError(SpeechError):
+    """A recording can't be read, or holds no usable audio."""
+
+
+class BundleError(SpeechError):
+    """A file is not a bundle that this version can play."""
+
+
+class ConfigError(SpeechError, ValueError):
+    """A setting is out of range or contradicts another."""
+
+
+class DataError(SpeechError):
+    """Training data is missing or not laid out as expected."""
+
+
+class DeviceError(SpeechError):
+    """No sound device, or one that can't be used."""

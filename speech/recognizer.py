@@ -1,0 +1,181 @@
+"""The bundle: waveform in, scores out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from speech.audio import as_mono, resample
+from speech.decoding import most_confident
+from speech.errors import BundleError
+
+FORMAT = 1
+"""Version of the bundle's metadata that this code reads and writes."""
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = MODELS / "commands.onnx"
+UNKNOWN, SILENCE = "_unknown_", "_silence_"
+
+_PREFIX = "speech."
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a bundle's metadata says."""
+
+    format: int
+    """Version of this layout."""
+    head: str
+    """What the scores mean: `classification`, one row of posteriors for each waveform."""
+    labels: tuple[str, ...]
+    """The classes, in the order of the scores."""
+    sample_rate_hz: int
+    """Rate of the waveform that the graph takes."""
+    window_s: float
+    """Length of the waveform that it was trained on."""
+    threshold: float
+    """Smoothed posterior from which the live loop reports a word."""
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the MFCC inside the graph, for the reader."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What it was trained on, and how."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured with it."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise BundleError(f"bundle format {self.format}, but this version reads format {FORMAT}")
+        if self.head != "classification":
+            raise BundleError(f"bundle with head {self.head!r}, but this version plays 'classification'")
+        missing = {UNKNOWN, SILENCE} - set(self.labels)
+        if missing or len(set(self.labels)) != len(self.labels):
+            raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {UNKNOWN} and {SILENCE}")
+        if self.sample_rate_hz <= 0 or self.window_s <= 0 or not 0 < self.threshold <= 1:
+            raise BundleError("bundle with a sample rate, window or threshold out of range")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The labels that are words."""
+        return tuple(label for label in self.labels if label not in (UNKNOWN, SILENCE))
+
+    @property
+    def window(self) -> int:
+        """Window in samples."""
+        return round(self.window_s * self.sample_rate_hz)
+
+    def as_metadata(self) -> dict[str, str]:
+        """The ONNX metadata: one JSON value under `speech.<field>` for each field."""
+        return {f"{_PREFIX}{name}": json.dumps(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "BundleInfo":
+        """Raises BundleError when a field is missing or malformed."""
+        values = {}
+        for name in cls.__dataclass_fields__:
+            if _PREFIX + name not in metadata:
+                raise BundleError(f"not a speech bundle: the metadata field {_PREFIX}{name} is missing")
+            try:
+                values[name] = json.loads(metadata[_PREFIX + name])
+            except ValueError as error:
+                raise BundleError(f"damaged bundle: {_PREFIX}{name} is no JSON") from error
+        try:
+            return cls(**{**values, "labels": tuple(values["labels"])})
+        except TypeError as error:
+            raise BundleError(f"damaged bundle: {error}") from error
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one recording holds."""
+
+    word: str
+    """The best label; may be `_unknown_` or `_silence_`."""
+    confidence: float
+    """Its posterior, 0..1."""
+    scores: dict[str, float]
+    """The posterior of every label; they sum to one."""
+
+
+class Recognizer:
+    """A loaded bundle; `Recognizer.load()` makes one."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, info: BundleInfo) -> None:
+        self._session, self.info = session, info
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "Recognizer":
+        """Open a bundle on one CPU thread.
+
+        Args:
+            path: an `.onnx` bundle, or the name of a shipped one (`commands`); default: the shipped one.
+        Raises:
+            BundleError: when it is missing, no ONNX file, or no bundle of this format.
+        """
+        path = DEFAULT_MODEL if path is None else Path(path)
+        shipped = MODELS / f"{path}.onnx"
+        if not path.is_file() and path.name == str(path) and shipped.is_file():
+            path = shipped
+        if not path.is_file():
+            raise BundleError(f"no model at {path}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            raise BundleError(f"{path} is not an ONNX model that can be opened") from error
+        try:
+            info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if [i.name for i in inputs] != ["waveform"] or not outputs or outputs[0].shape[-1] != len(info.labels):
+            raise BundleError(f"{path}: the graph must map `waveform` to {len(info.labels)} scores")
+        return cls(session, info)
+
+    def scores(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Posteriors of windows.
+
+        Args:
+            waveforms: (batch, time) float32 in -1..1 at `info.sample_rate_hz`; time >= 0.2 s.
+        Returns:
+            (batch, labels), each row sums to one.
+        """
+        scores: NDArray[np.float32] = self._session.run(["scores"], {"waveform": waveforms})[0]
+        return scores
+
+    def classify(self, waveform: NDArray[Any] | Sequence[float], sample_rate: int) -> Prediction:
+        """Name the word in a recording.
+
+        A recording shorter than the window is centred in silence; of a longer one the window with the most
+        confident word counts.
+
+        Args:
+            waveform: (time,) or (time, channels); float in -1..1 or 16/32-bit integers.
+            sample_rate: in Hz.
+        Raises:
+            AudioError: when it is empty or holds NaN or infinity.
+        """
+        mono = resample(as_mono(np.asarray(waveform)), sample_rate, self.info.sample_rate_hz)
+        posteriors = most_confident(self.scores(self._windows(mono)), self._is_word)
+        best = int(posteriors.argmax())
+        scores = {label: float(p) for label, p in zip(self.info.labels, posteriors, strict=True)}
+        return Prediction(self.info.labels[best], float(posteriors[best]), scores)
+
+    @property
+    def _is_word(self) -> NDArray[np.bool_]:
+        return np.array([label in self.info.words for label in self.info.labels])
+
+    def _windows(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(windows, window): the recording centred in one window, or one every tenth of a window."""
+        window = self.info.window
+        spare = window - len(mono)
+        if spare >= 0:
+            return np.pad(mono, (spare // 2, spare - spare // 2))[None]
+        hop = window // 10
+        mono = np.pad(mono, (0, -(len(mono) - window) % hop))
+        return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(mono, window)[::hop])

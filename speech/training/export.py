@@ -1,0 +1,115 @@
+"""Checkpoint -> bundle: one ONNX file with the front end in the graph and everything else in its metadata."""
+
+import io
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from speech.errors import BundleError
+from speech.recognizer import FORMAT, BundleInfo
+from speech.training.features import MFCC, FeatureConfig
+from speech.training.networks import Classifier, NetworkConfig
+
+TOLERANCE = 1e-4
+"""Largest difference of a score between torch and ONNX Runtime."""
+
+
+class Scorer(nn.Module):
+    """What the bundle computes: waveform (batch, time) -> scores (batch, classes) that sum to one."""
+
+    def __init__(self, mfcc: MFCC, network: Classifier) -> None:
+        super().__init__()
+        self.mfcc, self.network = mfcc, network
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return torch.softmax(self.network(self.mfcc(waveform)), dim=1)
+
+
+def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
+    """The network of a checkpoint, in evaluation mode, and what the recipe noted beside it.
+
+    Raises:
+        BundleError: when the file is no checkpoint of this project's recipe.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        notes = checkpoint["speech"]
+    except (OSError, KeyError, RuntimeError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} is no checkpoint of recipes.train: {error}") from error
+    features = FeatureConfig(**notes["features"])
+    network = Classifier(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]))
+    prefix = "classifier."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    network.load_state_dict(state)
+    return Scorer(MFCC(features), network).eval(), notes
+
+
+def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
+    """Write the bundle and compare it with torch on noise at several levels and lengths.
+
+    Returns:
+        the largest difference of a score.
+    Raises:
+        BundleError: when it exceeds `TOLERANCE`; the file is removed.
+    """
+    example = torch.zeros(2, round(info.window_s * info.sample_rate_hz))
+    dynamic = {"waveform": {0: "batch", 1: "time"}, "scores": {0: "batch"}}
+    graph = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        # The exporter based on torch.export takes an LSTM of unknown length apart; this one keeps it whole.
+        torch.onnx.export(
+            scorer, (example,), graph, dynamo=False, dynamic_axes=dynamic, opset_version=18,
+            input_names=["waveform"], output_names=["scores"],
+        )  # fmt: skip
+    model = onnx.load_model_from_string(graph.getvalue())
+    for key, value in info.as_metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, target)
+    difference = parity(scorer, target, info.sample_rate_hz)
+    if not difference <= TOLERANCE:
+        target.unlink()
+        raise BundleError(f"torch and ONNX Runtime differ by {difference:.2g}, more than {TOLERANCE:g}")
+    return difference
+
+
+def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: list[Tensor] | None = None) -> float:
+    """Largest difference of a score between torch and the bundle, on noise and on `recordings` (each (time,))."""
+    session = onnxruntime.InferenceSession(str(bundle), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    noise = [
+        level * torch.randn(int(seconds * sample_rate_hz), generator=generator)
+        for level in (0.0, 1e-4, 1e-2, 0.3)
+        for seconds in (0.5, 1.0, 1.7)
+    ]
+    worst = 0.0
+    for waveform in noise + (recordings or []):
+        with torch.no_grad():
+            ours = scorer(waveform[None]).numpy()
+        theirs = session.run(None, {"waveform": waveform[None].numpy()})[0]
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    return worst
+
+
+def bundle_info(notes: dict[str, Any], training: dict[str, Any], figures: dict[str, Any]) -> BundleInfo:
+    """The metadata of a bundle for a checkpoint's notes."""
+    return BundleInfo(
+        format=FORMAT,
+        head="classification",
+        labels=tuple(notes["labels"]),
+        sample_rate_hz=notes["features"]["sample_rate_hz"],
+        window_s=1.0,
+        threshold=0.6,
+        features=json.loads(json.dumps(asdict(FeatureConfig(**notes["features"])))),
+        training=training,
+        figures=figures,
+    )

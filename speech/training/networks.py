@@ -1,0 +1,110 @@
+"""The encoder (stacked bidirectional LSTM) and its heads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from speech.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size of the encoder."""
+
+    channels: int = 128
+    """Channels of the first convolution over time, which sees the MFCC frames."""
+    stride: int = 2
+    """Frames that the first convolution moves on by."""
+    stacking_channels: int = 160
+    """Channels of the second convolution: the width of the LSTM's input."""
+    stacking: int = 2
+    """Frames of the first convolution that the second one moves on by (frame stacking)."""
+    hidden: int = 160
+    """LSTM units in each direction."""
+    layers: int = 2
+    """Stacked bidirectional LSTM layers."""
+    dropout: float = 0.2
+    """Probability of dropping a value between the layers and before the head."""
+
+    def __post_init__(self) -> None:
+        for field in ("channels", "stride", "stacking_channels", "stacking", "hidden", "layers"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must lie in 0..1")
+
+
+class Encoder(nn.Module):
+    """Two convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
+
+    Args of forward:
+        features: (batch, frames, n_features)
+    Returns of forward:
+        (batch, steps, 2 * hidden), steps = ((frames - 5) // stride + 1 - 3) // stacking + 1
+    """
+
+    def __init__(self, n_features: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.normalize = nn.BatchNorm1d(n_features)
+        self.thin = nn.Sequential(
+            nn.Conv1d(n_features, config.channels, 5, config.stride, bias=False),
+            nn.BatchNorm1d(config.channels),
+            nn.ReLU(),
+            nn.Dropout(config.dropout / 2),
+            nn.Conv1d(config.channels, config.stacking_channels, 3, config.stacking, bias=False),
+            nn.BatchNorm1d(config.stacking_channels),
+            nn.ReLU(),
+        )
+        dropout = config.dropout if config.layers > 1 else 0.0
+        self.lstm = nn.LSTM(
+            config.stacking_channels, config.hidden, config.layers, batch_first=True, dropout=dropout, bidirectional=True
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        for name, parameter in self.lstm.named_parameters():
+            if "bias_ih" in name:  # a forget gate that starts open lets gradients through time
+                parameter.data[config.hidden : 2 * config.hidden] = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        thinned = self.thin(self.normalize(features.transpose(1, 2)))  # (batch, stacking_channels, steps)
+        hidden, _ = self.lstm(thinned.transpose(1, 2))
+        return self.dropout(hidden)
+
+
+class ClassificationHead(nn.Module):
+    """Attention pooling over time, then one score for each class.
+
+    Args of forward:
+        hidden: (batch, steps, n_hidden)
+    Returns of forward:
+        logits (batch, classes), attention (batch, steps) that sums to one over the steps
+    """
+
+    def __init__(self, n_hidden: int, n_classes: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.Linear(n_hidden, 64), nn.Tanh(), nn.Linear(64, 1))
+        self.classes = nn.Linear(n_hidden, n_classes)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        attention = torch.softmax(self.attention(hidden).squeeze(2), dim=1)
+        pooled = (attention[:, None] @ hidden).squeeze(1)  # (batch, n_hidden)
+        return self.classes(pooled), attention
+
+
+class Classifier(nn.Module):
+    """Encoder and classification head.
+
+    Args of forward:
+        features: (batch, frames, n_features)
+    Returns of forward:
+        logits (batch, classes)
+    """
+
+    def __init__(self, n_features: int, n_classes: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(n_features, config)
+        self.head = ClassificationHead(2 * config.hidden, n_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits, _ = self.head(self.encoder(features))
+        return logits
