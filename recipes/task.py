@@ -86,7 +86,9 @@ class CommandData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         epoch = self.trainer.current_epoch if self.trainer else 0
         examples = TrainingExamples(self.corpus, self.labels, self.mix, self.seed, epoch)
-        return DataLoader(examples, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=len(examples) > self.batch_size)
+        return DataLoader(
+            examples, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=len(examples) > self.batch_size
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.validation, 2 * self.batch_size)

@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from recipes.task import CommandData, CommandTask
 from speech.errors import SpeechError
+from speech.recognizer import Recognizer
 from speech.training.export import bundle_info, export, load_checkpoint, parity
 
 MONITOR = "val/balanced"
@@ -42,18 +43,24 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config
-        checkpoint = ModelCheckpoint(
-            config.run / "checkpoints", filename="best", monitor=MONITOR, mode="max", save_last=True, enable_version_counter=False
-        )
-        callbacks: list[L.Callback] = [checkpoint, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=10)]
-        callbacks.append(EMAWeightAveraging(decay=config.average))
+        config, run = self.config, self.config.run
+        callbacks: list[L.Callback] = [
+            ModelCheckpoint(
+                run / "checkpoints", "best", MONITOR, mode="max", save_last=True, enable_version_counter=False
+            ),
+            LearningRateMonitor("epoch"),
+            TQDMProgressBar(refresh_rate=10),
+            EMAWeightAveraging(decay=config.average),
+        ]
         if config.patience:
             callbacks.append(EarlyStopping(MONITOR, mode="max", patience=config.patience))
-        logger = CSVLogger(config.run, name="", version="curves" if not config.resume else f"curves-{os.getpid()}")
-        return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, default_root_dir=config.run, reload_dataloaders_every_n_epochs=1, **kwargs
-        )
+        kwargs |= {
+            "callbacks": callbacks,
+            "logger": CSVLogger(run, name="", version=f"curves-{os.getpid()}"),
+            "default_root_dir": run,
+            "reload_dataloaders_every_n_epochs": 1,
+        }
+        return super().instantiate_trainer(**kwargs)
 
 
 def train(cli: TrainCLI) -> None:
@@ -95,9 +102,10 @@ def finish(cli: TrainCLI, run: Path) -> None:
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")
-    results = evaluate_words(bundle, data.corpus, "validation")
+    results = evaluate_words(Recognizer.load(bundle), data.corpus, "validation")
     print(results)
-    (run / "results.json").write_text(json.dumps({"training": training, "parity": difference, "validation": results.as_dict()}, indent=1))
+    record = {"training": training, "parity": difference, "validation": results.as_dict()}
+    (run / "results.json").write_text(json.dumps(record, indent=1))
 
 
 def read_curves(run: Path) -> list[dict[str, float]]:

@@ -24,19 +24,19 @@ from speech.errors import DataError, SpeechError
 from speech.training.data import CLIP, KEYWORDS, SAMPLE_RATE_HZ, extent
 
 SCARCE = ("on", "off")
-OTHERS = tuple("zero one two three four five bed cat happy eight".split())
-OUTSIDE = tuple(
-    # the rest of Speech Commands, words that sound like a command, and everyday words
-    "six seven nine bird dog house marvin sheila tree wow backward forward follow learn visual "
-    "yet yeah less guess yesterday know snow nose note nor new now nope cup puppy upper apple pup sup "
-    "town done dawn gown brown drown lift laugh let leaf felt light write ride bright fright rice "
-    "own own won an in john gone con horn aunt ann honor onto wrong long song awful often offer of of or "
-    "cough soft loft office ought half huff have tough step shop stock stuff start top stopped spot "
-    "goat got good goal ago toe joe oh low show hello okay please play pause music lamp door window kitchen "
-    "computer water table morning evening weather hundred ten seventy maybe thank sorry because people about "
-    "other right-hand leftover download update online turn open close volume television radio robot".split()
-)
-ACCENTS = ("en-us", "en-us", "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+OTHERS = ("zero", "one", "two", "three", "four", "five", "bed", "cat", "happy", "eight")
+OUTSIDE = """
+six seven nine bird dog house marvin sheila tree wow backward forward follow learn visual yet yeah less guess
+yesterday snow nose note nor new now nope cup puppy upper apple pup sup town done dawn gown brown drown
+lift laugh let leaf felt light ride bright fright rice own an in john gone con horn aunt ann honor
+onto wrong long song awful often offer of or cough soft loft office ought half huff have tough step shop stock
+stuff start top spot goat got good goal ago toe joe oh low show hello okay please play pause music
+lamp door window kitchen computer water table morning evening weather hundred ten seventy maybe thank sorry
+because people about other download update online turn open close volume television radio
+robot
+"""
+"""The rest of Speech Commands, words that nearly sound like a command (no homophones), and everyday words."""
+ACCENTS = (*["en-us"] * 3, "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
 Waveform = NDArray[np.float32]
@@ -68,7 +68,8 @@ def flite(word: str, rng: random.Random) -> tuple[str, bytes]:
         "int_f0_target_stddev": rng.randint(8, 30),
     }
     command = ["flite", "-voice", voice, *(x for k, v in settings.items() for x in ("--setf", f"{k}={v}"))]
-    return f"flite-{voice}", subprocess.run([*command, "-t", word, "-o", "/dev/stdout"], check=True, capture_output=True).stdout
+    command += ["-t", word, "-o", "/dev/stdout"]
+    return f"flite-{voice}", subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def decode(wav: bytes) -> Waveform:
@@ -83,7 +84,7 @@ def synthesise(target: Path, word: str, number: int) -> None:
     """Write one clip; the same word and number always give the same voice and settings."""
     rng = random.Random(f"{word} {number}")
     engines: list[Callable[[str, random.Random], tuple[str, bytes]]] = [espeak, espeak, flite]
-    voice, wav = rng.choice(engines)(word.replace("-", " "), rng)
+    voice, wav = rng.choice(engines)(word, rng)
     waveform = decode(wav)
     if len(waveform) < CLIP // 10:
         return  # a voice that says nothing
@@ -104,9 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         for program in ("espeak-ng", "flite"):
             if not shutil.which(program):
                 raise DataError(f"{program} is missing: install espeak-ng and flite")
-        counts = {word: arguments.outside for word in OUTSIDE}
-        counts |= {word: arguments.known for word in KEYWORDS + OTHERS}
-        counts |= {word: arguments.scarce for word in SCARCE}
+        counts = dict.fromkeys(OUTSIDE, arguments.outside)
+        counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
+        counts |= dict.fromkeys(SCARCE, arguments.scarce)
         with ThreadPoolExecutor() as pool:
             jobs = [pool.submit(synthesise, arguments.root, w, n) for w, count in counts.items() for n in range(count)]
             for done, job in enumerate(jobs, 1):

@@ -64,11 +64,13 @@ class MixConfig:
     """The same for words with fewer than `rare` recordings, where synthetic voices add speakers."""
     rare: int = 500
     """Recordings under which a word counts as rare; a word outside the ten needs this many for a class."""
+    placed: float = 0.4
+    """Share of words that stand anywhere in the window, as a sliding window sees them, not in its middle."""
     neighbour: float = 0.15
     """Share of words that get a piece of other speech before or after them."""
 
     def __post_init__(self) -> None:
-        for field in ("synthetic", "synthetic_rare", "neighbour"):
+        for field in ("synthetic", "synthetic_rare", "placed", "neighbour"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
 
@@ -120,7 +122,9 @@ def index_words(root: Path, held_out: float) -> list[Recording]:
         if r.part == "training" and r.word in ("on", "off") and share(speaker_of(r.path)) < held_out
     }
     return [
-        Recording(r.path, r.word, "validation", r.source) if r.part == "training" and speaker_of(r.path) in scarce else r
+        Recording(r.path, r.word, "validation", r.source)
+        if r.part == "training" and speaker_of(r.path) in scarce
+        else r
         for r in recordings
     ]
 
@@ -202,16 +206,14 @@ class Corpus:
     def select(self, part: str, source: str, word: str | None = None) -> NDArray[np.int64]:
         """Positions of the recordings of one part and source, and one word if given."""
         chosen = [
-            i
-            for i, r in enumerate(self.recordings)
-            if r.part == part and r.source == source and word in (None, r.word)
+            i for i, r in enumerate(self.recordings) if r.part == part and r.source == source and word in (None, r.word)
         ]
         return np.array(chosen, np.int64)
 
 
 def as_float(samples: NDArray[np.int16]) -> Waveform:
     """16-bit samples -> float32 in -1..1."""
-    return samples.astype(np.float32) / 32768
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 def fit(waveform: Waveform, length: int = CLIP) -> Waveform:
@@ -243,6 +245,15 @@ def halve(waveform: Waveform, rng: np.random.Generator) -> Waveform:
         return np.pad(waveform[:cut], (len(waveform) - cut, 0))
     cut = int(np.searchsorted(energy, energy[-1] - kept))
     return np.pad(waveform[cut:], (0, cut))
+
+
+def place(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+    """The word moved to a random place at which the window still holds all of it."""
+    start, end = extent(waveform)
+    shift = int(rng.integers(-start, len(waveform) - end + 1))
+    moved = np.zeros_like(waveform)
+    moved[max(0, shift) : len(waveform) + min(0, shift)] = waveform[max(0, -shift) : len(waveform) - max(0, shift)]
+    return moved
 
 
 def join(waveform: Waveform, speech: Waveform, rng: np.random.Generator) -> Waveform:
@@ -310,16 +321,14 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
     def _plan(self, labels: list[str], rng: np.random.Generator) -> list[Draw]:
         mix, unknown = self.mix, labels.index(UNKNOWN)
         draws: list[Draw] = []
-        by_word = {
-            source: self._by_word(source) for source in ("words", "synthetic")
-        }
+        by_word = {source: self._by_word(source) for source in ("words", "synthetic")}
         for label, word in enumerate(labels):
             if word in (UNKNOWN, SILENCE):
                 continue
             count = mix.keyword if word in KEYWORDS else mix.word
             draws += [Draw("word", i, label) for i in self._pick(by_word, word, count, rng)]
         outside = sorted({*by_word["words"], *by_word["synthetic"]} - set(labels))
-        each = rng.multinomial(mix.unknown_word, np.full(len(outside), 1 / len(outside))) if outside else []
+        each = rng.multinomial(mix.unknown_word, np.full(len(outside), 1 / max(1, len(outside))))
         for word, count in zip(outside, each, strict=True):
             draws += [Draw("word", i, unknown) for i in self._pick(by_word, word, count, rng)]
         whole = self.corpus.select("training", "words")
@@ -357,7 +366,11 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
         rng = np.random.default_rng([self.seed, self.epoch, position])
         noise = self._noise(rng)
         waveform = self._waveform(draw, rng)
-        return torch.from_numpy(np.ascontiguousarray(waveform)), torch.from_numpy(np.ascontiguousarray(noise)), draw.label
+        return (
+            torch.from_numpy(np.ascontiguousarray(waveform)),
+            torch.from_numpy(np.ascontiguousarray(noise)),
+            draw.label,
+        )
 
     def _noise(self, rng: np.random.Generator) -> Waveform:
         if not len(self.noise) or rng.random() < 0.1:
@@ -375,6 +388,8 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
         waveform = fit(self.corpus[draw.index])
         if draw.kind == "partial":
             waveform = halve(waveform, rng)
+        elif rng.random() < self.mix.placed:
+            waveform = place(waveform, rng)
         if len(self.speech) and rng.random() < self.mix.neighbour:
             waveform = join(waveform, self.corpus.crop(int(rng.choice(self.speech)), rng), rng)
         return waveform

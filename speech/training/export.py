@@ -67,9 +67,15 @@ def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
         warnings.simplefilter("ignore")
         # The exporter based on torch.export takes an LSTM of unknown length apart; this one keeps it whole.
         torch.onnx.export(
-            scorer, (example,), graph, dynamo=False, dynamic_axes=dynamic, opset_version=18,
-            input_names=["waveform"], output_names=["scores"],
-        )  # fmt: skip
+            scorer,
+            (example,),
+            graph,  # type: ignore[arg-type]  # a file object will do
+            dynamo=False,
+            dynamic_axes=dynamic,
+            opset_version=18,
+            input_names=["waveform"],
+            output_names=["scores"],
+        )
     model = onnx.load_model_from_string(graph.getvalue())
     for key, value in info.as_metadata().items():
         model.metadata_props.add(key=key, value=value)

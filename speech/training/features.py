@@ -36,13 +36,17 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         for field in ("window_ms", "hop_ms"):
             if getattr(self, field) * self.sample_rate_hz % 1000:
-                raise ConfigError(f"{field}={getattr(self, field)} is no whole number of samples at {self.sample_rate_hz} Hz")
+                raise ConfigError(
+                    f"{field}={getattr(self, field)} is no whole number of samples at {self.sample_rate_hz} Hz"
+                )
         if not 0 < self.n_mfcc <= self.n_mels:
             raise ConfigError(f"n_mfcc={self.n_mfcc} must lie in 1..n_mels={self.n_mels}")
         if self.window > self.n_fft:
             raise ConfigError(f"n_fft={self.n_fft} is shorter than the window of {self.window} samples")
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2:
-            raise ConfigError(f"f_min_hz={self.f_min_hz}, f_max_hz={self.f_max_hz} must rise within 0..{self.sample_rate_hz / 2}")
+            raise ConfigError(
+                f"f_min_hz={self.f_min_hz}, f_max_hz={self.f_max_hz} must rise within 0..{self.sample_rate_hz / 2}"
+            )
         if self.log_offset <= 0:
             raise ConfigError(f"log_offset={self.log_offset} must be positive")
 
@@ -74,6 +78,10 @@ class MFCC(nn.Module):
 
     Source: Davis and Mermelstein 1980; the settings are named as in torchaudio.
     """
+
+    kernel: Tensor
+    filters: Tensor
+    dct: Tensor
 
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()

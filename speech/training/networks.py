@@ -58,7 +58,12 @@ class Encoder(nn.Module):
         )
         dropout = config.dropout if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(
-            config.stacking_channels, config.hidden, config.layers, batch_first=True, dropout=dropout, bidirectional=True
+            config.stacking_channels,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            dropout=dropout,
+            bidirectional=True,
         )
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in self.lstm.named_parameters():

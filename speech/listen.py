@@ -1,0 +1,214 @@
+"""Print the commands that are spoken: `python -m speech.listen`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream
+from speech.errors import AudioError, ConfigError, SpeechError
+from speech.listener import Detection, Listener
+from speech.microphone import Microphone, list_devices
+from speech.recognizer import DEFAULT_MODEL, Recognizer
+
+DEMO = Path(__file__).parent / "demo.flac"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="speech-listen",
+        description="Print the commands that are spoken, offline.  Without a source: the default microphone.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
+    source.add_argument("--file", nargs="+", metavar="PATH", help="audio files instead of the microphone")
+    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
+    source.add_argument("--demo", action="store_true", help="a recording that ships with the package, in real time")
+    source.add_argument("--list-devices", action="store_true", help="show the input devices and exit")
+    parser.add_argument("--rate", type=int, metavar="HZ", help="sample rate of --stdin (default: 16000 Hz)")
+    parser.add_argument("--realtime", action="store_true", help="pace --file like a microphone")
+    parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
+    parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
+    parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args(argv)
+    if arguments.rate is not None and not arguments.stdin:
+        parser.error("--rate belongs to --stdin; files and devices know their rate")
+    if arguments.realtime and not arguments.file:
+        parser.error("--realtime belongs to --file")
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        parser.error("--seconds must be positive")
+    if arguments.stdin and sys.stdin.isatty():
+        parser.error(
+            "--stdin expects audio from a pipe, as in: arecord -t raw -f S16_LE -r 16000 | speech-listen --stdin"
+        )
+    return arguments
+
+
+def stdin_blocks(stream: IO[bytes], rate_hz: int, to_hz: int) -> Iterator[Block]:
+    """Raw 16-bit samples -> blocks, each as soon as it has come."""
+
+    def decoded() -> Iterator[Block]:
+        odd = b""
+        while data := os.read(stream.fileno(), 4096):
+            data = odd + data
+            whole = len(data) // 2 * 2
+            odd = data[whole:]
+            yield as_mono(np.frombuffer(data[:whole], "<i2").astype(np.int16))
+
+    return resample_stream(decoded(), check_rate(rate_hz), to_hz)
+
+
+def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
+    """Hand each block out when a microphone would have recorded it."""
+    begin, given = time.monotonic(), 0
+    for block in blocks:
+        given += len(block)
+        time.sleep(max(0.0, begin + given / rate_hz - time.monotonic()))
+        yield block
+
+
+def limited(blocks: Iterable[Block], n_samples: int | None) -> Iterator[Block]:
+    """The first `n_samples` of a stream; all of it for None."""
+    for block in blocks:
+        if n_samples is not None:
+            block, n_samples = block[:n_samples], n_samples - len(block)
+        yield block
+        if n_samples is not None and n_samples <= 0:
+            return
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(detection: Detection, as_json: bool, file: str | None) -> None:
+    """One line on stdout, at once."""
+    if as_json:
+        rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(detection).items()}
+        print(json.dumps(rounded | ({"file": file} if file else {})), flush=True)
+    else:
+        where = f"{file}: " if file else ""
+        print(f"{where}{detection.start_s:8.2f} s  {detection.word:<8} {detection.confidence:4.2f}", flush=True)
+
+
+def show_devices(as_json: bool) -> None:
+    """The input devices, the default one marked."""
+    devices = list_devices()
+    for device in devices:
+        mark = "*" if device.is_default else " "
+        if as_json:
+            print(json.dumps(asdict(device)))
+        else:
+            print(f"{mark} {device.number:3}  {device.name}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
+    if not devices:
+        tell("no input device")
+
+
+class Session:
+    """One run of the program: the listener and what it has heard."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        recognizer = Recognizer.load(arguments.model)
+        words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
+        self.listener = Listener(recognizer, words, arguments.threshold)
+        self.arguments, self.rate = arguments, recognizer.info.sample_rate_hz
+        self.model = arguments.model or DEFAULT_MODEL.stem
+        self.n_detections, self.n_heard, self.failed = 0, 0, False
+
+    def run(self) -> int:
+        """Listen to the source until it ends; the exit status."""
+        arguments = self.arguments
+        if arguments.file:
+            for path in arguments.file:
+                self._file(path)
+        elif arguments.demo:
+            tell(f"listening to the demo recording, model {self.model}")
+            self._listen(paced(read_blocks(DEMO, self.rate), self.rate))
+        elif arguments.stdin:
+            rate = self.rate if arguments.rate is None else arguments.rate
+            tell(f"listening to standard input at {rate} Hz, model {self.model}")
+            self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate))
+        else:
+            self._microphone()
+        return int(self.failed)
+
+    def _file(self, path: str) -> None:
+        several = len(self.arguments.file) > 1
+        try:
+            blocks = read_blocks(path, self.rate)
+            self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path if several else None)
+        except AudioError as error:
+            tell(f"error: {error}")
+            self.failed = True  # the other files are still listened to
+
+    def _microphone(self) -> None:
+        wanted = self.arguments.device
+        with Microphone(int(wanted) if wanted and wanted.isdigit() else wanted) as microphone:
+            device = microphone.device
+            tell(f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends")
+            try:
+                self._listen(microphone.blocks(self.rate))
+            finally:
+                if microphone.overflows:
+                    tell(f"warning: audio was lost {microphone.overflows} times; the machine is too busy")
+
+    def _listen(self, blocks: Iterable[Block], file: str | None = None) -> None:
+        self.listener.reset()
+        seconds = self.arguments.seconds
+        for block in limited(blocks, None if seconds is None else round(seconds * self.rate)):
+            self.n_heard += len(block)
+            self._show(self.listener.feed(block), file)
+        self._show(self.listener.flush(), file)
+
+    def _show(self, detections: list[Detection], file: str | None) -> None:
+        for detection in detections:
+            self.n_detections += 1
+            show(detection, self.arguments.json, file)
+
+    def summary(self) -> str:
+        return f"heard {self.n_heard / self.rate:.1f} s, {self.n_detections} commands"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, interrupt)
+    with ExitStack() as at_end:
+        try:
+            if arguments.list_devices:
+                show_devices(arguments.json)
+                return 0
+            session = Session(arguments)
+            at_end.callback(lambda: tell(session.summary()))
+            return session.run()
+        except KeyboardInterrupt:
+            return 0
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: end quietly
+            return 0
+        except ConfigError as error:
+            tell(f"error: {error}")
+            return 2
+        except SpeechError as error:
+            tell(f"error: {error}")
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

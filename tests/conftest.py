@@ -1,0 +1,107 @@
+"""What several tests share: synthesised audio and a small bundle whose answers are known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.recognizer import FORMAT, BundleInfo
+
+RATE = 16000
+
+
+@pytest.fixture(scope="session")
+def tone() -> Callable[[float, float], np.ndarray]:
+    """tone(pitch_hz, seconds): a sine of amplitude 0.5 at 16 kHz."""
+
+    def make(pitch_hz: float, seconds: float) -> np.ndarray:
+        time = np.arange(round(seconds * RATE)) / RATE
+        return (0.5 * np.sin(2 * np.pi * pitch_hz * time)).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def info() -> BundleInfo:
+    return BundleInfo(
+        format=FORMAT,
+        head="classification",
+        labels=("low", "high", "_unknown_", "_silence_"),
+        sample_rate_hz=RATE,
+        window_s=1.0,
+        threshold=0.6,
+    )
+
+
+@pytest.fixture(scope="session")
+def tone_bundle(tmp_path_factory: pytest.TempPathFactory, info: BundleInfo) -> Path:
+    """A bundle that tells a tone under 1 kHz (`low`) from a higher one (`high`), by zero crossings.
+
+    A window with less than 0.25 s of sound is `_silence_`.
+    """
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, value: object) -> object:
+        return numpy_helper.from_array(np.array(value), name)
+
+    f32, i64 = np.float32, np.int64
+    constants = [
+        constant("quiet", f32(0.001)),
+        constant("starts", np.array([0], i64)),
+        constant("ends", np.array([-1], i64)),
+        constant("ones", np.array([1], i64)),
+        constant("last", np.array([2**31], i64)),
+        constant("axis", np.array([1], i64)),
+        constant("zero", f32(0)),
+        constant("needed", f32(0.25 * RATE)),
+        constant("border", f32(2 * 1000 / RATE)),
+        constant("scale", f32(20)),
+        constant("tiny", f32(1)),
+        constant("gain", f32(400)),
+    ]
+    node = helper.make_node
+    nodes = [
+        node("Abs", ["waveform"], ["magnitude"]),
+        node("Greater", ["magnitude", "quiet"], ["loud"]),
+        node("Cast", ["loud"], ["loud_f"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["loud_f", "axis"], ["sounding"], keepdims=1),
+        node("Slice", ["waveform", "starts", "ends", "axis"], ["before"]),
+        node("Slice", ["waveform", "ones", "last", "axis"], ["after"]),
+        node("Mul", ["before", "after"], ["product"]),
+        node("Less", ["product", "zero"], ["crossing"]),
+        node("Cast", ["crossing"], ["crossing_f"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["crossing_f", "axis"], ["crossings"], keepdims=1),
+        node("Add", ["sounding", "tiny"], ["divisor"]),
+        node("Div", ["crossings", "divisor"], ["rate"]),
+        node("Sub", ["rate", "border"], ["over"]),
+        node("Mul", ["over", "gain"], ["high_logit"]),
+        node("Neg", ["high_logit"], ["low_logit"]),
+        node("Sub", ["needed", "sounding"], ["lacking"]),
+        node("Sign", ["lacking"], ["silent"]),
+        node("Mul", ["silent", "scale"], ["silence_logit"]),
+        node("Mul", ["sounding", "zero"], ["unknown_logit"]),
+        node("Concat", ["low_logit", "high_logit", "unknown_logit", "silence_logit"], ["logits"], axis=1),
+        node("Clip", ["logits", "low_clip", "high_clip"], ["clipped"]),
+        node("Add", ["clipped", "bias"], ["biased"]),
+        node("Softmax", ["biased"], ["scores"], axis=1),
+    ]
+    constants += [
+        constant("low_clip", f32(-12)),
+        constant("high_clip", f32(12)),
+        constant("bias", np.array([[0, 0, 0, 6]], f32)),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tones",
+        [helper.make_tensor_value_info("waveform", TensorProto.FLOAT, ["batch", "time"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, info.as_metadata())
+    onnx.checker.check_model(model)
+    path = tmp_path_factory.mktemp("bundle") / "tones.onnx"
+    onnx.save(model, path)
+    return path

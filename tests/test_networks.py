@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from speech.errors import ConfigError
+from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig
+
+SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
+
+
+def test_the_default_keeps_to_the_budget() -> None:
+    assert sum(p.numel() for p in Classifier(40, 22, NetworkConfig()).parameters()) <= 1_200_000
+
+
+@pytest.mark.parametrize("frames", [20, 57, 98])
+def test_steps_follow_the_formula(frames: int) -> None:
+    steps = ((frames - 5) // SMALL.stride + 1 - 3) // SMALL.stacking + 1
+    assert Encoder(40, SMALL).eval()(torch.zeros(2, frames, 40)).shape == (2, steps, 16)
+
+
+def test_attention_is_a_weighted_mean() -> None:
+    head = ClassificationHead(6, 4).eval()
+    hidden = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits, attention = head(hidden)
+    torch.testing.assert_close(attention.sum(1), torch.ones(2))
+    pooled = sum(attention[:, t, None] * hidden[:, t] for t in range(5))
+    torch.testing.assert_close(logits, head.classes(pooled))
+
+
+def test_both_directions_reach_the_output() -> None:
+    encoder = Encoder(40, SMALL).eval()
+    features = torch.randn(1, 98, 40, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    encoder(features)[0, 10].sum().backward()
+    assert features.grad is not None
+    touched = features.grad.abs().sum(2)[0] > 0
+    assert touched[0]
+    assert touched[-4]  # the last frames that a step still covers
+
+
+def test_forget_gates_start_open() -> None:
+    bias = Encoder(40, SMALL).lstm.bias_ih_l0
+    torch.testing.assert_close(bias[8:16], torch.ones(8))
+
+
+def test_bad_size_is_named() -> None:
+    with pytest.raises(ConfigError, match="hidden=0"):
+        NetworkConfig(hidden=0)
