@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from speech.errors import ConfigError
-from speech.training.augment import Augment, AugmentConfig, add_noise, impulse_responses, reverberate, speech_power, warp
+from speech.training.augment import (
+    Augment,
+    AugmentConfig,
+    add_noise,
+    impulse_responses,
+    reverberate,
+    speech_power,
+    warp,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -68,8 +76,9 @@ def test_the_seed_decides_everything() -> None:
 
 def test_silence_keeps_its_level() -> None:
     waveform, noise = 0.01 * torch.randn(2, 8, 16000, generator=generator())
-    config = AugmentConfig(muted=0.0)
-    varied = Augment(config, torch.zeros(0, 10), generator()).waveform(waveform, noise, torch.zeros(8) > 0, torch.zeros(8) > 0)
+    config = AugmentConfig(muted=0.0, shift_ms=0.0, speed=0.0)
+    nobody = torch.zeros(8, dtype=torch.bool)
+    varied = Augment(config, torch.zeros(0, 10), generator()).waveform(waveform, noise, nobody, nobody)
     torch.testing.assert_close(varied, waveform)
 
 

@@ -109,7 +109,7 @@ class Augment:
 
         Args:
             waveform, noise: (batch, time).
-            spoken: (batch,) bool: what is to be heard in it is speech; the rest (silence) keeps its level.
+            spoken: (batch,) bool: it holds speech; the rest (silence) keeps its level and gets no other noise.
             rare: (batch,) bool: vary its speed by `speed_rare`.
         """
         config, generator, n = self.config, self.generator, len(waveform)
@@ -117,8 +117,7 @@ class Augment:
         limit = torch.where(rare, config.speed_rare, config.speed)
         factor = 1 + limit * uniform(n, -1, 1, waveform, generator)
         shift = uniform(n, -16 * config.shift_ms, 16 * config.shift_ms, waveform, generator)
-        waveform = torch.where(spoken, warp(waveform, factor, shift), waveform)
-        waveform = self._rooms(waveform, spoken)
+        waveform = self._rooms(warp(waveform, factor, shift), spoken)
         gain_db = uniform(n, *config.gain_db, waveform, generator) * spoken
         waveform = waveform * 10 ** (gain_db / 20)
         snr_db = uniform(n, *config.snr_db, waveform, generator)

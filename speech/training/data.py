@@ -56,7 +56,7 @@ class MixConfig:
     """Words cut in two, as a sliding window sees them: also `_unknown_`."""
     speech: int = 3000
     """Windows of running speech without commands: also `_unknown_`."""
-    silence: int = 2000
+    silence: int = 2500
     """Noise at every level, digital silence included."""
     synthetic: float = 0.06
     """Share of synthetic voices in a word with plenty of recordings."""
