@@ -59,6 +59,17 @@ def resample_stream(blocks: Iterable[Block], from_hz: int, to_hz: int) -> Iterat
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+class ForwardFile(soundfile.SoundFile):
+    """A sound file that is only read onwards.
+
+    soundfile seeks to where it already is after each read of a seekable file; in an MP3 that lands beside the
+    place and tears the signal at every block.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> Iterator[Block]:
     """An audio file as mono blocks at `sample_rate_hz`, read as they are asked for.
 
@@ -72,7 +83,7 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> 
     if not path.exists():
         raise AudioError(f"no such file: {path}")
     try:
-        file = soundfile.SoundFile(path)
+        file = ForwardFile(path)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{path} can't be read as audio: {reason(error)}") from error
     if not file.frames:
@@ -81,7 +92,7 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> 
     return resample_stream(_decode(file, path, block_s), check_rate(file.samplerate), sample_rate_hz)
 
 
-def _decode(file: soundfile.SoundFile, path: Path, block_s: float) -> Iterator[Block]:
+def _decode(file: ForwardFile, path: Path, block_s: float) -> Iterator[Block]:
     size = max(1, round(block_s * file.samplerate))
     with file:
         try:

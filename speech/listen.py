@@ -177,8 +177,9 @@ class Session:
             self.n_detections += 1
             show(detection, self.arguments.json, file)
 
-    def summary(self) -> str:
-        return f"heard {self.n_heard / self.rate:.1f} s, {self.n_detections} commands"
+    def sum_up(self) -> None:
+        if self.n_heard:
+            tell(f"heard {self.n_heard / self.rate:.1f} s, {self.n_detections} commands")
 
 
 def interrupt(*_: object) -> None:
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
                 show_devices(arguments.json)
                 return 0
             session = Session(arguments)
-            at_end.callback(lambda: tell(session.summary()))
+            at_end.callback(session.sum_up)
             return session.run()
         except KeyboardInterrupt:
             return 0

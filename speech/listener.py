@@ -77,9 +77,8 @@ class Listener:
         threshold = info.threshold if threshold is None else threshold
         strange = [word for word in words if word not in info.words]
         if strange or not words:
-            raise ConfigError(
-                f"the model does not know {', '.join(strange) or 'an empty list'}; it knows {', '.join(info.words)}"
-            )
+            unknown = ", ".join(map(repr, strange)) or "an empty list"
+            raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(info.words)}")
         if not 0 < threshold <= 1:
             raise ConfigError(f"threshold={threshold} must lie in 0..1")
         self.recognizer, self.config = recognizer, config

@@ -94,5 +94,5 @@ def test_masks_put_the_mean() -> None:
 
 
 def test_bad_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match="noisy=1.5"):
+    with pytest.raises(ConfigError, match=r"noisy=1\.5"):
         AugmentConfig(noisy=1.5)

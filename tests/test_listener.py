@@ -107,7 +107,7 @@ def test_nan_is_refused(recognizer: Recognizer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"words": ["loud"]}, "'loud'; it knows low, high"),
+        ({"words": ["loud"]}, "does not know 'loud'; it knows low, high"),
         ({"words": []}, "an empty list"),
         ({"threshold": 0.0}, r"threshold=0\.0"),
         ({"threshold": 1.5}, r"threshold=1\.5"),

@@ -1,0 +1,68 @@
+"""Make the demo recording, speech/demo.flac, with espeak-ng and flite: `python -m recipes.demo`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from recipes.voices import decode
+from speech.listen import DEMO
+from speech.training.data import SAMPLE_RATE_HZ, Waveform
+
+ESPEAK = {"george": ("en-us+m3", "140", "45"), "anna": ("en-us+f2", "135", "60")}
+FLITE = ("slt", "rms", "awb")
+LINES = (
+    ("slt", "yes"),
+    ("rms", "no"),
+    ("anna", "up"),
+    ("awb", "down"),
+    ("george", "left"),
+    ("slt", "Thank you for coming over on such a rainy evening."),
+    ("rms", "right"),
+    ("awb", "stop"),
+    ("slt", "go"),
+    ("george", "on"),
+    ("rms", "off"),
+)
+"""Who says what; the sentence is there to be ignored."""
+COMMANDS = tuple(text for _, text in LINES if " " not in text)
+PAUSE_S = 0.7
+LEVEL = 0.3
+
+
+def speak(voice: str, text: str) -> Waveform:
+    """One line of the script, 16 kHz, peaking at `LEVEL`."""
+    if voice in FLITE:
+        command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
+    else:
+        variant, speed, pitch = ESPEAK[voice]
+        command = ["espeak-ng", "-v", variant, "-s", speed, "-p", pitch, "--stdout", text]
+    waveform = decode(subprocess.run(command, check=True, capture_output=True).stdout)
+    return LEVEL * waveform / np.abs(waveform).max()
+
+
+def compose(rng: np.random.Generator) -> Waveform:
+    """The whole script with pauses, over a faint hiss."""
+    pause = np.zeros(round(PAUSE_S * SAMPLE_RATE_HZ), np.float32)
+    pieces = [pause]
+    for voice, text in LINES:
+        pieces += [speak(voice, text), pause]
+    recording = np.concatenate(pieces)
+    return recording + 1e-3 * rng.standard_normal(len(recording)).astype(np.float32)
+
+
+def main(target: Path = DEMO) -> int:
+    try:
+        recording = compose(np.random.default_rng(0))
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"error: espeak-ng and flite are needed: {error}", file=sys.stderr)
+        return 1
+    soundfile.write(target, recording, SAMPLE_RATE_HZ, subtype="PCM_16")
+    print(f"{target}: {len(recording) / SAMPLE_RATE_HZ:.1f} s, {', '.join(COMMANDS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

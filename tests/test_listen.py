@@ -1,0 +1,259 @@
+"""The command line, as its own process where that is what a user would see."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speech import listen
+
+LISTEN = [sys.executable, "-m", "speech.listen"]
+SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LISTEN, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
+
+
+def raw(path: Path, rate: int) -> bytes:
+    samples, own = soundfile.read(path, dtype="int16")
+    assert own == rate
+    return samples.astype("<i2").tobytes()
+
+
+def words(output: str) -> list[str]:
+    return [json.loads(line)["word"] for line in output.splitlines()]
+
+
+def test_the_demo_prints_exactly_what_is_spoken() -> None:
+    begin = time.monotonic()
+    done = run("--demo", "--json")
+    length_s = soundfile.info(listen.DEMO).duration
+    assert words(done.stdout) == SPOKEN
+    assert done.returncode == 0
+    assert time.monotonic() - begin > length_s - 0.5, "the demo must be paced like a microphone"
+    assert f"heard {length_s:.1f} s, 10 commands" in done.stderr
+
+
+def test_lines_for_people_hold_time_word_and_confidence() -> None:
+    lines = run("--file", str(listen.DEMO)).stdout.splitlines()
+    assert [line.split()[2] for line in lines] == SPOKEN
+    times = [float(line.split()[0]) for line in lines]
+    assert times == sorted(times)
+    assert all(0 < float(line.split()[3]) <= 1 for line in lines)
+
+
+def test_json_lines_keep_the_contract() -> None:
+    for line in run("--file", str(listen.DEMO), "--json").stdout.splitlines():
+        found = json.loads(line)
+        assert list(found) == ["word", "start_s", "end_s", "confidence", "at_s"]
+        assert 0 <= found["start_s"] < found["end_s"] <= found["at_s"] < found["end_s"] + 0.75
+
+
+def test_several_files_are_told_apart_and_one_bad_one_does_not_stop_the_rest(tmp_path: Path) -> None:
+    demo, missing = str(listen.DEMO), str(tmp_path / "missing.wav")
+    done = run("--json", "--seconds", "3", "--file", demo, missing, demo)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [f["word"] for f in found] == ["yes", "no"] * 2
+    assert {f["file"] for f in found} == {demo}
+    assert done.stderr.splitlines()[0] == f"error: no such file: {missing}"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_stdin_at_any_rate_hears_what_a_file_holds(tmp_path: Path, rate: int) -> None:
+    import soxr
+
+    samples, own = soundfile.read(listen.DEMO)
+    path = tmp_path / "demo.wav"
+    soundfile.write(path, soxr.resample(samples, own, rate), rate, subtype="PCM_16")
+    from_file = run("--json", "--file", str(path))
+    piped = subprocess.run(
+        [*LISTEN, "--stdin", "--rate", str(rate), "--json"],
+        input=raw(path, rate) + b"\0",
+        capture_output=True,
+        timeout=60,
+    )
+    assert piped.returncode == 0
+    assert piped.stdout.decode() == from_file.stdout
+    if rate > 8000:
+        assert words(from_file.stdout) == SPOKEN
+    else:
+        assert len(set(words(from_file.stdout)) & set(SPOKEN)) >= 7  # half of the band is missing
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
+def test_stereo_at_44100_hz_is_heard(tmp_path: Path, subtype: str) -> None:
+    import soxr
+
+    samples, own = soundfile.read(listen.DEMO)
+    path = tmp_path / "stereo.wav"
+    stereo = np.stack([soxr.resample(samples, own, 44100)] * 2, 1)
+    soundfile.write(path, stereo, 44100, subtype=subtype)
+    assert words(run("--json", "--file", str(path)).stdout) == SPOKEN
+
+
+def test_words_limits_what_is_reported() -> None:
+    assert words(run("--json", "--file", str(listen.DEMO), "--words", "off, yes").stdout) == ["yes", "off"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--words", "yes,loud", "--demo"], 2, "'loud'"),
+        (["--words", "", "--demo"], 2, "does not know"),
+        (["--threshold", "7", "--demo"], 2, "threshold=7.0"),
+        (["--threshold", "x", "--demo"], 2, "invalid float"),
+        (["--demo", "--stdin"], 2, "not allowed with"),
+        (["--demo", "--device", "1"], 2, "not allowed with"),
+        (["--rate", "8000", "--demo"], 2, "--rate belongs to --stdin"),
+        (["--realtime", "--demo"], 2, "--realtime belongs to --file"),
+        (["--seconds", "-1", "--demo"], 2, "--seconds must be positive"),
+        (["--stdin", "--rate", "10"], 1, "sample rate of 10 Hz"),
+        (["--model", "no/such.onnx", "--demo"], 1, "no model at no/such.onnx"),
+        (["--file", "."], 1, "is a folder"),
+    ],
+)
+def test_wrong_usage_ends_in_one_clear_line(arguments: list[str], status: int, message: str) -> None:
+    done = run(*arguments, stdin=subprocess.DEVNULL)
+    assert done.returncode == status
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no audio", b"RIFF\x24\x00\x00\x00WAVEfmt "])
+def test_broken_files_end_in_one_clear_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    done = run("--file", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "broken.wav" in line
+
+
+def test_a_bundle_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fake.onnx"
+    path.write_bytes(b"not a model")
+    done = run("--model", str(path), "--demo")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "is not an ONNX model" in line
+
+
+def test_nan_samples_end_in_one_clear_line(tmp_path: Path) -> None:
+    samples = np.zeros(16000)
+    samples[9000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
+    done = run("--file", str(tmp_path / "nan.wav"))
+    assert done.returncode == 1
+    assert "NaN" in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(kind: signal.Signals) -> None:
+    with subprocess.Popen([*LISTEN, "--demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert "listening" in process.stderr.readline()
+        assert "yes" in process.stdout.readline()
+        process.send_signal(kind)
+        rest = process.stderr.read()
+        assert process.wait(10) == 0
+    assert rest.startswith("heard ")
+    assert len(rest.splitlines()) == 1
+
+
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    with subprocess.Popen(
+        [*LISTEN, "--file", str(listen.DEMO)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(20) == 0
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_lines_come_while_the_audio_still_runs() -> None:
+    data = raw(listen.DEMO, 16000)
+    with subprocess.Popen([*LISTEN, "--stdin", "--json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(data[: 2 * 16000 * 2])
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["word"] == "yes"  # stdin is still open
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_long_file_does_not_grow_the_memory(tmp_path: Path, tone_bundle: Path) -> None:
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 16000, 1) as file:
+        for _ in range(15):
+            file.write(np.zeros(60 * 16000, np.int16))
+    script = (
+        "import resource, sys; from speech.listen import main; status = main(sys.argv[1:]); "
+        "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def peak_mb(*seconds: str) -> float:
+        arguments = ["--model", str(tone_bundle), "--file", str(path), *seconds]
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        status, peak_kb = map(int, done.stdout.split())
+        assert status == 0
+        return peak_kb / 1024
+
+    assert peak_mb() < peak_mb("--seconds", "60") + 10  # as float32, 15 minutes are 58 MB
+
+
+def test_no_portaudio_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Missing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    assert listen.main([]) == 1
+    assert "apt-get install libportaudio2" in capsys.readouterr().err
+    assert listen.main(["--list-devices"]) == 1
+
+
+def test_a_terminal_for_stdin_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(SystemExit) as stop:
+        listen.main(["--stdin"])
+    assert stop.value.code == 2
+    assert "from a pipe" in capsys.readouterr().err
+
+
+def test_listening_needs_none_of_the_training_stack() -> None:
+    script = (
+        "import sys; from speech.listen import main; from speech import Recognizer, Listener, Detection, Prediction; "
+        "assert main(['--file', sys.argv[1]]) == 0; "
+        "heavy = {'torch', 'torchaudio', 'lightning', 'librosa', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(listen.DEMO)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_free() -> None:
+    script = "import sys, speech; sys.exit(bool({'numpy', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], env=dict(os.environ)).returncode == 0

@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from speech.errors import AudioError, BundleError
+from speech.recognizer import BundleInfo, Recognizer
+
+Tone = Callable[[float, float], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def recognizer(tone_bundle: Path) -> Recognizer:
+    return Recognizer.load(tone_bundle)
+
+
+@pytest.mark.parametrize(("pitch_hz", "word"), [(300, "low"), (2500, "high")])
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 3.3])
+def test_names_the_tone(recognizer: Recognizer, tone: Tone, pitch_hz: float, word: str, seconds: float) -> None:
+    prediction = recognizer.classify(tone(pitch_hz, seconds), 16000)
+    assert prediction.word == word
+    assert prediction.confidence == prediction.scores[word] == max(prediction.scores.values())
+    assert sum(prediction.scores.values()) == pytest.approx(1, abs=1e-5)
+    assert tuple(prediction.scores) == recognizer.info.labels
+
+
+def test_silence_is_silence(recognizer: Recognizer) -> None:
+    assert recognizer.classify(np.zeros(16000), 16000).word == "_silence_"
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_other_rates_are_resampled(recognizer: Recognizer, rate: int) -> None:
+    waveform = 0.5 * np.sin(2 * np.pi * 300 * np.arange(rate) / rate)
+    assert recognizer.classify(waveform, rate).word == "low"
+
+
+def test_integers_lists_and_stereo(recognizer: Recognizer, tone: Tone) -> None:
+    waveform = tone(2500, 1.0)
+    expected = recognizer.classify(waveform, 16000)
+    assert recognizer.classify(waveform.tolist(), 16000).word == expected.word
+    assert recognizer.classify((waveform * 32767).astype(np.int16), 16000).word == expected.word
+    assert recognizer.classify(np.stack([waveform, waveform], 1), 16000) == expected
+
+
+def test_a_word_late_in_a_long_recording_is_found(recognizer: Recognizer, tone: Tone) -> None:
+    waveform = np.concatenate([np.zeros(40000), tone(2500, 0.4), np.zeros(10000)])
+    assert recognizer.classify(waveform, 16000).word == "high"
+
+
+@pytest.mark.parametrize("bad", [np.zeros(0), np.array([np.nan]), np.array([np.inf, 0.0])])
+def test_unusable_audio_is_refused(recognizer: Recognizer, bad: np.ndarray) -> None:
+    with pytest.raises(AudioError):
+        recognizer.classify(bad, 16000)
+
+
+def test_a_rate_that_is_none_is_refused(recognizer: Recognizer) -> None:
+    with pytest.raises(AudioError, match="0 Hz"):
+        recognizer.classify(np.zeros(100), 0)
+
+
+def test_metadata_survives(info: BundleInfo) -> None:
+    assert BundleInfo.from_metadata(info.as_metadata()) == info
+
+
+@pytest.mark.parametrize("field", list(BundleInfo.__dataclass_fields__))
+def test_every_missing_field_is_named(info: BundleInfo, field: str) -> None:
+    metadata = info.as_metadata()
+    del metadata[f"speech.{field}"]
+    with pytest.raises(BundleError, match=f"speech.{field} is missing"):
+        BundleInfo.from_metadata(metadata)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", "2", "format 2"),
+        ("head", '"ctc"', "head 'ctc'"),
+        ("labels", '["yes"]', "_unknown_"),
+        ("threshold", "0", "out of range"),
+        ("labels", "[", "no JSON"),
+    ],
+)
+def test_strange_metadata_is_refused(info: BundleInfo, field: str, value: str, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        BundleInfo.from_metadata(info.as_metadata() | {f"speech.{field}": value})
+
+
+def test_a_model_without_metadata_is_refused(tone_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(tone_bundle)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "plain.onnx")
+    with pytest.raises(BundleError, match=r"plain\.onnx: not a speech bundle"):
+        Recognizer.load(tmp_path / "plain.onnx")
+
+
+def test_labels_must_fit_the_graph(tone_bundle: Path, tmp_path: Path, info: BundleInfo) -> None:
+    model = onnx.load(tone_bundle)
+    onnx.helper.set_model_props(model, replace(info, labels=("low", "_unknown_", "_silence_")).as_metadata())
+    onnx.save(model, tmp_path / "few.onnx")
+    with pytest.raises(BundleError, match="3 scores"):
+        Recognizer.load(tmp_path / "few.onnx")
+
+
+def test_the_shipped_bundle_opens_by_default_and_by_name() -> None:
+    default, named = Recognizer.load(), Recognizer.load("commands")
+    assert default.info == named.info
+    assert {"yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"} <= set(default.info.words)
+    assert default.info.training
+    assert default.info.figures
