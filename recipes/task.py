@@ -1,6 +1,8 @@
 """The Lightning task and data module: what is trained, on what."""
 
+import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,17 @@ from speech.training.data import (
 )
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Classifier, NetworkConfig
+
+
+def warm_cosine(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate: half a cosine up from 4 % in `warmup * total` steps, half a one down to zero.
+
+    Source: Smith and Topin 2018, as in torch.optim.lr_scheduler.OneCycleLR.
+    """
+    peak, last = warmup * total - 1, total - 1
+    if step <= peak:
+        return 1 - 0.96 * (1 + math.cos(math.pi * step / peak)) / 2
+    return (1 + math.cos(math.pi * min(1.0, (step - peak) / max(1.0, last - peak)))) / 2
 
 
 class CommandData(L.LightningDataModule):
@@ -183,10 +196,9 @@ class CommandTask(L.LightningModule):
         plain = [p for p in self.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, cycle_momentum=False
-        )
+        # A function of the trainer's own length, so that a resumed run may be longer than it was meant to be.
+        rate = partial(warm_cosine, total=int(self.trainer.estimated_stepping_batches), warmup=self.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

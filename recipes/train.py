@@ -5,7 +5,6 @@ The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle an
 
 import csv
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict
@@ -56,7 +55,7 @@ class TrainCLI(LightningCLI):
             callbacks.append(EarlyStopping(MONITOR, mode="max", patience=config.patience))
         kwargs |= {
             "callbacks": callbacks,
-            "logger": CSVLogger(run, name="", version=f"curves-{os.getpid()}"),
+            "logger": CSVLogger(run, name="", version=f"curves-{len(list(run.glob('curves-*'))) + 1}"),
             "default_root_dir": run,
             "reload_dataloaders_every_n_epochs": 1,
         }

@@ -328,7 +328,9 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             count = mix.keyword if word in KEYWORDS else mix.word
             draws += [Draw("word", i, label) for i in self._pick(by_word, word, count, rng)]
         outside = sorted({*by_word["words"], *by_word["synthetic"]} - set(labels))
-        each = rng.multinomial(mix.unknown_word, np.full(len(outside), 1 / max(1, len(outside))))
+        each = (
+            rng.multinomial(mix.unknown_word, np.full(len(outside), 1 / len(outside))) if outside else np.zeros(0, int)
+        )
         for word, count in zip(outside, each, strict=True):
             draws += [Draw("word", i, unknown) for i in self._pick(by_word, word, count, rng)]
         whole = self.corpus.select("training", "words")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -42,8 +43,9 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         notes = checkpoint["speech"]
-    except (OSError, KeyError, RuntimeError, ValueError, EOFError) as error:
-        raise BundleError(f"{path} is no checkpoint of recipes.train: {error}") from error
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"{path} is no checkpoint of recipes.train: {reason}") from error
     features = FeatureConfig(**notes["features"])
     network = Classifier(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]))
     prefix = "classifier."

@@ -1,0 +1,150 @@
+"""The recipe from end to end on a synthesised corpus: train, resume, export, evaluate."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from corpus import PARTS, WORDS, glide, make_corpus
+
+from recipes import evaluate, train
+from recipes.metrics import TWELVE, Share, fold, summarize
+from recipes.task import warm_cosine
+from speech import Recognizer
+from speech.errors import BundleError
+from speech.training import export
+
+SMOKE = "recipes/configs/smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was broken off after two of its epochs and resumed."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    begin = ["--config", SMOKE, "--data.root", str(root), "--run", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish", lambda *_: None)
+        stop = [*begin, "--trainer.max_epochs", "2"]
+        assert train.main(stop) == 0
+    assert train.main([*begin, "--resume", "true"]) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_behind(run: Path) -> None:
+    assert (run / "checkpoints/best.ckpt").is_file()
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    epochs = [row["epoch"] for row in train.read_curves(run)]
+    assert epochs == list(range(6)), "the resumed run goes on where the first one stopped"
+    results = json.loads((run / "results.json").read_text())
+    assert results["parity"] <= export.TOLERANCE
+    n_validation = PARTS["validation"] * len(WORDS)
+    assert results["validation"]["accuracy"]["total"] == n_validation
+
+
+def test_it_learns(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["validation"]["accuracy"]["value"] > 0.7  # guessing gives 0.09
+
+
+def test_the_bundle_recognises_new_clips(run: Path) -> None:
+    recognizer = Recognizer.load(run / "smoke.onnx")
+    assert recognizer.info.labels == TWELVE
+    assert recognizer.info.training["epochs"] <= 6
+    rng = np.random.default_rng(99)
+    right = [recognizer.classify(glide(word, rng), 16000).word == word for word in WORDS[:10] for _ in range(3)]
+    assert np.mean(right) > 0.7
+
+
+def test_the_bundle_tells_nothing_of_the_machine(run: Path) -> None:
+    assert str(Path.cwd()).encode() not in (run / "smoke.onnx").read_bytes()
+
+
+def test_evaluation_prints_and_writes_the_same_figures(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--held-out", "0"]
+    out = ["--json", str(tmp_path / "figures.json"), "--pictures", str(tmp_path), "--mistakes"]
+    assert evaluate.main([*arguments, "--protocol", "twelve", "words", *out]) == 0
+    printed, figures = capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
+    assert figures["twelve"]["accuracy"]["total"] == 12
+    assert figures["words"]["accuracy"]["total"] == PARTS["testing"] * len(WORDS)
+    for protocol in ("twelve", "words"):
+        assert f"{100 * figures[protocol]['accuracy']['value']:6.2f} %" in printed
+        assert (tmp_path / f"confusion_{protocol}.png").read_bytes().startswith(b"\x89PNG")
+        assert np.sum(figures[protocol]["confusion"]) == figures[protocol]["accuracy"]["total"]
+
+
+def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--config", SMOKE, "--data.root", str(root), "--run", str(run)]) == 1
+    assert "--resume true" in capsys.readouterr().err
+
+
+def test_missing_data_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", SMOKE, "--data.root", str(tmp_path), "--run", str(tmp_path / "run")]
+    assert train.main(arguments) == 1
+    assert "--data.download true" in capsys.readouterr().err.splitlines()[-1]
+    assert evaluate.main(["--data.root", str(tmp_path), "--protocol", "twelve"]) == 1
+    assert "speech_commands_test_set_v0.02" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.ckpt").write_bytes(b"no")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    for name in ("no.ckpt", "other.ckpt", "missing.ckpt"):
+        with pytest.raises(BundleError, match=name):
+            export.load_checkpoint(tmp_path / name)
+
+
+def test_a_bundle_that_differs_from_torch_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, notes = export.load_checkpoint(run / "checkpoints/best.ckpt")
+    info = export.bundle_info(notes, {}, {})
+    target = tmp_path / "a.onnx"
+    assert export.export(scorer, info, target) <= export.TOLERANCE
+    model = onnx.load(target)
+    assert {p.key for p in model.metadata_props} == set(info.as_metadata())
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(BundleError, match="differ"):
+        export.export(scorer, info, target)
+    assert not target.exists()
+
+
+def test_wilson_interval() -> None:
+    low, high = Share(95, 100).interval  # published example values for 95 of 100
+    assert (low, high) == pytest.approx((0.8882, 0.9785), abs=1e-4)
+    assert Share(0, 0).interval == (0, 1)
+
+
+def test_folding_counts_other_words_as_unknown() -> None:
+    labels = (*TWELVE, "bed")
+    confusion = np.zeros((13, 13), np.int64)
+    bed, yes, unknown = labels.index("bed"), labels.index("yes"), labels.index("_unknown_")
+    confusion[bed, bed], confusion[bed, yes], confusion[yes, bed], confusion[yes, yes] = 5, 2, 1, 7
+    folded = fold(confusion, labels)
+    assert folded.sum() == 15
+    assert folded[unknown, unknown] == 5
+    assert folded[unknown, yes] == 2
+    summary = summarize(confusion, labels)
+    assert (summary.keywords.hits, summary.keywords.total) == (7, 8)
+    assert (summary.unknown_as_command.hits, summary.unknown_as_command.total) == (2, 7)
+    assert summary.accuracy.hits == 12
+    assert summary.balanced == pytest.approx((7 / 8 + 5 / 7) / 2)
+
+
+def test_the_learning_rate_follows_one_cycle() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, 500, pct_start=0.08, cycle_momentum=False)
+    for step in range(500):
+        assert warm_cosine(step, 500, 0.08) == pytest.approx(theirs.get_last_lr()[0], abs=1e-5)
+        optimizer.step()
+        if step < 499:
+            theirs.step()
