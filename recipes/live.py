@@ -74,7 +74,7 @@ class Live:
         return {**asdict(self), "conditions": conditions}
 
 
-def place(corpus: Corpus, part: str, n_words: int, rng: np.random.Generator) -> tuple[Waveform, list[Placed]]:
+def place_words(corpus: Corpus, part: str, n_words: int, rng: np.random.Generator) -> tuple[Waveform, list[Placed]]:
     """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them."""
     pieces, placed, at = [], [], 0
     for word in rng.permutation(np.repeat(KEYWORDS, n_words // len(KEYWORDS))):
@@ -122,7 +122,7 @@ def evaluate_live(recognizer: Recognizer, corpus: Corpus, part: str, n_words: in
     """
     words = [word for word in KEYWORDS if word in recognizer.info.words]
     listener = Listener(recognizer, words)
-    clean, placed = place(corpus, part, n_words, np.random.default_rng(0))
+    clean, placed = place_words(corpus, part, n_words, np.random.default_rng(0))
     noise = noise_bed(corpus, part, len(clean), np.random.default_rng(1))
     conditions = []
     for snr_db in CONDITIONS:

@@ -33,8 +33,14 @@ class ListenerConfig:
 
     hop_s: float = 0.08
     """Distance between the ends of two windows."""
-    n_windows: int = 2
+    n_windows: int = 3
     """Successive windows whose posteriors are averaged."""
+    settle_s: float = 0.06
+    """Quiet behind a word after which it counts as finished: "on" is not reported while "one" may still come."""
+    hold_s: float = 0.32
+    """Time for which a word must stay the best when no quiet follows it, as in noise or running speech."""
+    gap_s: float = 0.03
+    """A sound that begins less than this behind the last word is the rest of it."""
     refractory_s: float = 0.4
     """Time in which the same word is not reported again."""
     tail_s: float = 0.4
@@ -44,7 +50,7 @@ class ListenerConfig:
         for field in ("hop_s", "n_windows"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
-        for field in ("refractory_s", "tail_s"):
+        for field in ("settle_s", "hold_s", "gap_s", "refractory_s", "tail_s"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
 
@@ -53,8 +59,9 @@ class Listener:
     """Slides the recogniser's window over a stream and reports each command once.
 
     The window is looked at whenever another `hop_s` of audio has come, whatever the size of the blocks.
-    What lies before the end of a reported word is silenced in later windows, so that no word is heard twice
-    and the same word can follow at once.
+    A word is reported when the posteriors of a few windows agree on it and its sound has ended, or when they
+    have agreed for a while.  What lies before its end is silenced in later windows, so that no word is heard
+    twice and the same word can follow at once.
 
     Args:
         recognizer: a loaded bundle.
@@ -96,6 +103,7 @@ class Listener:
         self._fed = 0  # samples that came from outside
         self._consumed = 0  # samples up to the end of the last detection
         self._last = ("", 0)  # last word and when it was decided, in samples
+        self._held = ("", 0)  # the word that is best now and for how many samples it has been
         self._decoder.reset()
 
     @property
@@ -153,20 +161,31 @@ class Listener:
         begin = self._heard - len(window)
         window[: max(0, self._consumed - begin)] = 0
         decision = self._decoder.push(self.recognizer.scores(window[None])[0])
-        word, when = self._last
-        if not decision or (decision.word == word and self._heard - when < self.config.refractory_s * self._rate):
+        held, self._held = self._held, ("", 0)
+        if not decision or self._is_repeated(decision.word):
             return None
-        return self._report(decision, window, begin)
+        start, end = word_bounds(window, self._rate)
+        if self._is_rest(begin + start):
+            return None
+        lasting = held[1] + self._hop if held[0] == decision.word else 0
+        finished = len(window) - end >= self.config.settle_s * self._rate
+        if finished or lasting >= self.config.hold_s * self._rate:
+            return self._report(decision, begin + start, min(begin + end, self._fed))
+        self._held = (decision.word, lasting)
+        return None
 
-    def _report(self, decision: Decision, window: Block, begin: int) -> Detection:
-        start, end = (begin + sample for sample in word_bounds(window, self._rate))
-        end = min(end, self._fed)
+    def _is_repeated(self, word: str) -> bool:
+        last, when = self._last
+        return word == last and self._heard - when < self.config.refractory_s * self._rate
+
+    def _is_rest(self, start: int) -> bool:
+        return bool(self._consumed) and start - self._consumed < self.config.gap_s * self._rate
+
+    def _report(self, decision: Decision, start: int, end: int) -> Detection:
         self._consumed, self._last = end, (decision.word, self._heard)
         self._decoder.reset()
-        at = min(self._heard, self._fed)
-        return Detection(
-            decision.word, max(0, start) / self._rate, end / self._rate, decision.confidence, at / self._rate
-        )
+        start_s, end_s = max(0, start) / self._rate, end / self._rate
+        return Detection(decision.word, start_s, end_s, decision.confidence, min(self._heard, self._fed) / self._rate)
 
 
 def word_bounds(window: Block, sample_rate_hz: int) -> tuple[int, int]:
