@@ -78,13 +78,16 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> 
             stream is damaged or holds NaN.
     """
     path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder; give audio files")
-    if not path.exists():
-        raise AudioError(f"no such file: {path}")
     try:
+        path.open("rb").close()
         file = ForwardFile(path)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except FileNotFoundError:
+        raise AudioError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise AudioError(f"{path} is a folder; give audio files") from None
+    except OSError as error:
+        raise AudioError(f"{path} can't be opened: {error.strerror}") from error
+    except soundfile.LibsndfileError as error:
         raise AudioError(f"{path} can't be read as audio: {reason(error)}") from error
     if not file.frames:
         file.close()
