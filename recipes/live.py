@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from recipes.metrics import Share
+from speech.errors import DataError
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
@@ -89,8 +90,10 @@ def place_words(corpus: Corpus, part: str, n_words: int, rng: np.random.Generato
 
 
 def noise_bed(corpus: Corpus, part: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Pieces of five seconds of the part's noise recordings."""
+    """Pieces of five seconds of the part's noise recordings; silence where it has none."""
     sources = corpus.select(part, "noise")
+    if not len(sources):
+        return np.zeros(n_samples, np.float32)
     pieces = [
         corpus.crop(int(rng.choice(sources)), rng, 5 * SAMPLE_RATE_HZ)
         for _ in range(n_samples // (5 * SAMPLE_RATE_HZ) + 1)
@@ -120,12 +123,13 @@ def evaluate_live(recognizer: Recognizer, corpus: Corpus, part: str, n_words: in
 
     The same for a seed: commands, gaps and noise are drawn once and used at every level.
     """
-    words = [word for word in KEYWORDS if word in recognizer.info.words]
-    listener = Listener(recognizer, words)
+    if not all(len(corpus.select(part, "words", word)) for word in KEYWORDS):
+        raise DataError(f"the live protocol needs recordings of all ten commands in the {part} part")
+    listener = Listener(recognizer, KEYWORDS)
     clean, placed = place_words(corpus, part, n_words, np.random.default_rng(0))
     noise = noise_bed(corpus, part, len(clean), np.random.default_rng(1))
     conditions = []
-    for snr_db in CONDITIONS:
+    for snr_db in CONDITIONS if noise.any() else CONDITIONS[:1]:
         mixed = clean if snr_db is None else np.clip(clean + noise * 10 ** (-snr_db / 20), -1, 1)
         conditions.append(score(placed, list(listener.listen(blocks(mixed))), snr_db))
     alarms, hours = {}, {}

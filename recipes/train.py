@@ -5,8 +5,8 @@ The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle an
 
 import csv
 import json
-import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
         parser.add_argument("--name", type=str, default="commands", help="file name of the exported bundle")
         parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
+        parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -68,10 +69,8 @@ def train(cli: TrainCLI) -> None:
     last = run / "checkpoints" / "last.ckpt"
     if cli.config.resume and not last.is_file():
         raise SpeechError(f"nothing to resume: {last} is missing")
-    if not cli.config.resume and run.exists():
-        if last.is_file():
-            raise SpeechError(f"{run} already holds a run: add --resume true, or give another --run")
-        shutil.rmtree(run)
+    if not cli.config.resume and last.is_file():
+        raise SpeechError(f"{run} already holds a run: add --resume true, or give another --run")
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if cli.config.resume else None)
     if cli.trainer.is_global_zero and not cli.trainer.interrupted:
         finish(cli, run)
@@ -91,13 +90,13 @@ def finish(cli: TrainCLI, run: Path) -> None:
         "network": notes["network"],
         "mix": asdict(data.mix),
         "augment": asdict(cli.model.augment),
-        "training_recordings": sum(r.part == "training" for r in data.corpus.recordings),
+        "recordings": Counter(r.source for r in data.corpus.recordings if r.part == "training"),
         "torch": str(torch.__version__),
     }
     best = max((row for row in history if MONITOR in row), key=lambda row: row[MONITOR])
     figures = {k: round(v, 5) for k, v in best.items() if k.startswith("val/")}
     bundle = run / f"{cli.config.name}.onnx"
-    difference = export(scorer, bundle_info(notes, training, figures), bundle)
+    difference = export(scorer, bundle_info(notes, cli.config.threshold, training, figures), bundle)
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")

@@ -107,7 +107,7 @@ def test_a_bundle_that_differs_from_torch_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer, notes = export.load_checkpoint(run / "checkpoints/best.ckpt")
-    info = export.bundle_info(notes, {}, {})
+    info = export.bundle_info(notes, 0.7, {}, {})
     target = tmp_path / "a.onnx"
     assert export.export(scorer, info, target) <= export.TOLERANCE
     model = onnx.load(target)

@@ -139,6 +139,8 @@ def index_others(root: Path) -> list[Recording]:
     ]
     for path in sorted(root.glob("negative_speech/training/*/*.wav")):
         found.append(Recording(path, "", part_of(path.stem.rsplit("-", 2)[0], 0.1, 0.0), "speech"))
+    for path in sorted(root.glob("negative_speech/false_alarm_test/*/*.wav")):
+        found.append(Recording(path, "", "testing", "speech"))
     for path in sorted((root / WORDS_FOLDER / BACKGROUND).glob("*.wav")):
         found.append(Recording(path, "", "training", "noise"))
     for path in sorted(root.glob("noise/*/*.wav")):

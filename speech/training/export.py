@@ -108,7 +108,9 @@ def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: list[T
     return worst
 
 
-def bundle_info(notes: dict[str, Any], training: dict[str, Any], figures: dict[str, Any]) -> BundleInfo:
+def bundle_info(
+    notes: dict[str, Any], threshold: float, training: dict[str, Any], figures: dict[str, Any]
+) -> BundleInfo:
     """The metadata of a bundle for a checkpoint's notes."""
     return BundleInfo(
         format=FORMAT,
@@ -116,7 +118,7 @@ def bundle_info(notes: dict[str, Any], training: dict[str, Any], figures: dict[s
         labels=tuple(notes["labels"]),
         sample_rate_hz=notes["features"]["sample_rate_hz"],
         window_s=1.0,
-        threshold=0.6,
+        threshold=threshold,
         features=json.loads(json.dumps(asdict(FeatureConfig(**notes["features"])))),
         training=training,
         figures=figures,
