@@ -26,7 +26,7 @@ from speech.training.data import (
     vocabulary,
 )
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Classifier, NetworkConfig
+from speech.training.networks import Classifier, LSTMKind, NetworkConfig
 
 
 def warm_cosine(step: int, total: int, warmup: float) -> float:
@@ -119,6 +119,7 @@ class CommandTask(L.LightningModule):
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
         seed: of the augmentation.
+        lstm: torch's own, or the one written from its equations; a checkpoint fits either.
     """
 
     def __init__(
@@ -131,11 +132,12 @@ class CommandTask(L.LightningModule):
         weight_decay: float = 0.02,
         label_smoothing: float = 0.1,
         seed: int = 1,
+        lstm: LSTMKind = "torch",
     ) -> None:
         super().__init__()
         self.features, self.network, self.augment = features, network, augment
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
-        self.label_smoothing, self.seed = label_smoothing, seed
+        self.label_smoothing, self.seed, self.lstm = label_smoothing, seed, lstm
         self.labels: tuple[str, ...] = ()
 
     def configure_model(self) -> None:
@@ -144,7 +146,7 @@ class CommandTask(L.LightningModule):
         data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
         self.labels = data.labels
         self.mfcc = MFCC(self.features)
-        self.classifier = Classifier(self.features.n_mfcc, len(self.labels), self.network)
+        self.classifier = Classifier(self.features.n_mfcc, len(self.labels), self.network, self.lstm)
         self.confusion = MulticlassConfusionMatrix(len(self.labels))
 
     def forward(self, waveform: Tensor) -> Tensor:

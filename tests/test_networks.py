@@ -44,3 +44,10 @@ def test_forget_gates_start_open() -> None:
 def test_bad_size_is_named() -> None:
     with pytest.raises(ConfigError, match="hidden=0"):
         NetworkConfig(hidden=0)
+
+
+def test_the_lstm_from_its_equations_takes_over_a_trained_network() -> None:
+    fast, plain = Classifier(40, 22, SMALL).eval(), Classifier(40, 22, SMALL, lstm="equations").eval()
+    plain.load_state_dict(fast.state_dict())
+    features = torch.randn(3, 98, 40, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(plain(features), fast(features), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,7 @@
 """The recipe from end to end on a synthesised corpus: train, resume, export, evaluate."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,16 @@ def test_evaluation_prints_and_writes_the_same_figures(
         assert f"{100 * figures[protocol]['accuracy']['value']:6.2f} %" in printed
         assert (tmp_path / f"confusion_{protocol}.png").read_bytes().startswith(b"\x89PNG")
         assert np.sum(figures[protocol]["confusion"]) == figures[protocol]["accuracy"]["total"]
+
+
+def test_the_lstm_from_its_equations_goes_on_where_torch_stopped(run: Path, root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "again")
+    begin = ["--config", SMOKE, "--data.root", str(root), "--run", str(folder), "--resume", "true"]
+    assert train.main([*begin, "--model.lstm", "equations", "--trainer.max_epochs", "7"]) == 0
+    before, after = train.read_curves(folder)[-2:]
+    assert after["epoch"] == 6
+    assert after["val/loss"] < before["val/loss"] + 0.2
+    assert Recognizer.load(folder / "smoke.onnx").info.labels == TWELVE
 
 
 def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

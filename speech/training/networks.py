@@ -1,11 +1,16 @@
 """The encoder (stacked bidirectional LSTM) and its heads."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from speech.errors import ConfigError
+from speech.training.lstm import LSTM
+
+LSTMKind = Literal["torch", "equations"]
+"""The fast LSTM, or the one written from its equations; their weights fit either."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Encoder(nn.Module):
         (batch, steps, 2 * hidden), steps = ((frames - 5) // stride + 1 - 3) // stacking + 1
     """
 
-    def __init__(self, n_features: int, config: NetworkConfig) -> None:
+    def __init__(self, n_features: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
         super().__init__()
         self.normalize = nn.BatchNorm1d(n_features)
         self.thin = nn.Sequential(
@@ -56,14 +61,12 @@ class Encoder(nn.Module):
             nn.BatchNorm1d(config.stacking_channels),
             nn.ReLU(),
         )
-        dropout = config.dropout if config.layers > 1 else 0.0
-        self.lstm = nn.LSTM(
-            config.stacking_channels,
-            config.hidden,
-            config.layers,
-            batch_first=True,
-            dropout=dropout,
-            bidirectional=True,
+        arguments = (config.stacking_channels, config.hidden, config.layers)
+        between = config.dropout if config.layers > 1 else 0.0
+        self.lstm = (
+            nn.LSTM(*arguments, batch_first=True, dropout=between, bidirectional=True)
+            if lstm == "torch"
+            else LSTM(*arguments, dropout=between, bidirectional=True)
         )
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in self.lstm.named_parameters():
@@ -105,9 +108,9 @@ class Classifier(nn.Module):
         logits (batch, classes)
     """
 
-    def __init__(self, n_features: int, n_classes: int, config: NetworkConfig) -> None:
+    def __init__(self, n_features: int, n_classes: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
         super().__init__()
-        self.encoder = Encoder(n_features, config)
+        self.encoder = Encoder(n_features, config, lstm)
         self.head = ClassificationHead(2 * config.hidden, n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
