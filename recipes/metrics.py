@@ -35,11 +35,18 @@ class Share:
         return (float(max(0.0, (middle - half) / (1 + z * z / n))), float(min(1.0, (middle + half) / (1 + z * z / n))))
 
     def __str__(self) -> str:
+        if not self.total:
+            return "     -"
         low, high = self.interval
         return f"{100 * self.value:6.2f} %  [{100 * low:.1f}, {100 * high:.1f}]  {self.hits}/{self.total}"
 
     def as_dict(self) -> dict[str, object]:
-        return {"value": self.value, "interval_95": self.interval, "hits": self.hits, "total": self.total}
+        return {
+            "value": self.value if self.total else None,
+            "interval_95": self.interval,
+            "hits": self.hits,
+            "total": self.total,
+        }
 
 
 def fold(confusion: Counts, labels: Sequence[str], onto: Sequence[str] = TWELVE) -> Counts:
