@@ -119,7 +119,7 @@ class CommandTask(L.LightningModule):
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
         seed: of the augmentation.
-        lstm: torch's own, or the one written from its equations; a checkpoint fits either.
+        lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
     """
 
     def __init__(
@@ -208,5 +208,6 @@ class CommandTask(L.LightningModule):
             "labels": list(self.labels),
             "features": asdict(self.features),
             "network": asdict(self.network),
+            "lstm": self.lstm,
             "epoch": self.current_epoch + 1,
         }

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpus import make_corpus
 
+from recipes.toy import make_corpus
 from speech.errors import ConfigError, DataError
 from speech.training.data import (
     CLIP,

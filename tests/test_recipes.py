@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from corpus import PARTS, WORDS, glide, make_corpus
 
 from recipes import evaluate, train
 from recipes.metrics import TWELVE, Share, fold, summarize
 from recipes.task import warm_cosine
+from recipes.toy import PARTS, WORDS, glide, make_corpus
 from speech import Recognizer
 from speech.errors import BundleError
 from speech.training import export

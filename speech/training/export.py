@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from speech.errors import BundleError
 from speech.recognizer import FORMAT, BundleInfo
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Classifier, NetworkConfig
+from speech.training.networks import Classifier, LSTMKind, NetworkConfig
 
 TOLERANCE = 1e-4
 """Largest difference of a score between torch and ONNX Runtime."""
@@ -47,7 +47,8 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
         reason = str(error).splitlines()[0]
         raise BundleError(f"{path} is no checkpoint of recipes.train: {reason}") from error
     features = FeatureConfig(**notes["features"])
-    network = Classifier(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]))
+    lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
+    network = Classifier(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)

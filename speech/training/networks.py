@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from speech.errors import ConfigError
 from speech.training.lstm import LSTM
 
-LSTMKind = Literal["torch", "equations"]
-"""The fast LSTM, or the one written from its equations; their weights fit either."""
+LSTMKind = Literal["torch", "equations", "rnn"]
+"""The fast LSTM; the one written from its equations, which takes the same weights; a plain RNN for contrast."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,15 @@ class Encoder(nn.Module):
         )
         arguments = (config.stacking_channels, config.hidden, config.layers)
         between = config.dropout if config.layers > 1 else 0.0
-        self.lstm = (
-            nn.LSTM(*arguments, batch_first=True, dropout=between, bidirectional=True)
-            if lstm == "torch"
-            else LSTM(*arguments, dropout=between, bidirectional=True)
-        )
+        self.lstm: nn.Module
+        if lstm == "equations":
+            self.lstm = LSTM(*arguments, dropout=between, bidirectional=True)
+        else:
+            fast = nn.LSTM if lstm == "torch" else nn.RNN
+            self.lstm = fast(*arguments, batch_first=True, dropout=between, bidirectional=True)
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in self.lstm.named_parameters():
-            if "bias_ih" in name:  # a forget gate that starts open lets gradients through time
+            if "bias_ih" in name and lstm != "rnn":  # a forget gate that starts open lets gradients through time
                 parameter.data[config.hidden : 2 * config.hidden] = 1.0
 
     def forward(self, features: Tensor) -> Tensor:

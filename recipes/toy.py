@@ -1,5 +1,10 @@
-"""A small data set in the official layout, synthesised with numpy: each word is its own glide of two formants."""
+"""Write a tiny data set in the official layout: `python -m recipes.toy DIR`, for smoke.yaml, notebooks and tests.
 
+Synthesised with numpy: each word is its own glide of two tones over a faint hiss.
+"""
+
+import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +61,14 @@ def make_corpus(root: Path, seed: int = 0) -> Path:
     write(archive / "_unknown_" / "a.wav", glide("bird", rng))
     write(archive / "_silence_" / "a.wav", 0.01 * rng.standard_normal(RATE))
     return root
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.toy", description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=Path, metavar="DIR", help="the folder to write, --data.root of the recipe")
+    print(f"{make_corpus(parser.parse_args(argv).root)}: {len(WORDS)} words by {sum(PARTS.values())} speakers")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
