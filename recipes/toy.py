@@ -48,8 +48,8 @@ def make_corpus(root: Path, seed: int = 0) -> Path:
             (folder / f"{part}_list.txt").write_text("".join(f"{name}\n" for name in sorted(names)))
     for number in range(2):
         write(folder / "_background_noise_" / f"hiss{number}.wav", 0.05 * rng.standard_normal(4 * RATE))
-    for number in range(12):
-        write(root / "noise/made" / f"hum{number}.wav", 0.05 * np.cumsum(rng.standard_normal(3 * RATE)) / 100)
+    for number in range(8):
+        write(root / "noise/made" / f"rumble{number}.wav", 0.05 * np.cumsum(rng.standard_normal(3 * RATE)) / 100)
     for number in range(2):
         write(
             root / "rooms/made" / f"room{number}_ch0.wav",
