@@ -45,13 +45,13 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config, run = self.config, self.config.run
         callbacks: list[L.Callback] = [
-            ModelCheckpoint(
-                run / "checkpoints", "best", MONITOR, mode="max", save_last=True, enable_version_counter=False
-            ),
+            ModelCheckpoint(run / "checkpoints", "best", MONITOR, mode="max", enable_version_counter=False),
+            ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False),  # every epoch, to resume from
             LearningRateMonitor("epoch"),
-            TQDMProgressBar(refresh_rate=10),
             EMAWeightAveraging(decay=config.average),
         ]
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
         if config.patience:
             callbacks.append(EarlyStopping(MONITOR, mode="max", patience=config.patience))
         kwargs |= {

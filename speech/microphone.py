@@ -49,12 +49,15 @@ def sounddevice() -> ModuleType:
 
 
 def list_devices() -> list[InputDevice]:
-    """All devices that can record, by number.  Raises DeviceError without PortAudio."""
+    """All devices that can record, by number.  Raises DeviceError without PortAudio or a sound system."""
     module = sounddevice()
-    default = module.default.device[0]
+    try:
+        devices, default = module.query_devices(), module.default.device[0]
+    except module.PortAudioError as error:
+        raise DeviceError(f"the sound system can't be asked for devices: {error.args[0]}") from error
     return [
         InputDevice(n, found["name"], found["max_input_channels"], round(found["default_samplerate"]), n == default)
-        for n, found in enumerate(module.query_devices())
+        for n, found in enumerate(devices)
         if found["max_input_channels"] > 0
     ]
 
@@ -122,7 +125,7 @@ class Microphone:
                 )
                 stream.start()
                 return stream
-            except module.PortAudioError as error:
+            except (module.PortAudioError, ValueError) as error:
                 if n_channels == channels[-1]:
                     raise DeviceError(f"can't record from {self.device.name!r}: {error.args[0]}") from error
         raise AssertionError("unreachable")
