@@ -11,20 +11,19 @@ from recipes.voices import decode
 from speech.listen import DEMO
 from speech.training.data import SAMPLE_RATE_HZ, Waveform
 
-ESPEAK = {"george": ("en-us+m3", "140", "45"), "anna": ("en-us+f2", "135", "60")}
-FLITE = ("slt", "rms", "awb")
+ESPEAK = {"george": ("en-us+m1", "140", "45"), "oscar": ("en-us+m3", "140", "45"), "anna": ("en-us+f2", "135", "60")}
 LINES = (
     ("slt", "yes"),
-    ("rms", "no"),
-    ("anna", "up"),
-    ("awb", "down"),
-    ("george", "left"),
+    ("anna", "no"),
+    ("george", "up"),
+    ("rms", "down"),
+    ("anna", "left"),
     ("slt", "Thank you for coming over on such a rainy evening."),
     ("rms", "right"),
-    ("awb", "stop"),
-    ("slt", "go"),
-    ("george", "on"),
-    ("rms", "off"),
+    ("oscar", "stop"),
+    ("kal16", "go"),
+    ("rms", "on"),
+    ("slt", "off"),
 )
 """Who says what; the sentence is there to be ignored."""
 COMMANDS = tuple(text for _, text in LINES if " " not in text)
@@ -34,11 +33,11 @@ LEVEL = 0.3
 
 def speak(voice: str, text: str) -> Waveform:
     """One line of the script, 16 kHz, peaking at `LEVEL`."""
-    if voice in FLITE:
-        command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
-    else:
+    if voice in ESPEAK:
         variant, speed, pitch = ESPEAK[voice]
         command = ["espeak-ng", "-v", variant, "-s", speed, "-p", pitch, "--stdout", text]
+    else:
+        command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
     waveform = decode(subprocess.run(command, check=True, capture_output=True).stdout)
     return LEVEL * waveform / np.abs(waveform).max()
 
