@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from recipes.metrics import summarize
-from speech.errors import DataError
+from speech.errors import ConfigError, DataError
 from speech.training.augment import Augment, AugmentConfig, impulse_responses
 from speech.training.data import (
     SILENCE,
@@ -25,6 +25,7 @@ from speech.training.data import (
     index_words,
     vocabulary,
 )
+from speech.training.export import load_checkpoint
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Classifier, LSTMKind, NetworkConfig
 
@@ -119,6 +120,7 @@ class CommandTask(L.LightningModule):
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
         seed: of the augmentation.
+        start: checkpoint whose weights training begins with, to teach a trained network on.
         lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
     """
 
@@ -132,12 +134,14 @@ class CommandTask(L.LightningModule):
         weight_decay: float = 0.02,
         label_smoothing: float = 0.1,
         seed: int = 1,
+        start: Path | None = None,
         lstm: LSTMKind = "torch",
     ) -> None:
         super().__init__()
         self.features, self.network, self.augment = features, network, augment
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
         self.label_smoothing, self.seed, self.lstm = label_smoothing, seed, lstm
+        self.start = start
         self.labels: tuple[str, ...] = ()
 
     def configure_model(self) -> None:
@@ -147,6 +151,11 @@ class CommandTask(L.LightningModule):
         self.labels = data.labels
         self.mfcc = MFCC(self.features)
         self.classifier = Classifier(self.features.n_mfcc, len(self.labels), self.network, self.lstm)
+        if self.start:
+            scorer, notes = load_checkpoint(self.start)
+            if tuple(notes["labels"]) != self.labels:
+                raise ConfigError(f"{self.start} knows other words than the data: {', '.join(notes['labels'])}")
+            self.classifier.load_state_dict(scorer.network.state_dict())
         self.confusion = MulticlassConfusionMatrix(len(self.labels))
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class MixConfig:
     """Examples of each other word of the vocabulary."""
     unknown_word: int = 2500
     """Whole words outside the vocabulary."""
+    unknown_real: float = 0.6
+    """Share of these that falls on words with real recordings; the others are only known from synthetic voices."""
     partial: int = 1500
     """Words cut in two, as a sliding window sees them: also `_unknown_`."""
     speech: int = 3000
@@ -60,7 +62,7 @@ class MixConfig:
     """Noise at every level, digital silence included."""
     synthetic: float = 0.06
     """Share of synthetic voices in a word with plenty of recordings."""
-    synthetic_rare: float = 0.4
+    synthetic_rare: float = 0.3
     """The same for words with fewer than `rare` recordings, where synthetic voices add speakers."""
     rare: int = 500
     """Recordings under which a word counts as rare; a word outside the ten needs this many for a class."""
@@ -70,7 +72,7 @@ class MixConfig:
     """Share of words that get a piece of other speech before or after them."""
 
     def __post_init__(self) -> None:
-        for field in ("synthetic", "synthetic_rare", "placed", "neighbour"):
+        for field in ("unknown_real", "synthetic", "synthetic_rare", "placed", "neighbour"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
 
@@ -329,12 +331,7 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
                 continue
             count = mix.keyword if word in KEYWORDS else mix.word
             draws += [Draw("word", i, label) for i in self._pick(by_word, word, count, rng)]
-        outside = sorted({*by_word["words"], *by_word["synthetic"]} - set(labels))
-        each = (
-            rng.multinomial(mix.unknown_word, np.full(len(outside), 1 / len(outside))) if outside else np.zeros(0, int)
-        )
-        for word, count in zip(outside, each, strict=True):
-            draws += [Draw("word", i, unknown) for i in self._pick(by_word, word, count, rng)]
+        draws += [Draw("word", i, unknown) for i in self._pick_outside(by_word, set(labels), rng)]
         whole = self.corpus.select("training", "words")
         draws += [Draw("partial", int(i), unknown) for i in rng.choice(whole, mix.partial)]
         if len(self.speech):
@@ -343,6 +340,20 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
         silence[rng.random(mix.silence) < 0.2] = -1
         draws += [Draw("silence", int(i), labels.index(SILENCE)) for i in silence]
         return draws
+
+    def _pick_outside(
+        self, by_word: dict[str, dict[str, list[int]]], known: set[str], rng: np.random.Generator
+    ) -> list[int]:
+        """Recordings of words outside the vocabulary, each word of a kind (really recorded or not) about as often."""
+        real = sorted(set(by_word["words"]) - known)
+        synthetic = sorted(set(by_word["synthetic"]) - known - set(real))
+        n_real = rng.binomial(self.mix.unknown_word, self.mix.unknown_real if synthetic else 1.0)
+        picked = []
+        for words, n in ((real, n_real), (synthetic, self.mix.unknown_word - n_real)):
+            drawn = Counter(str(word) for word in rng.choice(words, n)) if words else Counter[str]()
+            for word, count in sorted(drawn.items()):
+                picked += self._pick(by_word, word, count, rng)
+        return picked
 
     def _by_word(self, source: str) -> dict[str, list[int]]:
         grouped: dict[str, list[int]] = {}
