@@ -120,14 +120,12 @@ def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str) -> Evaluat
 
 def draw_confusion(evaluation: Evaluation, target: Path) -> None:
     """The confusion matrix as a picture: shares of each row, counts written in."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     n = len(evaluation.labels)
     shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(1, keepdims=True))
-    figure, axes = plt.subplots(figsize=(0.42 * n + 2.5, 0.42 * n + 2), layout="constrained")
+    figure = Figure(figsize=(0.42 * n + 2.5, 0.42 * n + 2), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(evaluation.confusion), strict=True):
         axes.text(
@@ -149,7 +147,6 @@ def draw_confusion(evaluation: Evaluation, target: Path) -> None:
     figure.colorbar(image, ax=axes, label="share of the row", shrink=0.7)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
-    plt.close(figure)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -126,12 +126,10 @@ def measure(steps: int, config: AddingConfig) -> Reach:
 
 def draw(reach: Reach, target: Path) -> None:
     """Norms by distance, new and trained, and the losses of the exploding case, as a PNG picture."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, (new, trained, losses) = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    new, trained, losses = figure.subplots(1, 3)
     for name, norms in reach.new.items():
         new.plot(relative(norms), "k" if name.startswith("RNN") else "-", label=name.replace(", new", ""))
     new.plot(relative(reach.explosion.norms), "k:", label=f"RNN, spectral radius {RADIUS:g}")
@@ -157,7 +155,6 @@ def draw(reach: Reach, target: Path) -> None:
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -120,12 +120,10 @@ def read_curves(run: Path) -> list[dict[str, float]]:
 
 def draw_curves(history: list[dict[str, float]], target: Path) -> None:
     """Loss and validation figures over the epochs, as one picture."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, (loss, share) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss, share = figure.subplots(1, 2)
     for axes, names in ((loss, ("train/loss", "val/loss")), (share, (MONITOR, "val/accuracy", "val/on", "val/off"))):
         for name in names:
             points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
@@ -136,7 +134,6 @@ def draw_curves(history: list[dict[str, float]], target: Path) -> None:
     loss.set(title="Loss", ylabel="cross-entropy (nats)")
     share.set(title="Validation, 12 classes", ylabel="share right")
     figure.savefig(target, dpi=120)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:

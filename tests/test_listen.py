@@ -84,10 +84,12 @@ def test_stdin_at_any_rate_hears_what_a_file_holds(tmp_path: Path, rate: int) ->
     )
     assert piped.returncode == 0
     assert piped.stdout.decode() == from_file.stdout
+    found = words(from_file.stdout)
     if rate > 8000:
-        assert words(from_file.stdout) == SPOKEN
-    else:
-        assert len(set(words(from_file.stdout)) & set(SPOKEN)) >= 7  # half of the band is missing
+        assert found == SPOKEN
+    else:  # the upper half of the band is missing, and with it what tells many words: see the model card
+        assert len(found) >= 4
+        assert found == [word for word in SPOKEN if word in found]
 
 
 @pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])

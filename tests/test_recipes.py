@@ -109,7 +109,8 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.ckpt").write_bytes(b"no")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
-    for name in ("no.ckpt", "other.ckpt", "missing.ckpt"):
+    (tmp_path / "empty.ckpt").touch()
+    for name in ("no.ckpt", "other.ckpt", "empty.ckpt", "missing.ckpt"):
         with pytest.raises(BundleError, match=name):
             export.load_checkpoint(tmp_path / name)
 

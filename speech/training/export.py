@@ -43,8 +43,8 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         notes = checkpoint["speech"]
-    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} is no checkpoint of recipes.train: {reason}") from error
     features = FeatureConfig(**notes["features"])
     lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
