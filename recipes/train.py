@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -39,6 +39,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
         parser.add_argument("--name", type=str, default="commands", help="file name of the exported bundle")
         parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
+        parser.add_argument("--select", type=Literal["best", "last"], default="best", help="epoch to export")
         parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
 
@@ -64,7 +65,7 @@ class TrainCLI(LightningCLI):
 
 
 def train(cli: TrainCLI) -> None:
-    """Fit, then export the best checkpoint and evaluate the bundle on the validation part."""
+    """Fit, then export the selected checkpoint and evaluate the bundle on the validation part."""
     run: Path = cli.config.run
     last = run / "checkpoints" / "last.ckpt"
     if cli.config.resume and not last.is_file():
@@ -82,7 +83,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
 
     history = read_curves(run)
     draw_curves(history, run / "curves.png")
-    scorer, notes = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    scorer, notes = load_checkpoint(run / "checkpoints" / f"{cli.config.select}.ckpt")
     data: CommandData = cli.datamodule
     training = {
         "epochs": notes["epoch"],
@@ -93,8 +94,8 @@ def finish(cli: TrainCLI, run: Path) -> None:
         "recordings": Counter(r.source for r in data.corpus.recordings if r.part == "training"),
         "torch": str(torch.__version__),
     }
-    best = max((row for row in history if MONITOR in row), key=lambda row: row[MONITOR])
-    figures = {k: round(v, 5) for k, v in best.items() if k.startswith("val/")}
+    row = next(row for row in history if row["epoch"] + 1 == notes["epoch"])
+    figures = {k: round(v, 5) for k, v in row.items() if k.startswith("val/")}
     bundle = run / f"{cli.config.name}.onnx"
     difference = export(scorer, bundle_info(notes, cli.config.threshold, training, figures), bundle)
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
