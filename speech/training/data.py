@@ -109,7 +109,7 @@ def index_words(root: Path, held_out: float) -> list[Recording]:
     if missing:
         raise DataError(
             f"no Speech Commands under {root}: {missing[0]} is missing; "
-            "give the right --data.root, or let --data.download true fetch it (2.3 GB)"
+            "give the right --data.root, or let recipes.train fetch it with --data.download true (2.3 GB)"
         )
     listed = {line: part for part, path in lists.items() for line in path.read_text().split()}
     recordings = []
