@@ -78,9 +78,23 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> 
             stream is damaged or holds NaN.
     """
     path = Path(path)
+    file = _open(path)
+    if not file.frames:
+        file.close()
+        raise AudioError(f"{path} holds no audio")
+    return resample_stream(_decode(file, path, block_s), check_rate(file.samplerate), sample_rate_hz)
+
+
+def sample_rate_of(path: str | Path) -> int:
+    """The rate that a file was recorded at, in Hz.  Raises AudioError as `read_blocks` does at once."""
+    with _open(Path(path)) as file:
+        return int(file.samplerate)
+
+
+def _open(path: Path) -> ForwardFile:
     try:
         path.open("rb").close()
-        file = ForwardFile(path)
+        return ForwardFile(path)
     except FileNotFoundError:
         raise AudioError(f"no such file: {path}") from None
     except IsADirectoryError:
@@ -89,10 +103,6 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> 
         raise AudioError(f"{path} can't be opened: {error.strerror}") from error
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path} can't be read as audio: {reason(error)}") from error
-    if not file.frames:
-        file.close()
-        raise AudioError(f"{path} holds no audio")
-    return resample_stream(_decode(file, path, block_s), check_rate(file.samplerate), sample_rate_hz)
 
 
 def _decode(file: ForwardFile, path: Path, block_s: float) -> Iterator[Block]:

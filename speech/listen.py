@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream
+from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.listener import Detection, Listener
 from speech.microphone import Microphone, list_devices
@@ -139,6 +139,7 @@ class Session:
         elif arguments.stdin:
             rate = self.rate if arguments.rate is None else arguments.rate
             tell(f"listening to standard input at {rate} Hz, model {self.model}")
+            self._note_rate(rate)
             self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate))
         else:
             self._microphone()
@@ -148,16 +149,22 @@ class Session:
         several = len(self.arguments.file) > 1
         try:
             blocks = read_blocks(path, self.rate)
+            self._note_rate(sample_rate_of(path))
             self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path if several else None)
         except AudioError as error:
             tell(f"error: {error}")
             self.failed = True  # the other files are still listened to
+
+    def _note_rate(self, rate_hz: int) -> None:
+        if rate_hz < self.rate:
+            tell(f"note: recorded at {rate_hz} Hz, this lacks the band above {rate_hz // 2} Hz; expect more misses")
 
     def _microphone(self) -> None:
         wanted = self.arguments.device
         with Microphone(int(wanted) if wanted and wanted.isdigit() else wanted) as microphone:
             device = microphone.device
             tell(f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends")
+            self._note_rate(device.sample_rate_hz)
             try:
                 self._listen(microphone.blocks(self.rate))
             finally:
