@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from speech.errors import ConfigError, DataError
+from speech.recognizer import SILENCE, UNKNOWN
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-UNKNOWN = "_unknown_"
-SILENCE = "_silence_"
 SAMPLE_RATE_HZ = 16000
 CLIP = SAMPLE_RATE_HZ
 """Samples of one example: the second that a Speech Commands clip holds."""
