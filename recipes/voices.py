@@ -1,7 +1,8 @@
-"""Synthesise training words with espeak-ng and flite: `python -m recipes.voices DIR`.
+"""Synthesise training words and speech with espeak-ng and flite: `python -m recipes.voices DIR`.
 
-Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most one second), which the training recipe
-takes up by itself.  `on` and `off` get most: the shared recordings hold only 200 of each.
+Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most one second) and
+DIR/synthetic_sentences/<voice>_<n>.wav (running speech without a command), which the training recipe takes up by
+itself.  `on` and `off` get most: the shared recordings hold only 200 of each.
 """
 
 import argparse
@@ -36,6 +37,27 @@ because people about other download update online turn open close volume televis
 robot
 """
 """The rest of Speech Commands, words that nearly sound like a command (no homophones), and everyday words."""
+RUNNING = """
+the a an this that these some any each my your his her its our their i you he she it we they who what when where
+why how is are was were be been being am has had have do does did will would could should can may might must
+and but so because if while after before during until since through between under over against without within
+about across along around behind beside beyond near from with by at as than then there here again always never
+often soon today later once maybe perhaps almost quite very really only just even still already also too
+time year day way man woman child world life hand place week case point company number group problem fact
+money water room mother father area story month book eye job business side kind head house service friend
+hour game line member law car city community name president team minute idea body information back parent face
+level door health person art war history party result change reason research girl boy food street market table
+letter paper picture garden river mountain summer winter dinner breakfast kitchen window doctor teacher school
+say get make know think take see come want look use find give tell work call try ask need feel become leave put
+mean keep begin seem help talk turn start show hear play run move like live believe hold bring happen write
+provide sit stand lose pay meet include continue set learn lead understand watch follow create speak read
+allow add spend grow open walk win offer remember love consider appear buy wait serve die send expect build stay
+fall cut reach kill remain new good high old great big small large national young different black long little
+important political bad white real best social able human local sure early whole clear recent certain personal
+won't don't can't upset upon nobody notice known noble among honest lonely coffin topple stopped yesterday leftover
+rightly golden goat goes doorknob downtown unknown snowing ongoing offside bright height ghost
+"""
+"""What running speech is put together from: everyday words, and some that hold the sound of a command."""
 ACCENTS = (*["en-us"] * 3, "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
@@ -94,22 +116,40 @@ def synthesise(target: Path, word: str, number: int) -> None:
     soundfile.write(folder / f"{voice}_nohash_{number}.wav", waveform[:CLIP] * level, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
+def sentence(target: Path, number: int) -> None:
+    """Write one utterance of six to twelve random words, told apart by its number."""
+    rng = random.Random(f"sentence {number}")
+    words = rng.sample(RUNNING.split(), rng.randint(6, 12))
+    if rng.random() < 0.4:
+        words.insert(rng.randrange(1, len(words)), ",")  # a pause
+    voice, wav = rng.choice((espeak, espeak, flite))(" ".join(words), rng)
+    waveform = decode(wav)
+    if len(waveform) < CLIP:
+        return  # a voice that says nothing
+    folder = target / "synthetic_sentences"
+    folder.mkdir(parents=True, exist_ok=True)
+    waveform *= 0.5 / np.abs(waveform).max()
+    soundfile.write(folder / f"{voice}_{number}.wav", waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.voices", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the data folder, --data.root of the training recipe")
     parser.add_argument("--scarce", type=int, default=600, help="clips each of on and off (default 600)")
     parser.add_argument("--known", type=int, default=80, help="clips of each other word of the vocabulary (default 80)")
     parser.add_argument("--outside", type=int, default=25, help="clips of each word outside it (default 25)")
+    parser.add_argument("--sentences", type=int, default=1500, help="utterances of running speech (default 1500)")
     arguments = parser.parse_args(argv)
     try:
         for program in ("espeak-ng", "flite"):
             if not shutil.which(program):
                 raise DataError(f"{program} is missing: install espeak-ng and flite")
-        counts = dict.fromkeys(OUTSIDE, arguments.outside)
+        counts = dict.fromkeys(OUTSIDE.split(), arguments.outside)
         counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
         counts |= dict.fromkeys(SCARCE, arguments.scarce)
         with ThreadPoolExecutor() as pool:
             jobs = [pool.submit(synthesise, arguments.root, w, n) for w, count in counts.items() for n in range(count)]
+            jobs += [pool.submit(sentence, arguments.root, n) for n in range(arguments.sentences)]
             for done, job in enumerate(jobs, 1):
                 job.result()
                 print(f"\r{done}/{len(jobs)} clips", end="", file=sys.stderr, flush=True)

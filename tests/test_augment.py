@@ -96,3 +96,15 @@ def test_masks_put_the_mean() -> None:
 def test_bad_setting_is_named() -> None:
     with pytest.raises(ConfigError, match=r"noisy=1\.5"):
         AugmentConfig(noisy=1.5)
+
+
+def test_a_narrow_band_ends_where_it_should() -> None:
+    noise = 0.01 * torch.randn(8, 16000, generator=generator())
+    config = AugmentConfig(muted=0.0, shift_ms=0.0, speed=0.0, narrow=0.5, narrow_hz=(4000.0, 4000.0))
+    nobody = torch.zeros(8, dtype=torch.bool)
+    varied = Augment(config, torch.zeros(0, 10), generator()).waveform(noise, noise, nobody, nobody)
+    power = torch.fft.rfft(varied).abs().square()  # one bin is one hertz
+    upper = power[:, 4010:].sum(1) / power[:, :3990].sum(1)
+    narrowed = upper < 1e-3
+    assert 0 < narrowed.sum() < 8
+    torch.testing.assert_close(varied[~narrowed], noise[~narrowed])

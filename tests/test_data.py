@@ -20,8 +20,10 @@ from speech.training.data import (
     halve,
     index_others,
     index_words,
+    isolate,
     join,
     place,
+    procedural_noise,
     set_level,
     speaker_of,
     vocabulary,
@@ -183,6 +185,49 @@ def test_a_neighbour_leaves_the_word_alone() -> None:
         joined = join(word(), speech, rng)
         np.testing.assert_array_equal(joined[4850:9150], word()[4850:9150])
         assert not np.array_equal(joined, word())
+
+
+def test_a_piece_stands_alone_and_is_cut_softly() -> None:
+    rng = np.random.default_rng(0)
+    speech = rng.standard_normal(CLIP).astype(np.float32)
+    lengths, starts = [], []
+    for _ in range(50):
+        alone = isolate(speech, rng)
+        sounding = np.flatnonzero(alone)
+        lengths.append((sounding[-1] - sounding[0]) / CLIP)
+        starts.append(sounding[0])
+        assert len(alone) == CLIP
+        assert abs(alone[sounding[0]]) < 0.05 > abs(alone[sounding[-1]])
+    assert min(lengths) > 0.13
+    assert 0.5 < max(lengths) < 0.73
+    assert max(starts) - min(starts) > CLIP / 4
+
+
+def test_snippets_and_sentences_are_unknown(root: Path) -> None:
+    sentences = root / "synthetic_sentences"
+    sentences.mkdir()
+    for n in range(3):
+        soundfile.write(sentences / f"voice_{n}.wav", np.full(2 * CLIP, 0.1), CLIP, subtype="PCM_16")
+    speech = root / "negative_speech/training/book"
+    speech.mkdir(parents=True)
+    for n in range(20):
+        soundfile.write(speech / f"{n}-1-1.wav", np.full(2 * CLIP, 0.1), CLIP, subtype="PCM_16")
+    corpus = Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
+    labels = (*KEYWORDS, UNKNOWN, SILENCE)
+    mix = MixConfig(0, 0, 0, 0.0, partial=0, speech=40, snippet=40, speech_synthetic=0.25, silence=0, rare=12)
+    draws = TrainingExamples(corpus, labels, mix, seed=1, epoch=0).draws
+    assert {labels[draw.label] for draw in draws} == {UNKNOWN}
+    for kind in ("speech", "snippet"):
+        sources = [corpus.recordings[draw.index].source for draw in draws if draw.kind == kind]
+        assert len(sources) == 40
+        assert 2 <= sources.count("sentences") <= 20
+        assert set(sources) == {"speech", "sentences"}
+
+
+def test_procedural_noise_peaks_at_one() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        assert np.abs(procedural_noise(rng)).max() == pytest.approx(1, abs=1e-3)
 
 
 def test_level() -> None:

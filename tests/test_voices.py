@@ -9,6 +9,7 @@ import soundfile
 
 from recipes import demo, voices
 from speech import Listener, Recognizer
+from speech.training.data import KEYWORDS, index_others
 
 MISSING = [program for program in ("espeak-ng", "flite") if not shutil.which(program)]
 needs_voices = pytest.mark.skipif(bool(MISSING), reason=f"no synthesiser: {', '.join(MISSING)} not installed")
@@ -16,15 +17,27 @@ needs_voices = pytest.mark.skipif(bool(MISSING), reason=f"no synthesiser: {', '.
 
 @needs_voices
 def test_clips_are_spoken_and_laid_out_for_training(tmp_path: Path) -> None:
-    assert voices.main([str(tmp_path), "--scarce", "6", "--known", "1", "--outside", "0"]) == 0
+    assert voices.main([str(tmp_path), "--scarce", "6", "--known", "1", "--outside", "1", "--sentences", "0"]) == 0
     clips = sorted(tmp_path.glob("synthetic/*/*_nohash_*.wav"))
     assert len([c for c in clips if c.parent.name == "on"]) >= 5
-    assert {c.parent.name for c in clips} >= {"yes", "off", "zero"}
+    assert {c.parent.name for c in clips} >= {"yes", "off", "zero", "snow", "marvin"}
+    assert all(len(c.parent.name) > 1 for c in clips), "words, not letters"
     for clip in clips:
         samples, rate = soundfile.read(clip)
         assert rate == 16000
         assert 1600 <= len(samples) <= 16000
         assert np.abs(samples).max() == pytest.approx(0.5, abs=0.01)
+
+
+@needs_voices
+def test_sentences_hold_no_command_and_are_laid_out_for_training(tmp_path: Path) -> None:
+    assert not set(voices.RUNNING.split()) & {*KEYWORDS, *voices.OTHERS}
+    voices.sentence(tmp_path, 0)
+    voices.sentence(tmp_path, 1)
+    recordings = index_others(tmp_path)
+    assert {r.source for r in recordings} == {"sentences"}
+    assert len(recordings) == 2
+    assert all(soundfile.info(r.path).duration > 1 for r in recordings)
 
 
 @needs_voices

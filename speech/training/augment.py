@@ -26,6 +26,10 @@ class AugmentConfig:
     """Range of the ratio of the word's loud parts to the noise."""
     roomy: float = 0.25
     """Share of examples that are heard in a room."""
+    narrow: float = 0.0
+    """Share of examples without the upper band, as over a telephone or a headset's radio link."""
+    narrow_hz: tuple[float, float] = (3000.0, 7000.0)
+    """Range of where that band ends."""
     muted: float = 0.15
     """Share of examples whose beginning is silenced, as the live loop does behind a detected word."""
     stretch: float = 0.15
@@ -38,7 +42,7 @@ class AugmentConfig:
     """Most coefficients masked at once."""
 
     def __post_init__(self) -> None:
-        for field in ("noisy", "roomy", "muted"):
+        for field in ("noisy", "roomy", "narrow", "muted"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
         for field in ("speed", "speed_rare", "stretch"):
@@ -105,7 +109,7 @@ class Augment:
         return uniform(n, 0, 1, like, self.generator) < probability  # (n, 1)
 
     def waveform(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> Tensor:
-        """Shift, speed, room, gain, noise, clipping, muted beginning.
+        """Shift, speed, room, gain, noise, narrow band, clipping, muted beginning.
 
         Args:
             waveform, noise: (batch, time).
@@ -122,8 +126,19 @@ class Augment:
         waveform = waveform * 10 ** (gain_db / 20)
         snr_db = uniform(n, *config.snr_db, waveform, generator)
         noisy = self._chosen(n, config.noisy, waveform) & spoken
-        waveform = torch.where(noisy, add_noise(waveform, noise, snr_db), waveform).clamp(-1, 1)
-        return self._mute_beginning(waveform)
+        waveform = torch.where(noisy, add_noise(waveform, noise, snr_db), waveform)
+        return self._mute_beginning(self._narrow(waveform).clamp(-1, 1))
+
+    def _narrow(self, waveform: Tensor) -> Tensor:
+        n, time = waveform.shape
+        chosen = self._chosen(n, self.config.narrow, waveform)
+        end_hz = uniform(n, *self.config.narrow_hz, waveform, self.generator)[chosen][:, None]
+        if not len(end_hz):
+            return waveform
+        rows = chosen.squeeze(1).nonzero().squeeze(1)
+        spectrum = torch.fft.rfft(waveform[rows])
+        frequency_hz = torch.linspace(0, 8000, spectrum.shape[1], device=waveform.device)  # 16 kHz audio
+        return waveform.index_copy(0, rows, torch.fft.irfft(spectrum * (frequency_hz < end_hz), time))
 
     def _rooms(self, waveform: Tensor, spoken: Tensor) -> Tensor:
         if not len(self.rooms):

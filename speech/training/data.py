@@ -38,7 +38,7 @@ class Recording:
     part: str
     """training, validation or testing."""
     source: str
-    """words, synthetic, speech, noise or rooms."""
+    """words, synthetic, speech, sentences (synthetic speech), noise or rooms."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,14 @@ class MixConfig:
     """Words cut in two, as a sliding window sees them: also `_unknown_`."""
     speech: int = 3000
     """Windows of running speech without commands: also `_unknown_`."""
+    snippet: int = 0
+    """Pieces of running speech that stand alone like a word: also `_unknown_`."""
+    speech_synthetic: float = 0.15
+    """Share of synthetic voices in `speech` and `snippet`, where there are any."""
     silence: int = 2500
     """Noise at every level, digital silence included."""
+    event: float = 0.0
+    """Share of `silence` that is a short sound alone, as of a door or a cup."""
     synthetic: float = 0.06
     """Share of synthetic voices in a word with plenty of recordings."""
     synthetic_rare: float = 0.3
@@ -71,7 +77,8 @@ class MixConfig:
     """Share of words that get a piece of other speech before or after them."""
 
     def __post_init__(self) -> None:
-        for field in ("unknown_real", "synthetic", "synthetic_rare", "placed", "neighbour"):
+        shares = ("unknown_real", "speech_synthetic", "event", "synthetic", "synthetic_rare", "placed", "neighbour")
+        for field in shares:
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
 
@@ -138,6 +145,8 @@ def index_others(root: Path) -> list[Recording]:
     found = [
         Recording(path, path.parent.name, "training", "synthetic") for path in sorted(root.glob("synthetic/*/*.wav"))
     ]
+    for path in sorted(root.glob("synthetic_sentences/*.wav")):
+        found.append(Recording(path, "", "training", "sentences"))
     for path in sorted(root.glob("negative_speech/training/*/*.wav")):
         found.append(Recording(path, "", part_of(path.stem.rsplit("-", 2)[0], 0.1, 0.0), "speech"))
     for path in sorted(root.glob("negative_speech/false_alarm_test/*/*.wav")):
@@ -274,9 +283,26 @@ def join(waveform: Waveform, speech: Waveform, rng: np.random.Generator) -> Wave
     return joined
 
 
+def isolate(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+    """A piece of 0.15 to 0.7 s, cut where the sound is weakest, alone at a random place of the window."""
+    step = SAMPLE_RATE_HZ // 100
+    level = np.square(waveform[: len(waveform) // step * step].reshape(-1, step)).mean(1)
+    start = int(level[: len(level) // 4].argmin())
+    shortest = start + int(rng.integers(15, 60))
+    end = shortest + int(level[shortest : shortest + 12].argmin())
+    piece = waveform[start * step : end * step].copy()
+    fade = np.linspace(0, 1, step, dtype=np.float32)
+    piece[:step] *= fade
+    piece[-step:] *= fade[::-1]
+    alone = np.zeros_like(waveform)
+    at = int(rng.integers(len(waveform) - len(piece) + 1))
+    alone[at : at + len(piece)] = piece
+    return alone
+
+
 def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
-    """Noise of a random spectral slope, a few steady tones or some clicks, peaking at 1."""
-    kind = rng.integers(3)
+    """Noise of a random spectral slope, a few tones, a chord that glides or some clicks, peaking at 1."""
+    kind = rng.integers(4)
     if kind == 0:
         spectrum = np.fft.rfft(rng.standard_normal(length))
         spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** -rng.uniform(-0.5, 1.2)
@@ -285,6 +311,14 @@ def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
         pitch_hz = rng.uniform(50, 4000, size=(rng.integers(1, 5), 1))
         phase = 2 * np.pi * pitch_hz * np.arange(length) / SAMPLE_RATE_HZ + rng.uniform(0, 6, pitch_hz.shape)
         noise = np.sin(phase).sum(0) * np.exp(-np.arange(length) * rng.uniform(0, 5) / SAMPLE_RATE_HZ)
+    elif kind == 2:
+        time = np.arange(length) / SAMPLE_RATE_HZ
+        root_hz = rng.uniform(60, 600) * 2 ** (rng.uniform(-1, 1) * time)  # up to an octave in a second
+        partials = np.outer(rng.choice([1, 1.25, 1.5, 2], 3), np.arange(1, 7)).ravel()
+        phase = 2 * np.pi * np.cumsum(root_hz) / SAMPLE_RATE_HZ
+        weight = rng.uniform(0, 1, len(partials)) / partials
+        noise = (weight[:, None] * np.sin(partials[:, None] * phase)).sum(0)
+        noise *= 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.5, 8) * time + rng.uniform(0, 6))
     else:
         noise = np.zeros(length)
         noise[rng.integers(length, size=rng.integers(1, 12))] = rng.uniform(-1, 1)
@@ -303,7 +337,7 @@ class Draw:
     """How one training example comes about."""
 
     kind: str
-    """word, partial, speech or silence."""
+    """word, partial, speech, snippet or silence."""
     index: int
     """The recording in the corpus; -1 where procedural noise or nothing is wanted."""
     label: int
@@ -318,6 +352,7 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
     def __init__(self, corpus: Corpus, labels: Sequence[str], mix: MixConfig, seed: int, epoch: int) -> None:
         self.corpus, self.mix, self.seed, self.epoch = corpus, mix, seed, epoch
         self.speech = corpus.select("training", "speech")
+        self.sentences = corpus.select("training", "sentences")
         self.noise = corpus.select("training", "noise")
         self.draws = self._plan(list(labels), np.random.default_rng([seed, epoch]))
 
@@ -333,8 +368,11 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
         draws += [Draw("word", i, unknown) for i in self._pick_outside(by_word, set(labels), rng)]
         whole = self.corpus.select("training", "words")
         draws += [Draw("partial", int(i), unknown) for i in rng.choice(whole, mix.partial)]
-        if len(self.speech):
-            draws += [Draw("speech", int(i), unknown) for i in rng.choice(self.speech, mix.speech)]
+        for kind, count in (("speech", mix.speech), ("snippet", mix.snippet)) if len(self.speech) else ():
+            n_synthetic = int(rng.binomial(count, mix.speech_synthetic)) if len(self.sentences) else 0
+            chosen = rng.choice(self.speech, count - n_synthetic).tolist()
+            chosen += rng.choice(self.sentences, n_synthetic).tolist() if n_synthetic else []
+            draws += [Draw(kind, i, unknown) for i in chosen]
         silence = rng.choice(self.noise, mix.silence) if len(self.noise) else np.full(mix.silence, -1)
         silence[rng.random(mix.silence) < 0.2] = -1
         draws += [Draw("silence", int(i), labels.index(SILENCE)) for i in silence]
@@ -396,9 +434,12 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             if draw.index < 0 and rng.random() < 0.3:
                 return np.zeros(CLIP, np.float32)
             source = procedural_noise(rng) if draw.index < 0 else self.corpus.crop(draw.index, rng)
+            if rng.random() < self.mix.event:
+                source = isolate(source, rng)
             return set_level(source, rng.uniform(-90, -3))
-        if draw.kind == "speech":
-            return self.corpus.crop(draw.index, rng)
+        if draw.kind in ("speech", "snippet"):
+            running = self.corpus.crop(draw.index, rng)
+            return running if draw.kind == "speech" else isolate(running, rng)
         waveform = fit(self.corpus[draw.index])
         if draw.kind == "partial":
             waveform = halve(waveform, rng)
