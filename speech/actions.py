@@ -1,0 +1,315 @@
+"""What a detection sets off: commands from a TOML file, or Python functions.
+
+In Python, `for detection in listener.listen(blocks)` is the plain way to act on a word.  `Actions` adds what a
+loop that is left running needs: nothing here blocks the audio, and what goes wrong is told in one line.
+
+    [defaults]                            # optional: cooldown_s, timeout_s, min_confidence
+    timeout_s = 5
+
+    [left]
+    run = ["xdotool", "key", "Left"]      # no shell; a relative path counts from the current folder
+
+    [stop]
+    run = "echo stop >> log.txt"
+    shell = true
+    min_confidence = 0.9
+
+A command finds the detection in SPEECH_WORD, SPEECH_START_S, SPEECH_END_S and SPEECH_CONFIDENCE, and nothing on its
+standard input.  It is over when it has ended and closed its output; what it started belongs to it until then.
+For something that goes on: `timeout_s = inf`, or `shell = true` and `program >/dev/null 2>&1 &`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from speech.errors import ConfigError
+from speech.listener import Detection
+
+TAIL_BYTES = 4096
+"""How much of each output of a command is kept."""
+MESSAGE_LENGTH = 200
+"""Characters of a message that are told."""
+GRACE_S = 0.5
+"""Time between asking a command to end and killing it."""
+POLL_S = 0.02
+
+Callback = Callable[[Detection], object]
+
+
+@dataclass(frozen=True)
+class Action:
+    """What one word sets off, and how often.  Raises ConfigError for a field out of range or a missing program."""
+
+    run: Callback | Sequence[str] | str
+    """Arguments of a command, one string with `shell`, or a function that takes the detection."""
+    shell: bool = False
+    """Hand `run` to the shell."""
+    cooldown_s: float = 1.0
+    """Audio that must pass, from one decision to the next, before the word acts again."""
+    timeout_s: float = 10.0
+    """Time after which the command and what it started are killed; `inf` for never.  Not for functions."""
+    min_confidence: float = 0.0
+    """Detections below it are passed over, 0..1."""
+
+    def __post_init__(self) -> None:
+        for field in ("cooldown_s", "timeout_s", "min_confidence"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"{field}={value!r} must be a number")
+        if not self.cooldown_s >= 0:
+            raise ConfigError(f"cooldown_s={self.cooldown_s} must not be negative")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s={self.timeout_s} must be positive")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence={self.min_confidence} must lie in 0..1")
+        if not isinstance(self.shell, bool):
+            raise ConfigError(f"shell={self.shell!r} must be true or false")
+        if not callable(self.run):
+            self._check_command(self.run)
+
+    def _check_command(self, run: Any) -> None:
+        if self.shell:
+            if not isinstance(run, str) or not run.strip():
+                raise ConfigError(f"run={run!r} must be one string when shell = true")
+        elif isinstance(run, str):
+            raise ConfigError(f"run={run!r} must be a list of arguments, or needs shell = true")
+        elif not isinstance(run, list | tuple) or not run or not all(isinstance(part, str) for part in run):
+            raise ConfigError(f"run={run!r} must be a list of strings, the program first")
+        elif not shutil.which(run[0]):
+            raise ConfigError(f"run: no program {run[0]!r} that can be executed")
+
+
+class Actions:
+    """Sets off what belongs to a detection: `actions(detection)` returns at once.
+
+    A word in its cool-down is passed over; one whose command or function still runs is, too, and that is told once.
+    Leaving the `with` block waits for what runs, or ends it when an exception left the block.
+
+    Args:
+        actions: what each word does: an Action, or a function that is called in a thread of its own.
+        words: all that there are; default: not checked.
+        tell: takes one line about what went wrong, from any thread; default: prints it on stderr.
+    Raises:
+        ConfigError: an action for another word.
+    """
+
+    def __init__(
+        self,
+        actions: Mapping[str, Action | Callback],
+        words: Sequence[str] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        for word in actions:
+            if words is not None and word not in words:
+                raise ConfigError(f"[{word}] is not one of the words: {', '.join(words)}")
+        self._actions = {word: a if isinstance(a, Action) else Action(a) for word, a in actions.items()}
+        self._tell = tell or _tell
+        self._closing = threading.Event()
+        self._runs: dict[str, _Run] = {}  # the last of each word
+        self.reset()
+
+    @classmethod
+    def load(cls, path: str | Path, words: Sequence[str], tell: Callable[[str], None] | None = None) -> "Actions":
+        """Read and check a TOML file.  Raises ConfigError with the file, the table and the key."""
+        try:
+            tables = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        try:
+            return cls(_parse(tables), words, tell)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def __call__(self, detection: Detection) -> None:
+        """Set off what belongs to the word, if anything; call it from one thread."""
+        word = detection.word
+        action, last = self._actions.get(word), self._runs.get(word)
+        if action is None or detection.confidence < action.min_confidence or self._closing.is_set():
+            return
+        passed_s = detection.at_s - self._last_s.get(word, -float("inf"))
+        if 0 <= passed_s < action.cooldown_s:  # negative: a new stream began
+            return
+        if last and last.is_alive():
+            if not last.told:
+                self._tell(f"action {word}: still running, skipped")
+            last.told = True
+            return
+        self._last_s[word] = detection.at_s
+        self._runs[word] = _Run(action, detection, self._tell, self._closing)
+        self._runs[word].start()
+
+    def reset(self) -> None:
+        """A new stream begins at time 0: no word is in its cool-down."""
+        self._last_s: dict[str, float] = {}
+
+    def finish(self) -> None:
+        """Wait until what runs is over; commands are within their time limits."""
+        for run in self._runs.values():
+            run.join()
+
+    def close(self) -> None:
+        """End what runs.  A function can't be ended: one that does not return soon is told and left behind."""
+        self._closing.set()
+        deadline = time.monotonic() + 3 * GRACE_S
+        for word, run in self._runs.items():
+            run.join(max(0.0, deadline - time.monotonic()))
+            if run.is_alive():
+                self._tell(f"action {word}: does not end, left behind")
+        self._runs.clear()
+
+    def __enter__(self) -> "Actions":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.close()
+
+
+class _Run(threading.Thread):
+    """One time that an action is set off; the only owner of its process."""
+
+    def __init__(
+        self, action: Action, detection: Detection, tell: Callable[[str], None], closing: threading.Event
+    ) -> None:
+        super().__init__(name=f"action {detection.word}", daemon=True)
+        self.action, self.detection, self.tell, self.closing = action, detection, tell, closing
+        self.told = False  # that a later detection was passed over
+
+    def run(self) -> None:
+        try:
+            if callable(self.action.run):
+                self.action.run(self.detection)
+                return
+            trouble = self._command(self.action.run)
+        except Exception as error:  # whatever it is, the loop goes on
+            trouble = f"{type(error).__name__}: {error}"
+        if trouble:
+            self.tell(f"{self.name}: {_one_line(trouble)}")
+
+    def _command(self, command: Sequence[str] | str) -> str | None:
+        """Run the command to its end; what went wrong."""
+        process = subprocess.Popen(
+            command,
+            shell=self.action.shell,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | _environment(self.detection),
+            start_new_session=os.name == "posix",  # its own process group: the terminal's Ctrl-C is not for it
+        )
+        assert process.stdout
+        assert process.stderr
+        output, errors = _Tail(process.stdout), _Tail(process.stderr)
+
+        def is_over() -> bool:  # polled last: until then the number of the group can't be given to another
+            return not output.is_alive() and not errors.is_alive() and process.poll() is not None
+
+        deadline = time.monotonic() + self.action.timeout_s
+        while not is_over():
+            if self.closing.is_set() or time.monotonic() >= deadline:
+                _end(process, is_over)
+                return "ended early" if self.closing.is_set() else f"killed after {self.action.timeout_s:g} s"
+            self.closing.wait(POLL_S)
+        if not process.returncode:
+            return None
+        how = f"exit status {process.returncode}"
+        if process.returncode < 0:
+            how = f"ended by signal {-process.returncode}"
+        return ": ".join(filter(None, [how, errors.last_line or output.last_line]))
+
+
+class _Tail(threading.Thread):
+    """Drains a pipe and keeps its end, so that a flood neither blocks the command nor fills the memory."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.pipe, self.kept = pipe, b""
+        self.start()
+
+    def run(self) -> None:
+        with self.pipe:
+            while data := self.pipe.read(TAIL_BYTES):
+                self.kept = (self.kept + data)[-TAIL_BYTES:]
+                time.sleep(0.001)  # slows a flood to some MB/s: the processor is for the audio
+
+    @property
+    def last_line(self) -> str:
+        lines = self.kept.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def _end(process: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
+    """Ask the whole group to end, then kill what is left of it."""
+    if sys.platform == "win32":
+        process.kill()
+        return
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for a group of zombies
+            os.killpg(process.pid, kind)
+        patience = time.monotonic() + GRACE_S
+        while not is_over() and time.monotonic() < patience:
+            time.sleep(POLL_S)
+    process.poll()  # one that left the group may still hold the output: it is drained until it ends
+
+
+def _parse(tables: Mapping[str, Any]) -> dict[str, Action | Callback]:
+    """The tables of a file -> what each word does."""
+    numbers = ("cooldown_s", "timeout_s", "min_confidence")
+    for name, table in tables.items():
+        known = numbers if name == "defaults" else ("run", "shell", *numbers)
+        if not isinstance(table, dict):
+            raise ConfigError(f"{name}={table!r} must be a table: [{name}] with run = [...]")
+        for key in table:
+            if key not in known:
+                raise ConfigError(f"[{name}] has no key {key!r}; it takes {', '.join(known)}")
+    defaults = tables.get("defaults", {})
+    _action("defaults", {"run": print, **defaults})  # checked on its own, so that a message names the right table
+    words = [name for name in tables if name != "defaults"]
+    if not words:
+        raise ConfigError("no action; expected tables like [left] with run = [...]")
+    return {word: _action(word, defaults | tables[word]) for word in words}
+
+
+def _action(table: str, fields: Mapping[str, Any]) -> Action:
+    if "run" not in fields:
+        raise ConfigError(f"[{table}] lacks run = [...]")
+    try:
+        return Action(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"[{table}] {error}") from error
+
+
+def _environment(detection: Detection) -> dict[str, str]:
+    return {
+        "SPEECH_WORD": detection.word,
+        "SPEECH_START_S": f"{detection.start_s:.3f}",
+        "SPEECH_END_S": f"{detection.end_s:.3f}",
+        "SPEECH_CONFIDENCE": f"{detection.confidence:.3f}",
+    }
+
+
+def _one_line(text: str) -> str:
+    """No line ends, no control characters, not too long."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

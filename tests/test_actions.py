@@ -1,0 +1,386 @@
+"""What detections set off, and that nothing of it disturbs the loop."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from speech import actions as module
+from speech.actions import Action, Actions
+from speech.errors import ConfigError
+from speech.listener import Detection
+
+WORDS = ("left", "right", "stop")
+posix = pytest.mark.skipif(os.name != "posix", reason="process groups and sh are POSIX")
+
+
+def heard(word: str = "left", at_s: float = 2.0, confidence: float = 0.95) -> Detection:
+    return Detection(word, at_s - 0.5, at_s - 0.1, confidence, at_s)
+
+
+def sh(script: str) -> tuple[str, ...]:
+    return ("sh", "-c", script)
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 5) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that init has yet to reap does not."""
+    try:
+        os.kill(pid, 0)
+        return sys.platform != "linux" or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def pids(path: Path, n: int) -> list[int]:
+    """The process numbers that a script writes, once all are there."""
+    wait_for(lambda: path.exists() and len(path.read_text().split()) == n)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 0.15)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+def test_a_file_runs_commands_that_know_the_detection(
+    tmp_path: Path, told: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "note.py"
+    script.write_text(
+        "import os, sys; print('out'); print('err', file=sys.stderr); assert not sys.stdin.read()\n"
+        f"text = ' '.join(f'{{k}}={{v}}' for k, v in sorted(os.environ.items()) if k.startswith('SPEECH_'))\n"
+        f"open({str(tmp_path / 'left')!r}, 'w').write(text)"
+    )
+    path = tmp_path / "actions.toml"
+    path.write_text(
+        "[defaults]\ncooldown_s = 0\ntimeout_s = 20.0\n"
+        f"[left]\nrun = [{sys.executable!r}, {str(script)!r}]\n"
+        f'[stop]\nrun = "echo $SPEECH_WORD > {tmp_path / "stop"}"\nshell = true\nmin_confidence = 0.9\n'
+    )
+    with Actions.load(path, WORDS, told.append) as actions:
+        actions(heard("stop", confidence=0.89))
+        actions(heard("right"))
+        actions(heard("left"))
+        actions(heard("stop"))
+    assert (tmp_path / "left").read_text() == (
+        "SPEECH_CONFIDENCE=0.950 SPEECH_END_S=1.900 SPEECH_START_S=1.500 SPEECH_WORD=left"
+    )
+    assert (tmp_path / "stop").read_text().strip() == "stop"
+    assert told == []
+    assert capfd.readouterr() == ("", "")
+
+
+@posix
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 100 & {note}; wait",
+        "trap '' TERM; sleep 100 & {note}; wait; sleep 100",
+        "(trap '' TERM; exec sleep 100 >/dev/null 2>&1) & {note}; wait",
+    ],
+    ids=["plain", "ignores SIGTERM", "its child ignores SIGTERM"],
+)
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, told: list[str], script: str) -> None:
+    note = tmp_path / "pids"
+    command = sh(script.format(note=f"echo $! $$ > {note}"))
+    with Actions({"left": Action(command, timeout_s=0.5)}, tell=told.append) as actions:
+        begin = time.monotonic()
+        actions(heard())
+        assert time.monotonic() - begin < 0.4, "it must return at once"
+        child, parent = pids(note, 2)
+        assert is_alive(child)
+        assert is_alive(parent)
+        actions.finish()
+        assert told == ["action left: killed after 0.5 s"]
+        assert time.monotonic() - begin < 5
+        wait_for(lambda: not is_alive(child) and not is_alive(parent))
+
+
+@posix
+def test_what_a_command_leaves_behind_with_its_output_belongs_to_it(tmp_path: Path, told: list[str]) -> None:
+    note = tmp_path / "pids"
+    with Actions({"left": Action(sh(f"sleep 100 & echo $! > {note}"), timeout_s=0.3)}, tell=told.append) as actions:
+        actions(heard())
+    assert told == ["action left: killed after 0.3 s"]
+    wait_for(lambda: not is_alive(pids(note, 1)[0]))
+
+
+@posix
+def test_one_that_left_the_group_with_the_output_holds_up_nothing(tmp_path: Path, told: list[str]) -> None:
+    note = tmp_path / "pids"
+    script = f"import os, time; os.setsid(); open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    command = sh(f'"{sys.executable}" -S -c "{script}" & sleep 100')
+    with Actions({"left": Action(command, timeout_s=100)}, tell=told.append) as actions:
+        actions(heard())
+        (escaped,) = pids(note, 1)
+        begin = time.monotonic()
+        actions.close()
+    assert time.monotonic() - begin < 5
+    assert told == ["action left: ended early"]
+    assert is_alive(escaped)
+    os.kill(escaped, signal.SIGKILL)
+
+
+@posix
+def test_a_command_does_not_read_our_standard_input(told: list[str]) -> None:
+    reading, writing = os.pipe()
+    ours = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        os.write(writing, b"audio")
+        with Actions({"left": Action(sh('test -z "$(head -c 5)"'), timeout_s=2)}, tell=told.append) as actions:
+            actions(heard())
+    finally:
+        os.dup2(ours, 0)
+        for number in (ours, reading, writing):
+            os.close(number)
+    assert told == []
+
+
+@posix
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (sh("echo one >&2; echo two >&2; echo out; exit 3"), "exit status 3: two"),
+        (sh("echo only out; exit 4"), "exit status 4: only out"),
+        (sh("exit 5"), "exit status 5"),
+        (sh("kill -9 $$"), "ended by signal 9"),
+        (sh(r"printf 'a\033[31m\tb\n\n' >&2; exit 1"), "exit status 1: a [31m b"),
+        (("sh", "-c", "\0"), "ValueError: embedded null byte"),
+    ],
+)
+def test_a_command_that_fails_is_told_in_one_line(told: list[str], command: tuple[str, ...], line: str) -> None:
+    with Actions({"left": Action(command)}, tell=told.append) as actions:
+        actions(heard())
+    assert told == [f"action left: {line}"]
+
+
+@posix
+def test_a_long_message_is_clipped(told: list[str]) -> None:
+    with Actions({"left": Action(sh("printf '%5000s' | tr ' ' x >&2; exit 1"))}, tell=told.append) as actions:
+        actions(heard())
+    assert told == ["action left: " + "exit status 1: ".ljust(module.MESSAGE_LENGTH - 1, "x") + "…"]
+
+
+@posix
+def test_a_program_that_vanishes_later_is_told(tmp_path: Path, told: list[str]) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    with Actions({"left": Action([str(program)])}, tell=told.append) as actions:
+        program.unlink()
+        actions(heard())
+    assert len(told) == 1
+    assert told[0].startswith("action left: FileNotFoundError:")
+
+
+@posix
+def test_a_flood_is_drained_and_not_kept(
+    told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tails: list[module._Tail] = []
+    n_read = 0
+
+    class Tail(module._Tail):
+        def start(self) -> None:
+            tails.append(self)
+            pipe_read = self.pipe.read
+
+            class Counted:
+                def read(self, size: int) -> bytes:
+                    nonlocal n_read
+                    data = pipe_read(size)
+                    n_read += len(data)
+                    return data
+
+                def __enter__(self) -> None: ...
+                def __exit__(self, *_: object) -> None: ...
+
+            self.pipe = Counted()  # type: ignore[assignment]
+            super().start()
+
+    monkeypatch.setattr(module, "_Tail", Tail)
+    flood = sh("yes good & yes bad >&2")
+    with Actions({"left": Action(flood, timeout_s=0.4)}, tell=told.append) as actions:
+        actions(heard())
+    assert told == ["action left: killed after 0.4 s"]
+    assert n_read > 20 * module.TAIL_BYTES
+    assert [len(tail.kept) for tail in tails] == [module.TAIL_BYTES] * 2
+    assert not any(tail.is_alive() for tail in tails)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_cool_down_is_counted_in_audio(told: list[str]) -> None:
+    times: list[float] = []
+    with Actions({"left": Action(lambda d: times.append(d.at_s), cooldown_s=1.5)}, tell=told.append) as actions:
+
+        def hear(at_s: float) -> None:
+            actions(heard(at_s=at_s))
+            actions.finish()
+
+        for at_s in (2.0, 2.5, 3.49, 3.5, 4.9, 5.0):
+            hear(at_s)
+        assert times == [2.0, 3.5, 5.0]
+        hear(1.0)  # a new stream began
+        actions.reset()
+        hear(1.2)
+        assert times == [2.0, 3.5, 5.0, 1.0, 1.2]
+    assert told == []
+
+
+@posix
+def test_what_still_runs_is_not_started_again_and_that_is_told_once(tmp_path: Path, told: list[str]) -> None:
+    note = tmp_path / "note"
+    command = sh(f"echo $SPEECH_END_S >> {note}; until test -e {tmp_path / 'go'}; do sleep 0.02; done")
+    with Actions({"left": Action(command, cooldown_s=0)}, tell=told.append) as actions:
+        for at_s in (1, 2, 3):
+            actions(heard(at_s=at_s))
+        assert told == ["action left: still running, skipped"]
+        (tmp_path / "go").touch()
+        actions.finish()
+        actions(heard(at_s=4))
+    assert note.read_text().split() == ["0.900", "3.900"]
+    assert len(told) == 1
+
+
+@posix
+def test_words_do_not_wait_for_each_other(tmp_path: Path, told: list[str]) -> None:
+    done = threading.Event()
+    with Actions(
+        {"left": Action(sh("sleep 100"), timeout_s=100), "right": lambda _: done.set()}, tell=told.append
+    ) as a:
+        a(heard("left"))
+        a(heard("right"))
+        assert done.wait(5)
+        a.close()
+    assert told == ["action left: ended early"]
+
+
+@posix
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_exception_ends_what_runs_and_leaves_no_children(tmp_path: Path, told: list[str], stubborn: bool) -> None:
+    note = tmp_path / "pids"
+    trap = "trap '' TERM; " if stubborn else ""
+    threads = threading.active_count()
+    command = sh(f"{trap}sleep 100 & echo $! $$ > {note}; wait; sleep 100")
+    actions = Actions({"left": Action(command)}, tell=told.append)
+
+    def interrupted() -> None:
+        with actions:
+            actions(heard())
+            found.extend(pids(note, 2))
+            raise KeyboardInterrupt
+
+    begin, found = time.monotonic(), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - begin < 5
+    assert told == ["action left: ended early"]
+    wait_for(lambda: not any(map(is_alive, found)))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(found[1], os.WNOHANG)  # it has been reaped
+    assert threading.active_count() == threads
+    actions(heard(at_s=9))
+    actions.close()
+    assert threading.active_count() == threads, "closed means closed"
+
+
+def test_a_function_that_raises_is_told(told: list[str]) -> None:
+    def fail(detection: Detection) -> None:
+        raise ValueError(f"no {detection.word}\nhere")
+
+    with Actions({"left": fail}, tell=told.append) as actions:
+        actions(heard())
+        actions.finish()
+        actions(heard(at_s=9))
+    assert told == ["action left: ValueError: no left here"] * 2
+
+
+def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(told: list[str]) -> None:
+    go = threading.Event()
+    actions = Actions({"left": Action(lambda _: go.wait(20), cooldown_s=0)}, tell=told.append)
+    begin = time.monotonic()
+    actions(heard(at_s=1))
+    actions(heard(at_s=2))
+    assert time.monotonic() - begin < 0.5
+    actions.close()
+    go.set()
+    assert time.monotonic() - begin < 5
+    assert told == ["action left: still running, skipped", "action left: does not end, left behind"]
+
+
+def test_lines_go_to_stderr_by_default(capfd: pytest.CaptureFixture[str]) -> None:
+    with Actions({"left": lambda _: 1 / 0}) as actions:  # type: ignore[arg-type, return-value]
+        actions(heard())
+    assert capfd.readouterr() == ("", "action left: ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no action; expected tables like [left]"),
+        ("[defaults]\ncooldown_s = 1", "no action; expected tables like [left]"),
+        ("left = [", "not valid TOML: "),
+        ("\xff", "not valid TOML: "),
+        ("left = 3", "left=3 must be a table"),
+        ("[[left]]\nrun = ['sh']", "left=[{'run': ['sh']}] must be a table"),
+        ("[lfet]\nrun = ['sh']", "[lfet] is not one of the words: left, right, stop"),
+        ("[left]", "[left] lacks run"),
+        ("[left]\nrun = ['no-such-program', '1']", "[left] run: no program 'no-such-program'"),
+        ("[left]\nrun = ['./no/such/program']", "[left] run: no program './no/such/program'"),
+        ("[left]\nrun = ['/']", "[left] run: no program '/'"),
+        ("[left]\nrun = []", "[left] run=[] must be a list of strings"),
+        ("[left]\nrun = ['sh', 3]", "[left] run=['sh', 3] must be a list of strings"),
+        ("[left]\nrun = 3", "[left] run=3 must be a list of strings"),
+        ("[left]\nrun = 'echo'", "[left] run='echo' must be a list of arguments, or needs shell = true"),
+        ("[left]\nrun = ['sh']\nshell = true", "[left] run=['sh'] must be one string when shell = true"),
+        ("[left]\nrun = ' '\nshell = true", "[left] run=' ' must be one string"),
+        ("[left]\nrun = 'echo'\nshell = 'yes'", "[left] shell='yes' must be true or false"),
+        ("[left]\nrun = ['sh']\ntimeout = 3", "[left] has no key 'timeout'; it takes run, shell, cooldown_s"),
+        ("[left]\nrun = ['sh']\ntimeout_s = 0", "[left] timeout_s=0 must be positive"),
+        ("[left]\nrun = ['sh']\ntimeout_s = nan", "[left] timeout_s=nan must be positive"),
+        ("[left]\nrun = ['sh']\ntimeout_s = '3'", "[left] timeout_s='3' must be a number"),
+        ("[left]\nrun = ['sh']\ncooldown_s = -1", "[left] cooldown_s=-1 must not be negative"),
+        ("[left]\nrun = ['sh']\ncooldown_s = true", "[left] cooldown_s=True must be a number"),
+        ("[left]\nrun = ['sh']\nmin_confidence = 1.1", "[left] min_confidence=1.1 must lie in 0..1"),
+        ("[defaults]\nrun = ['sh']\n[left]", "[defaults] has no key 'run'; it takes cooldown_s"),
+        ("[defaults]\ntimeout_s = -2\n[left]\nrun = ['sh']", "[defaults] timeout_s=-2 must be positive"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_clear_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "actions.toml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: {message}")) as refused:
+        Actions.load(path, WORDS)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: ")):
+            Actions.load(path, WORDS)
+
+
+def test_python_actions_are_checked_as_well() -> None:
+    with pytest.raises(ConfigError, match=r"\[lfet\] is not one of the words: left, right, stop"):
+        Actions({"lfet": print}, WORDS)
+    with pytest.raises(ConfigError, match="no program 'no-such-program'"):
+        Action(["no-such-program"])
