@@ -28,7 +28,8 @@ from speech.errors import SpeechError
 from speech.recognizer import Recognizer
 from speech.training.export import bundle_info, export, load_checkpoint, parity
 
-MONITOR = "val/balanced"
+MONITOR = {"classification": "val/balanced", "ctc": "val/commands"}
+"""The figure by which the best epoch of each head is chosen; more is better."""
 
 
 class TrainCLI(LightningCLI):
@@ -43,10 +44,13 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
 
+        parser.link_arguments("model.head", "data.head")
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config, run = self.config, self.config.run
+        monitor = MONITOR[config.model.head]
         callbacks: list[L.Callback] = [
-            ModelCheckpoint(run / "checkpoints", "best", MONITOR, mode="max", enable_version_counter=False),
+            ModelCheckpoint(run / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
             ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False),  # every epoch, to resume from
             LearningRateMonitor("epoch"),
             EMAWeightAveraging(decay=config.average),
@@ -54,7 +58,7 @@ class TrainCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(TQDMProgressBar(refresh_rate=10))
         if config.patience:
-            callbacks.append(EarlyStopping(MONITOR, mode="max", patience=config.patience))
+            callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
         kwargs |= {
             "callbacks": callbacks,
             "logger": CSVLogger(run, name="", version=f"curves-{len(list(run.glob('curves-*'))) + 1}"),
@@ -79,6 +83,7 @@ def train(cli: TrainCLI) -> None:
 
 def finish(cli: TrainCLI, run: Path) -> None:
     """Curves, bundle, results."""
+    from recipes.connected import evaluate_connected
     from recipes.evaluate import evaluate_words
 
     history = read_curves(run)
@@ -89,7 +94,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
         "epochs": notes["epoch"],
         "parameters": sum(p.numel() for p in scorer.network.parameters()),
         "network": notes["network"],
-        "mix": asdict(data.mix),
+        "mix": asdict(data.mix if data.head == "classification" else data.mixtures),
         "augment": asdict(cli.model.augment),
         "recordings": Counter(r.source for r in data.corpus.recordings if r.part == "training"),
         "torch": str(torch.__version__),
@@ -101,7 +106,8 @@ def finish(cli: TrainCLI, run: Path) -> None:
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")
-    results = evaluate_words(Recognizer.load(bundle), data.corpus, "validation")
+    evaluate = evaluate_words if data.head == "classification" else evaluate_connected
+    results = evaluate(Recognizer.load(bundle), data.corpus, "validation")
     print(results)
     record = {"training": training, "parity": difference, "validation": results.as_dict()}
     (run / "results.json").write_text(json.dumps(record, indent=1))
@@ -125,15 +131,16 @@ def draw_curves(history: list[dict[str, float]], target: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, share = figure.subplots(1, 2)
-    for axes, names in ((loss, ("train/loss", "val/loss")), (share, (MONITOR, "val/accuracy", "val/on", "val/off"))):
+    shares = sorted({name for row in history for name in row} & {*MONITOR.values(), "val/accuracy", "val/on", "val/off"})
+    for axes, names in ((loss, ("train/loss", "val/loss")), (share, shares)):
         for name in names:
             points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set_xlabel("epoch")
         axes.legend()
         axes.grid(alpha=0.3)
-    loss.set(title="Loss", ylabel="cross-entropy (nats)")
-    share.set(title="Validation, 12 classes", ylabel="share right")
+    loss.set(title="Loss", ylabel="nats")
+    share.set(title="Validation", ylabel="share right")
     figure.savefig(target, dpi=120)
 
 

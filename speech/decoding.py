@@ -1,13 +1,15 @@
 """Scores -> words."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Posteriors = NDArray[np.float32]
+NEAR = 0.2
+"""How far below its threshold a word is a near miss."""
 
 
 def most_confident(posteriors: Posteriors, is_word: NDArray[np.bool_]) -> Posteriors:
@@ -23,6 +25,8 @@ class Decision:
     word: str
     confidence: float
     """Mean posterior over the smoothed windows, 0..1."""
+    is_sure: bool
+    """Whether the confidence reaches the word's threshold; else it comes within `NEAR` of it."""
 
 
 class WordDecoder:
@@ -30,25 +34,25 @@ class WordDecoder:
 
     Args:
         labels: names of the scores.
-        words: the labels that may be reported; the others still compete, so that they are not taken for these.
-        threshold: mean posterior from which a word counts, 0..1.
+        thresholds: the words that may be reported, and the mean posterior (0..1) from which each counts; the other
+            labels still compete, so that they are not taken for these.
         n_windows: windows that the mean runs over.
     """
 
-    def __init__(self, labels: Sequence[str], words: Sequence[str], threshold: float, n_windows: int) -> None:
-        self._labels, self._words, self._threshold = tuple(labels), frozenset(words), threshold
+    def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float], n_windows: int) -> None:
+        self._labels, self._thresholds = tuple(labels), dict(thresholds)
         self._recent: deque[Posteriors] = deque(maxlen=n_windows)
 
     def push(self, posteriors: Posteriors) -> Decision | None:
-        """Take the posteriors (labels,) of the next window; a decision when the mean is sure of a word."""
+        """Take the posteriors (labels,) of the next window; a decision when the mean calls for a word, or nearly."""
         self._recent.append(posteriors)
         if len(self._recent) < (self._recent.maxlen or 1):
             return None
         mean = np.mean(self._recent, axis=0)
         best = int(mean.argmax())
-        if mean[best] < self._threshold or self._labels[best] not in self._words:
-            return None
-        return Decision(self._labels[best], float(mean[best]))
+        word, confidence = self._labels[best], float(mean[best])
+        threshold = self._thresholds.get(word, np.inf)
+        return Decision(word, confidence, confidence >= threshold) if confidence >= threshold - NEAR else None
 
     def reset(self) -> None:
         """Forget the windows so far, as after a decision."""

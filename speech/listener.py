@@ -1,6 +1,6 @@
 """Stream of samples -> detections.  Time is counted in samples; no clock and no device is read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +66,10 @@ class Listener:
     Args:
         recognizer: a loaded bundle.
         words: report only these; default: all words of the bundle.
-        threshold: mean posterior from which a word counts, 0..1; default: the bundle's.
+        threshold: mean posterior from which a word counts, 0..1, for all words or for each; default: the bundle's.
         config: timing.
+        near_miss: called with a word that came within `decoding.NEAR` of its threshold, a while after it did not
+            reach it.
     Raises:
         ConfigError: a word that the bundle lacks, a threshold out of range.
     """
@@ -76,22 +78,28 @@ class Listener:
         self,
         recognizer: Recognizer,
         words: Sequence[str] | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         config: ListenerConfig = ListenerConfig(),
+        near_miss: Callable[[Detection], None] | None = None,
     ) -> None:
         info = recognizer.info
         words = info.words if words is None else tuple(words)
-        threshold = info.threshold if threshold is None else threshold
         strange = [word for word in words if word not in info.words]
         if strange or not words:
             unknown = ", ".join(map(repr, strange)) or "an empty list"
             raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(info.words)}")
-        if not 0 < threshold <= 1:
-            raise ConfigError(f"threshold={threshold} must lie in 0..1")
-        self.recognizer, self.config = recognizer, config
+        self.thresholds = dict.fromkeys(words, info.threshold)
+        if isinstance(threshold, Mapping):
+            self.thresholds |= {word: value for word, value in threshold.items() if word in words}
+        elif threshold is not None:
+            self.thresholds = dict.fromkeys(words, threshold)
+        for word, value in self.thresholds.items():
+            if not 0 < value <= 1:
+                raise ConfigError(f"threshold={value} of {word!r} must lie in 0..1")
+        self.recognizer, self.config, self._near_miss = recognizer, config, near_miss
         self._rate = info.sample_rate_hz
         self._hop = round(config.hop_s * self._rate)
-        self._decoder = WordDecoder(info.labels, words, threshold, config.n_windows)
+        self._decoder = WordDecoder(info.labels, self.thresholds, config.n_windows)
         self.reset()
 
     def reset(self) -> None:
@@ -104,6 +112,7 @@ class Listener:
         self._consumed = 0  # samples up to the end of the last detection
         self._last = ("", 0)  # last word and when it was decided, in samples
         self._held = ("", 0)  # the word that is best now and for how many samples it has been
+        self._near: Detection | None = None  # the best word since the last decision that was not sure
         self._decoder.reset()
 
     @property
@@ -162,10 +171,14 @@ class Listener:
         window[: max(0, self._consumed - begin)] = 0
         decision = self._decoder.push(self.recognizer.scores(window[None])[0])
         held, self._held = self._held, ("", 0)
+        self._tell_near_miss()
         if not decision or self._is_repeated(decision.word):
             return None
         start, end = word_bounds(window, self._rate)
         if self._is_rest(begin + start):
+            return None
+        if not decision.is_sure:
+            self._nearly(decision, begin + start, begin + end)
             return None
         lasting = held[1] + self._hop if held[0] == decision.word else 0
         finished = len(window) - end >= self.config.settle_s * self._rate
@@ -181,9 +194,23 @@ class Listener:
     def _is_rest(self, start: int) -> bool:
         return bool(self._consumed) and start - self._consumed < self.config.gap_s * self._rate
 
+    def _nearly(self, decision: Decision, start: int, end: int) -> None:
+        if self._near is None or decision.confidence > self._near.confidence:
+            self._near = self._detection(decision, start, end)
+
+    def _tell_near_miss(self) -> None:
+        """A word that was not sure becomes a near miss when nothing has been decided for a window behind it."""
+        if self._near and self._heard / self._rate - self._near.at_s > self.recognizer.info.window_s:
+            near, self._near = self._near, None
+            if self._near_miss:
+                self._near_miss(near)
+
     def _report(self, decision: Decision, start: int, end: int) -> Detection:
-        self._consumed, self._last = end, (decision.word, self._heard)
+        self._consumed, self._last, self._near = end, (decision.word, self._heard), None
         self._decoder.reset()
+        return self._detection(decision, start, end)
+
+    def _detection(self, decision: Decision, start: int, end: int) -> Detection:
         start_s, end_s = max(0, start) / self._rate, end / self._rate
         return Detection(decision.word, start_s, end_s, decision.confidence, min(self._heard, self._fed) / self._rate)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ FORMAT = 1
 """Version of the bundle's metadata that this code reads and writes."""
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS / "commands.onnx"
-UNKNOWN, SILENCE = "_unknown_", "_silence_"
+UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
+HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
+"""What scores may mean, and the labels that are no words."""
 
 _PREFIX = "speech."
 
@@ -30,7 +32,7 @@ class BundleInfo:
     format: int
     """Version of this layout."""
     head: str
-    """What the scores mean: `classification`, one row of posteriors for each waveform."""
+    """What the scores mean: `classification`, one row of posteriors for each waveform, or `ctc`, one for each step."""
     labels: tuple[str, ...]
     """The classes, in the order of the scores."""
     sample_rate_hz: int
@@ -45,22 +47,32 @@ class BundleInfo:
     """What it was trained on, and how."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured with it."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """The same as `threshold` for single words."""
+    step_s: float = 0.0
+    """`ctc`: distance of two steps."""
+    offset_s: float = 0.0
+    """`ctc`: the middle of what the first step sees directly."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise BundleError(f"bundle format {self.format}, but this version reads format {FORMAT}")
-        if self.head != "classification":
-            raise BundleError(f"bundle with head {self.head!r}, but this version plays 'classification'")
-        missing = {UNKNOWN, SILENCE} - set(self.labels)
-        if missing or len(set(self.labels)) != len(self.labels):
-            raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {UNKNOWN} and {SILENCE}")
+        if self.head not in HEADS:
+            raise BundleError(f"bundle with head {self.head!r}, but this version plays {', '.join(HEADS)}")
+        needed = HEADS[self.head]
+        if not set(needed) <= set(self.labels) or len(set(self.labels)) != len(self.labels):
+            raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {' and '.join(needed)}")
+        if self.head == "ctc" and not self.step_s > 0:
+            raise BundleError(f"bundle with head 'ctc' and step_s={self.step_s}")
+        if any(not 0 < value <= 1 for value in self.thresholds.values()):
+            raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
         if self.sample_rate_hz <= 0 or self.window_s <= 0 or not 0 < self.threshold <= 1:
             raise BundleError("bundle with a sample rate, window or threshold out of range")
 
     @property
     def words(self) -> tuple[str, ...]:
         """The labels that are words."""
-        return tuple(label for label in self.labels if label not in (UNKNOWN, SILENCE))
+        return tuple(label for label in self.labels if label not in HEADS[self.head])
 
     @property
     def window(self) -> int:
@@ -75,8 +87,10 @@ class BundleInfo:
     def from_metadata(cls, metadata: Mapping[str, str]) -> "BundleInfo":
         """Raises BundleError when a field is missing or malformed."""
         values = {}
-        for name in cls.__dataclass_fields__:
+        for name, field_ in cls.__dataclass_fields__.items():
             if _PREFIX + name not in metadata:
+                if field_.default_factory is not MISSING or field_.default is not MISSING:
+                    continue  # an older bundle
                 raise BundleError(f"not a speech bundle: the metadata field {_PREFIX}{name} is missing")
             try:
                 values[name] = json.loads(metadata[_PREFIX + name])

@@ -11,26 +11,29 @@ def row(*posteriors: float) -> np.ndarray:
 
 
 def test_decides_on_the_mean_of_the_windows() -> None:
-    decoder = WordDecoder(LABELS, ("yes", "no"), threshold=0.7, n_windows=2)
+    decoder = WordDecoder(LABELS, {"yes": 0.7, "no": 0.7}, n_windows=2)
     assert decoder.push(row(1.0, 0.0, 0.0)) is None  # one window is not enough
-    assert decoder.push(row(0.3, 0.3, 0.4)) is None  # mean 0.65
-    decision = decoder.push(row(1.0, 0.0, 0.0))  # mean 0.65 again
-    assert decision is None
+    nearly = decoder.push(row(0.3, 0.3, 0.4))  # mean 0.65
+    assert nearly is not None
+    assert not nearly.is_sure
+    decoder.push(row(0.0, 0.0, 1.0))
+    assert decoder.push(row(0.9, 0.1, 0.0)) is None  # mean 0.45 is not even near
     decision = decoder.push(row(0.9, 0.1, 0.0))
     assert decision is not None
+    assert decision.is_sure
     assert decision.word == "yes"
-    assert decision.confidence == pytest.approx(0.95)
+    assert decision.confidence == pytest.approx(0.9)
 
 
 def test_a_label_that_may_not_be_reported_still_competes() -> None:
-    decoder = WordDecoder(LABELS, ("yes",), threshold=0.3, n_windows=1)
+    decoder = WordDecoder(LABELS, {"yes": 0.3}, n_windows=1)
     assert decoder.push(row(0.4, 0.6, 0.0)) is None
     assert decoder.push(row(0.4, 0.0, 0.6)) is None
     assert decoder.push(row(0.5, 0.3, 0.2)) is not None
 
 
 def test_reset_forgets() -> None:
-    decoder = WordDecoder(LABELS, ("yes",), threshold=0.5, n_windows=2)
+    decoder = WordDecoder(LABELS, {"yes": 0.5}, n_windows=2)
     decoder.push(row(1, 0, 0))
     decoder.reset()
     assert decoder.push(row(1, 0, 0)) is None

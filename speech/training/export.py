@@ -17,21 +17,28 @@ from torch import Tensor, nn
 from speech.errors import BundleError
 from speech.recognizer import FORMAT, BundleInfo
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Classifier, LSTMKind, NetworkConfig
+from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
 
+PREFIX: dict[Head, str] = {"classification": "classifier.", "ctc": "transcriber."}
+"""Where a checkpoint holds the network of each head."""
+WINDOW_S: dict[Head, float] = {"classification": 1.0, "ctc": 3.0}
+"""What the live loop shows the network at a time."""
 TOLERANCE = 1e-4
 """Largest difference of a score between torch and ONNX Runtime."""
 
 
 class Scorer(nn.Module):
-    """What the bundle computes: waveform (batch, time) -> scores (batch, classes) that sum to one."""
+    """What the bundle computes: waveform (batch, time) -> scores that sum to one.
 
-    def __init__(self, mfcc: MFCC, network: Classifier) -> None:
+    They are (batch, classes), or (batch, steps, tokens) with a CTC head.
+    """
+
+    def __init__(self, mfcc: MFCC, network: Network) -> None:
         super().__init__()
         self.mfcc, self.network = mfcc, network
 
     def forward(self, waveform: Tensor) -> Tensor:
-        return torch.softmax(self.network(self.mfcc(waveform)), dim=1)
+        return torch.softmax(self.network(self.mfcc(waveform)), dim=-1)
 
 
 def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
@@ -48,8 +55,9 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
         raise BundleError(f"{path} is no checkpoint of recipes.train: {reason}") from error
     features = FeatureConfig(**notes["features"])
     lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
-    network = Classifier(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
-    prefix = "classifier."
+    head: Head = notes.get("head", "classification")
+    network = build_network(head, features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
+    prefix = PREFIX[head]
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)
     return Scorer(MFCC(features), network).eval(), notes
@@ -65,6 +73,8 @@ def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
     """
     example = torch.zeros(2, round(info.window_s * info.sample_rate_hz))
     dynamic = {"waveform": {0: "batch", 1: "time"}, "scores": {0: "batch"}}
+    if info.head == "ctc":
+        dynamic["scores"][1] = "steps"
     graph = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -113,14 +123,19 @@ def bundle_info(
     notes: dict[str, Any], threshold: float, training: dict[str, Any], figures: dict[str, Any]
 ) -> BundleInfo:
     """The metadata of a bundle for a checkpoint's notes."""
+    feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
+    head: Head = notes.get("head", "classification")
+    timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)
     return BundleInfo(
         format=FORMAT,
-        head="classification",
+        head=head,
         labels=tuple(notes["labels"]),
-        sample_rate_hz=notes["features"]["sample_rate_hz"],
-        window_s=1.0,
+        sample_rate_hz=feature_config.sample_rate_hz,
+        window_s=WINDOW_S[head],
+        step_s=timing[0] if head == "ctc" else 0.0,
+        offset_s=timing[1] if head == "ctc" else 0.0,
         threshold=threshold,
-        features=json.loads(json.dumps(asdict(FeatureConfig(**notes["features"])))),
+        features=json.loads(json.dumps(asdict(feature_config))),
         training=training,
         figures=figures,
     )

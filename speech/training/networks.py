@@ -13,6 +13,10 @@ LSTMKind = Literal["torch", "equations", "rnn"]
 """The fast LSTM; the one written from its equations, which takes the same weights; a plain RNN for contrast."""
 
 
+Head = Literal["classification", "ctc"]
+"""One word in a window, or a sequence of words."""
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Size of the encoder."""
@@ -74,6 +78,12 @@ class Encoder(nn.Module):
             if "bias_ih" in name and lstm != "rnn":  # a forget gate that starts open lets gradients through time
                 parameter.data[config.hidden : 2 * config.hidden] = 1.0
 
+    @staticmethod
+    def timing(config: NetworkConfig, hop_s: float, window_s: float) -> tuple[float, float]:
+        """Distance of two steps and the middle of the first one, in seconds, for frames of `window_s` every `hop_s`."""
+        middle = 2 + config.stride  # the kernels are five and three frames long
+        return config.stride * config.stacking * hop_s, middle * hop_s + window_s / 2
+
     def forward(self, features: Tensor) -> Tensor:
         thinned = self.thin(self.normalize(features.transpose(1, 2)))  # (batch, stacking_channels, steps)
         hidden, _ = self.lstm(thinned.transpose(1, 2))
@@ -117,3 +127,31 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         logits, _ = self.head(self.encoder(features))
         return logits
+
+
+class Transcriber(nn.Module):
+    """Encoder and CTC head: at each step a posterior for every token.
+
+    Args of forward:
+        features: (batch, frames, n_features)
+    Returns of forward:
+        logits (batch, steps, tokens), steps as in `Encoder`; the last token is the blank
+    """
+
+    def __init__(self, n_features: int, n_tokens: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
+        super().__init__()
+        self.encoder = Encoder(n_features, config, lstm)
+        self.head = nn.Linear(2 * config.hidden, n_tokens)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(features))
+        return logits
+
+
+Network = Classifier | Transcriber
+
+
+def build_network(head: Head, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind) -> Network:
+    """The network of one head."""
+    kind = Classifier if head == "classification" else Transcriber
+    return kind(n_features, n_scores, config, lstm)
