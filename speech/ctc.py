@@ -1,0 +1,325 @@
+"""Posteriors of a CTC head -> tokens with times and confidences.
+
+Throughout, `log_probs` is (frames, tokens): natural logarithms of posteriors, one column for each of `labels`, which
+hold the words, FILLER for other speech and BLANK.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, starmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.errors import ConfigError
+from speech.grammar import Grammar, NGram
+
+BLANK, FILLER = "_blank_", "_unknown_"
+
+_UNLIKELY = -12.0  # log posterior below which a frame begins no new token
+_QUIET = math.log(0.999)  # log posterior of the blank above which a frame begins none at all
+_FLOOR = -100.0  # stands for the logarithm of 0, so that differences stay finite
+
+LogProbs = NDArray[np.float64]
+Scores = tuple[float, float]
+"""Log probability of a prefix over the paths that end in blank, and over those that end in its last token."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A token and the frames that it occupies."""
+
+    label: str
+    """A word, or FILLER."""
+    start: int
+    """Its first frame."""
+    end: int
+    """The frame after its last."""
+    confidence: float
+    """See `confidences`, 0..1."""
+
+
+def greedy(log_probs: NDArray[np.floating[Any]], labels: Sequence[str]) -> list[Span]:
+    """The best token of every frame, repetitions merged and blanks left out.
+
+    Args:
+        log_probs: (frames, tokens).
+        labels: names of the tokens.
+    Returns:
+        words and fillers in the order of time.
+    Raises:
+        ConfigError: NaN, positive values, or a shape that does not fit the labels.
+    Source: Graves et al. (2006), "Connectionist temporal classification", section 3.2, best path decoding.
+    """
+    log_probs, blank = _checked(log_probs, len(labels)), _blank(labels)
+    best = log_probs.argmax(1)
+    changes = np.flatnonzero(np.diff(best, prepend=-1, append=-1)).tolist()
+    runs = [(start, end) for start, end in pairwise(changes) if best[start] != blank]
+    return _spans(log_probs, labels, [int(best[start]) for start, _ in runs], runs)
+
+
+def beam_search(
+    log_probs: NDArray[np.floating[Any]],
+    labels: Sequence[str],
+    beam: int = 16,
+    grammar: Grammar | None = None,
+    language_model: NGram | None = None,
+    weight: float = 0.5,
+    insertion: float = 0.0,
+    threshold: float = 0.0,
+) -> list[Span]:
+    """The most probable token sequence, summed over all its alignments.
+
+    Sequences are ranked by log P(tokens | audio) + weight * log P(words) + insertion * number of words.  Fillers
+    are tokens like the words, but neither grammar nor language model sees them.
+
+    Args:
+        log_probs: (frames, tokens).
+        labels: names of the tokens.
+        beam: prefixes kept after each frame.
+        grammar: the words must be one of its sentences, or none at all; `Grammar.repeated()` suits a stream.
+        language_model: knows all words among the labels.  The end of a sequence is not scored: a stream has none.
+        weight: of the language model, at least 0.
+        insertion: log score for each word; above 0 more words are found, below 0 fewer.
+        threshold: confidence below which a word is dropped, 0..1.  With a grammar, so is what no longer belongs to
+            a sentence without it.  A grammar alone would take the nearest word that it allows for one that it
+            does not; the confidence weighs all words.
+    Returns:
+        words and fillers in the order of time.
+    Raises:
+        ConfigError: NaN, positive values, a shape that does not fit the labels; a setting out of range.
+    Source: Hannun et al. (2014), "First-pass large vocabulary continuous speech recognition using bi-directional
+        recurrent DNNs", algorithm 1.
+    """
+    log_probs, blank = _checked(log_probs, len(labels)), _blank(labels)
+    if beam < 1 or not weight >= 0 or not 0 <= threshold <= 1:
+        raise ConfigError(f"beam={beam} must be at least 1, weight={weight} 0, and threshold={threshold} lie in 0..1")
+    if grammar and not grammar.words <= set(labels):
+        raise ConfigError(f"the grammar uses {', '.join(sorted(grammar.words - set(labels)))}, not among the labels")
+    search = _Search(tuple(labels), blank, beam, grammar, language_model, weight, insertion)
+    tokens = search.best(log_probs)
+    spans = _spans(log_probs, labels, tokens, align(log_probs, tokens, blank))
+    return _confident(spans, threshold, grammar)
+
+
+def align(log_probs: NDArray[np.floating[Any]], tokens: Sequence[int], blank: int) -> list[tuple[int, int]]:
+    """The frames that each of `tokens` occupies on the most probable path that spells them.
+
+    Args:
+        log_probs: (frames, tokens).
+        tokens: columns, none of them `blank`.
+        blank: column of the blank.
+    Returns:
+        first frame and the frame after the last, for each token.
+    Raises:
+        ConfigError: fewer frames than the tokens and the blanks between equal neighbours need; a token out of range.
+    """
+    log_probs = _checked(log_probs)
+    n_frames, n_tokens = log_probs.shape
+    if blank in tokens or not all(0 <= token < n_tokens for token in (*tokens, blank)):
+        raise ConfigError(f"tokens {list(tokens)} must lie in 0..{n_tokens - 1} and not hold the blank, {blank}")
+    needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
+    if n_frames < needed:
+        raise ConfigError(f"{len(tokens)} tokens need at least {needed} frames, but there are {n_frames}")
+    if not tokens:
+        return []
+    states = np.full(2 * len(tokens) + 1, blank)  # a blank before, between and behind the tokens
+    states[1::2] = tokens
+    no_skip = np.where((states[2:] == blank) | (states[2:] == states[:-2]), -np.inf, 0)
+    score = np.full(len(states), -np.inf)
+    score[0] = 0
+    moves = np.full((3, len(states)), -np.inf)  # score when coming from 0, 1 or 2 states before
+    came = np.zeros((n_frames, len(states)), np.int8)
+    for frame in range(n_frames):
+        moves[0], moves[1, 1:] = score, score[:-1]
+        moves[2, 2:] = score[:-2] + no_skip
+        came[frame] = moves.argmax(0)
+        score = moves.max(0) + log_probs[frame, states]
+    path = np.empty(n_frames, np.int64)
+    state = len(states) - 1 - int(score[-2] > score[-1])
+    for frame in reversed(range(n_frames)):
+        path[frame] = state
+        state -= int(came[frame, state])
+    odd = 2 * np.arange(len(tokens)) + 1
+    starts, ends = np.searchsorted(path, odd, "left"), np.searchsorted(path, odd, "right")
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def confidences(log_probs: NDArray[np.floating[Any]], blank: int) -> NDArray[np.float64]:
+    """How probable it is that a stretch holds exactly one token, this one.
+
+    The alternatives are every other token alone (other words and the filler) and nothing; each counts with the
+    CTC probability of the stretch, over all alignments.  So a word that explains the frames as well as the filler
+    does, and better than everything else, gets 0.5.
+
+    Args:
+        log_probs: (frames, tokens), at least one frame.
+        blank: column of the blank; its value is the probability of nothing.
+    Returns:
+        (tokens,); they sum to one.
+    """
+    log_probs = _checked(log_probs)
+    # A token in frames i..j and blank elsewhere has exp(gain[j] - gain[i - 1]) times the probability of nothing.
+    gain = np.cumsum(log_probs - log_probs[:, [blank]], axis=0)  # (frames, tokens)
+    before = np.logaddexp.accumulate(np.vstack([np.zeros_like(gain[:1]), -gain[:-1]]))
+    odds = np.logaddexp.reduce(gain + before)  # (tokens,)
+    odds[blank] = 0
+    share: NDArray[np.float64] = np.exp(odds - np.logaddexp.reduce(odds))
+    return share
+
+
+def _checked(log_probs: NDArray[np.floating[Any]], n_tokens: int | None = None) -> LogProbs:
+    log_probs = np.asarray(log_probs)
+    if log_probs.ndim != 2 or n_tokens not in (None, log_probs.shape[1]):
+        raise ConfigError(f"log posteriors must be (frames, {n_tokens or 'tokens'}), not {log_probs.shape}")
+    if not (log_probs <= 1e-3).all():
+        raise ConfigError("log posteriors must be at most 0; they hold NaN, or are logits or probabilities")
+    floored: LogProbs = np.maximum(log_probs, _FLOOR, dtype=np.float64)
+    return floored
+
+
+def _blank(labels: Sequence[str]) -> int:
+    if BLANK not in labels:
+        raise ConfigError(f"labels {list(labels)} of a CTC head must hold {BLANK}")
+    return list(labels).index(BLANK)
+
+
+def _spans(
+    log_probs: LogProbs, labels: Sequence[str], tokens: Sequence[int], runs: Sequence[tuple[int, int]]
+) -> list[Span]:
+    """Each token with its confidence.
+
+    That comes from the token's frames and those around it, up to its neighbours and to where the blank is no longer
+    the best: a word that the grammar left out must not count against the one before it.
+    """
+    blank = _blank(labels)
+    ends, starts = [0, *(end for _, end in runs)], [*(start for start, _ in runs[1:]), len(log_probs)]
+    loud = np.array([-1, *np.flatnonzero(log_probs.argmax(1) != blank), len(log_probs)])
+    spans = []
+    for token, (start, end), low, high in zip(tokens, runs, ends, starts, strict=False):
+        low = max(low, int(loud[np.searchsorted(loud, start) - 1]) + 1)
+        high = min(high, int(loud[np.searchsorted(loud, end)]))
+        spans.append(Span(labels[token], start, end, float(confidences(log_probs[low:high], blank)[token])))
+    return spans
+
+
+def _confident(spans: list[Span], threshold: float, grammar: Grammar | None) -> list[Span]:
+    """Drop words below the threshold, and what is no sentence without them."""
+    spans = [span for span in spans if span.label == FILLER or span.confidence >= threshold]
+    if grammar is None:
+        return spans
+    words = [i for i, span in enumerate(spans) if span.label != FILLER]
+    kept = {words[k] for k in grammar.longest_sentence(spans[i].label for i in words)}
+    return [span for i, span in enumerate(spans) if span.label == FILLER or i in kept]
+
+
+@dataclass(eq=False, slots=True)
+class _Prefix:
+    """A token sequence: its last token and the prefix before it."""
+
+    token: int
+    parent: "_Prefix | None"
+    state: int
+    """Of the grammar."""
+    history: tuple[str, ...]
+    """What the language model looks at."""
+    bonus: float
+    """What language model and insertion add to the log probability."""
+    children: dict[int, "_Prefix"] = field(default_factory=dict)
+    """Those that a beam has kept; they are found again here, so that no sequence is in the beam twice."""
+
+    def tokens(self) -> list[int]:
+        tokens, prefix = [], self
+        while prefix.parent:
+            tokens.append(prefix.token)
+            prefix = prefix.parent
+        return tokens[::-1]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Prefix beam search; the arguments are those of `beam_search`."""
+
+    labels: tuple[str, ...]
+    blank: int
+    beam: int
+    grammar: Grammar | None
+    language_model: NGram | None
+    weight: float
+    insertion: float
+
+    def best(self, log_probs: LogProbs) -> list[int]:
+        """Tokens of the best prefix whose words are a sentence of the grammar, or none."""
+        begun = (log_probs > _UNLIKELY) & (log_probs[:, [self.blank]] < _QUIET)
+        begun[:, self.blank] = False
+        state = self.grammar.start if self.grammar else 0
+        history = self.language_model.start if self.language_model else ()
+        beam: dict[_Prefix, Scores] = {_Prefix(self.blank, None, state, history, 0.0): (0.0, -math.inf)}
+        for frame, row in zip(log_probs.tolist(), begun, strict=True):
+            beam = self._prune(self._advance(beam, frame, np.flatnonzero(row).tolist()))
+        return max(filter(self._is_complete, beam), key=lambda prefix: _total(prefix, beam[prefix])).tokens()
+
+    def _advance(self, beam: dict[_Prefix, Scores], frame: list[float], begun: list[int]) -> dict[_Prefix, Scores]:
+        """Every prefix of the beam as it is, and continued by each token that may begin in this frame."""
+        scores = {
+            prefix: (_add(*before) + frame[self.blank], before[1] + frame[prefix.token])
+            for prefix, before in beam.items()
+        }
+        if not begun:
+            return scores
+        # So many prefixes score at least this that a new one below it, even with the largest bonus, will not be kept.
+        worst = min(starmap(_total, scores.items())) if len(scores) >= self.beam else -math.inf
+        for prefix, before in beam.items():
+            both, most = _add(*before), prefix.bonus + max(0, self.insertion)
+            for token in begun:
+                came = (before[0] if token == prefix.token else both) + frame[token]
+                longer = prefix.children.get(token)
+                if not longer and came + most > worst:
+                    longer = self._longer(prefix, token)
+                if longer:
+                    in_blank, in_token = scores.get(longer, (-math.inf, -math.inf))
+                    scores[longer] = in_blank, _add(in_token, came)
+        return scores
+
+    def _longer(self, prefix: _Prefix, token: int) -> _Prefix | None:
+        """`prefix` and `token`, or None where the grammar forbids it."""
+        word, state, history, bonus = self.labels[token], prefix.state, prefix.history, prefix.bonus
+        if word != FILLER:
+            if self.grammar:
+                target = self.grammar.step(state, word)
+                if target is None:
+                    return None
+                state = target
+            if self.language_model:
+                bonus += self.weight * self.language_model.log_prob(history, word)
+                history = (*history, word)[1:]
+            bonus += self.insertion
+        return _Prefix(token, prefix, state, history, bonus)
+
+    def _prune(self, scores: dict[_Prefix, Scores]) -> dict[_Prefix, Scores]:
+        """The best, and the best complete one in any case: the audio may end here."""
+        totals = {prefix: _total(prefix, score) for prefix, score in scores.items()}
+        kept = heapq.nlargest(self.beam, scores, key=totals.__getitem__)
+        if not any(map(self._is_complete, kept)):
+            kept.append(max(filter(self._is_complete, scores), key=totals.__getitem__))
+        for prefix in kept:
+            if prefix.parent:
+                prefix.parent.children[prefix.token] = prefix
+        return {prefix: scores[prefix] for prefix in kept}
+
+    def _is_complete(self, prefix: _Prefix) -> bool:
+        return not self.grammar or prefix.state == self.grammar.start or self.grammar.accepts(prefix.state)
+
+
+def _add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))"""
+    if a < b:
+        a, b = b, a
+    return a + math.log1p(math.exp(b - a)) if b > -math.inf else a
+
+
+def _total(prefix: _Prefix, score: Scores) -> float:
+    return _add(*score) + prefix.bonus

@@ -1,0 +1,285 @@
+"""Which words may follow which: a grammar that allows or forbids, an n-gram model that weighs."""
+
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speech.errors import ConfigError
+
+START, END = "_start_", "_end_"
+"""What an n-gram sees before the first word and predicts behind the last."""
+
+_LARGEST = 10_000  # states: a slip such as (a|b)* a (a|b)(a|b)... doubles them with every group
+_DEEPEST = 100  # parentheses
+_LEXEME = re.compile(r"#.*|[|()?*+]|[^\s|()?*+#]+|\Z")
+
+
+class Grammar:
+    """Sentences as a deterministic graph: states are integers, edges carry words.
+
+    Every state can still reach the end of a sentence: a prefix that `step` allows is never a dead end.
+
+    Source: Glushkov (1961), "The abstract theory of automata": a state of the graph is the set of places in the
+    text at which the last word may stand.
+
+    Args:
+        words: the word at each place; place 0 stands before the first and holds "".
+        follow: the places that may come next to each place.
+        last: the places at which a sentence may end; 0 among them when it may be empty.
+    Raises:
+        ConfigError: more than 10,000 states.
+    """
+
+    def __init__(self, words: Sequence[str], follow: Sequence[Collection[int]], last: Collection[int]) -> None:
+        self._places, self._follow, self._last = tuple(words), tuple(map(frozenset, follow)), frozenset(last)
+        self.start = 0
+        states = {frozenset({0}): self.start}
+        fresh = deque(states)
+        self._edges: list[dict[str, int]] = []
+        while fresh:
+            targets: dict[str, set[int]] = {}
+            for place in frozenset[int]().union(*(self._follow[p] for p in fresh.popleft())):
+                targets.setdefault(self._places[place], set()).add(place)
+            for target in map(frozenset, targets.values()):
+                if target not in states:
+                    states[target] = len(states)
+                    fresh.append(target)
+            if len(states) > _LARGEST:
+                raise ConfigError(f"grammar with more than {_LARGEST} states; nest fewer * and + over shared words")
+            self._edges.append({word: states[frozenset(target)] for word, target in targets.items()})
+        self._accepting = [bool(state & self._last) for state in states]
+
+    @classmethod
+    def parse(cls, text: str, words: Collection[str]) -> "Grammar":
+        """Compile a text such as `(turn)? (left|right) | stop`.
+
+        Words stand next to each other in a sequence, `|` separates alternatives, `( )` group, a postfix `?` makes
+        optional, `*` repeats any number of times, `+` at least once; `#` begins a comment, a new line is a space.
+
+        Args:
+            text: the grammar.
+            words: those that the model knows.
+        Raises:
+            ConfigError: a word outside `words`, a parenthesis, operator or alternative out of place, an empty text.
+        """
+        return _Parser(text, words).grammar()
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The words that sentences are made of."""
+        return frozenset(self._places[1:])
+
+    def repeated(self) -> "Grammar":
+        """Sentences of this grammar one after another, as they come in a stream."""
+        again = [places | self._follow[0] if p in self._last else places for p, places in enumerate(self._follow)]
+        return Grammar(self._places, again, self._last)
+
+    def step(self, state: int, word: str) -> int | None:
+        """The state behind `word`, or None where it is not allowed."""
+        return self._edges[state].get(word)
+
+    def accepts(self, state: int) -> bool:
+        """Whether a sentence may end here."""
+        return self._accepting[state]
+
+    def longest_sentence(self, words: Iterable[str]) -> list[int]:
+        """Leave out as few of `words` as possible, so that a sentence remains.
+
+        Returns:
+            positions of those that remain, the later ones where there is a choice; [] when no sentence can.
+        """
+        kept: dict[int, list[int]] = {self.start: []}  # the longest way to each state
+        for position, word in enumerate(words):
+            for state, before in list(kept.items()):
+                target = self.step(state, word)
+                if target is not None and len(before) >= len(kept.get(target, [])) - 1:
+                    kept[target] = [*before, position]
+        return max((kept[state] for state in kept if self.accepts(state)), key=len, default=[])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of a grammar."""
+
+    empty: bool
+    """Whether it may hold no word."""
+    first: frozenset[int]
+    last: frozenset[int]
+
+
+class _Parser:
+    """Recursive descent: alternatives -> sequence -> item."""
+
+    def __init__(self, text: str, words: Collection[str]) -> None:
+        self._text, self._words = text, words
+        self._lexemes = deque(match for match in _LEXEME.finditer(text) if not match[0].startswith("#"))
+        self._places = [""]
+        self._follow: list[set[int]] = [set()]
+        self._depth = 0
+
+    def grammar(self) -> Grammar:
+        if not self._lexemes[0][0]:
+            raise ConfigError("the grammar is empty; expected words, as in: left | right | go (one | two)?")
+        part = self._alternatives()
+        if self._next:
+            raise self._error("')' without '('")
+        self._follow[0] = set(part.first)
+        return Grammar(self._places, self._follow, part.last | ({0} if part.empty else set()))
+
+    def _alternatives(self) -> _Part:
+        part = self._sequence()
+        while self._next == "|":
+            self._lexemes.popleft()
+            other = self._sequence()
+            part = _Part(part.empty or other.empty, part.first | other.first, part.last | other.last)
+        return part
+
+    def _sequence(self) -> _Part:
+        part = self._item()
+        while self._next not in ("|", ")", ""):
+            after = self._item()
+            self._link(part.last, after.first)
+            first = part.first | after.first if part.empty else part.first
+            last = part.last | after.last if after.empty else after.last
+            part = _Part(part.empty and after.empty, first, last)
+        return part
+
+    def _item(self) -> _Part:
+        part = self._group() if self._next == "(" else self._word()
+        while self._next and self._next in "?*+":
+            operator = self._lexemes.popleft()[0]
+            if operator in "*+":
+                self._link(part.last, part.first)
+            part = _Part(part.empty or operator in "?*", part.first, part.last)
+        return part
+
+    def _group(self) -> _Part:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._error(f"more than {_DEEPEST} parentheses inside each other")
+        opening = self._lexemes.popleft()
+        part = self._alternatives()
+        if self._next != ")":
+            raise self._error("'(' without ')'", opening)
+        self._lexemes.popleft()
+        self._depth -= 1
+        return part
+
+    def _word(self) -> _Part:
+        if self._next in ("|", ")", ""):
+            raise self._error("expected a word or '(' " + (f"before {self._next!r}" if self._next else "at the end"))
+        if self._next in "?*+":
+            raise self._error(f"{self._next!r} needs a word or ')' before it")
+        if self._next not in self._words:
+            raise self._error(f"{self._next!r} is not a word of the model; it knows {', '.join(self._words)}")
+        self._places.append(self._lexemes.popleft()[0])
+        self._follow.append(set())
+        place = frozenset({len(self._places) - 1})
+        return _Part(False, place, place)
+
+    @property
+    def _next(self) -> str:
+        return self._lexemes[0][0]
+
+    def _link(self, before: Collection[int], after: Collection[int]) -> None:
+        for place in before:
+            self._follow[place].update(after)
+
+    def _error(self, problem: str, where: re.Match[str] | None = None) -> ConfigError:
+        """One line: line and column counted from 1, the problem, and the place between >> and <<."""
+        where = where or self._lexemes[0]
+        begin = self._text.rfind("\n", 0, where.start()) + 1
+        line, column = self._text.count("\n", 0, begin) + 1, where.start() - begin + 1
+        before, after = self._text[begin : where.start()], self._text[where.end() :].partition("\n")[0]
+        excerpt = f"{before[-30:]}>>{where[0]}<<{after[:30]}".strip()
+        return ConfigError(f"grammar, line {line}, column {column}: {problem}: {excerpt}")
+
+
+class NGram:
+    """How probable a word is after those before it; of a sequence's end, too.
+
+    Counts are interpolated with those of ever shorter histories, down to equal chances:
+    P(word | history) = (count(history, word) + T * P(word | shorter history)) / (count(history) + T),
+    with T the number of different words seen after the history.
+
+    Source: Witten and Bell (1991), "The zero-frequency problem", method C, interpolated as in Chen and Goodman (1998),
+        "An empirical study of smoothing techniques for language modeling".
+
+    Args:
+        words: those that the model knows.
+        order: words that it looks at, the predicted one included; 2 is a bigram.
+        counts: history of up to `order` - 1 words -> what came after it, and how often.
+    Raises:
+        ConfigError: no words, or an order below 1.
+    """
+
+    def __init__(self, words: Collection[str], order: int, counts: Mapping[tuple[str, ...], Mapping[str, int]]) -> None:
+        if not words or order < 1:
+            raise ConfigError(f"an n-gram model needs words and an order of at least 1, not {order} over {list(words)}")
+        self.words, self.order = tuple(words), order
+        self._counts = {history: dict(after) for history, after in counts.items()}
+        self._totals = {history: sum(after.values()) for history, after in counts.items()}
+        self._known = frozenset((*words, END))
+
+    @classmethod
+    def train(cls, sequences: Iterable[Sequence[str]], words: Collection[str], order: int = 2) -> "NGram":
+        """Count command sequences.
+
+        Args:
+            sequences: the words of each.
+            words: those that the model knows.
+            order: words that it looks at, the predicted one included.
+        Raises:
+            ConfigError: a word outside `words`.
+        """
+        counts: dict[tuple[str, ...], Counter[str]] = {}
+        for sequence in sequences:
+            strange = set(sequence) - set(words)
+            if strange:
+                raise ConfigError(f"{min(strange)!r} is not a word of the model; it knows {', '.join(words)}")
+            padded = (*(START,) * (order - 1), *sequence, END)
+            for position in range(order - 1, len(padded)):
+                for length in range(order):
+                    history = padded[position - length : position]
+                    counts.setdefault(history, Counter())[padded[position]] += 1
+        return cls(words, order, counts)
+
+    @property
+    def start(self) -> tuple[str, ...]:
+        """The history before the first word: `order` - 1 times START."""
+        return (START,) * (self.order - 1)
+
+    def log_prob(self, history: tuple[str, ...], word: str) -> float:
+        """Natural logarithm of the probability of `word` (or END) after `history`, the sequence so far.
+
+        Raises:
+            ConfigError: a word that the model does not know.
+        """
+        if word not in self._known:
+            raise ConfigError(f"{word!r} is not a word of the language model; it knows {', '.join(self.words)}")
+        history = (*self.start, *history)[len(history) :]  # the last order - 1
+        probability = 1 / len(self._known)
+        for length in range(self.order):
+            shorter = history[len(history) - length :]
+            after = self._counts.get(shorter, {})
+            if after:
+                kinds = len(after)
+                probability = (after.get(word, 0) + kinds * probability) / (self._totals[shorter] + kinds)
+        return math.log(probability)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads; ready for JSON."""
+        counts = [[list(history), after] for history, after in self._counts.items()]
+        return {"words": list(self.words), "order": self.order, "counts": counts}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NGram":
+        """Raises ConfigError when a field is missing or malformed."""
+        try:
+            counts = {tuple(history): Counter(after) for history, after in values["counts"]}
+            return cls(tuple(values["words"]), int(values["order"]), counts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"damaged language model: {error!r}") from error
