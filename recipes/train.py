@@ -131,7 +131,9 @@ def draw_curves(history: list[dict[str, float]], target: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, share = figure.subplots(1, 2)
-    shares = sorted({name for row in history for name in row} & {*MONITOR.values(), "val/accuracy", "val/on", "val/off"})
+    shares = sorted(
+        {name for row in history for name in row} & {*MONITOR.values(), "val/accuracy", "val/on", "val/off"}
+    )
     for axes, names in ((loss, ("train/loss", "val/loss")), (share, shares)):
         for name in names:
             points = [(row["epoch"] + 1, row[name]) for row in history if name in row]

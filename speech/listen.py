@@ -14,13 +14,18 @@ from typing import IO
 
 import numpy as np
 
+from speech.actions import Actions
 from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.listener import Detection, Listener
 from speech.microphone import Microphone, list_devices
 from speech.recognizer import DEFAULT_MODEL, Recognizer
+from speech.recording import Recorder
+from speech.status import Console
 
 DEMO = Path(__file__).parent / "demo.flac"
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""They end the program."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,11 +47,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--actions", metavar="FILE.toml", help="what each word sets off; see speech/actions.py")
+    parser.add_argument("--record", metavar="DIR", help="keep the audio of each word, and of what nearly was one")
+    parser.add_argument("--no-reconnect", action="store_true", help="end when the microphone goes away")
+    parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
     arguments = parser.parse_args(argv)
     if arguments.rate is not None and not arguments.stdin:
         parser.error("--rate belongs to --stdin; files and devices know their rate")
     if arguments.realtime and not arguments.file:
         parser.error("--realtime belongs to --file")
+    if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
+        parser.error("--no-reconnect belongs to the microphone")
     if arguments.seconds is not None and not arguments.seconds > 0:
         parser.error("--seconds must be positive")
     if arguments.stdin and sys.stdin.isatty():
@@ -89,8 +100,13 @@ def limited(blocks: Iterable[Block], n_samples: int | None) -> Iterator[Block]:
             return
 
 
-def tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
+    """End a stream that is only waiting (empty blocks) after that time; None: never."""
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    for block in blocks:
+        if not len(block) and time.monotonic() > end:
+            return
+        yield block
 
 
 def show(detection: Detection, as_json: bool, file: str | None) -> None:
@@ -103,7 +119,7 @@ def show(detection: Detection, as_json: bool, file: str | None) -> None:
         print(f"{where}{detection.start_s:8.2f} s  {detection.word:<8} {detection.confidence:4.2f}", flush=True)
 
 
-def show_devices(as_json: bool) -> None:
+def show_devices(as_json: bool, console: Console) -> None:
     """The input devices, the default one marked."""
     devices = list_devices()
     for device in devices:
@@ -113,109 +129,165 @@ def show_devices(as_json: bool) -> None:
         else:
             print(f"{mark} {device.number:3}  {device.name}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
     if not devices:
-        tell("no input device")
+        console.tell("no input device")
 
 
 class Session:
-    """One run of the program: the listener and what it has heard."""
+    """One run of the program: the listener, what it has heard, and what that sets off."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
         recognizer = Recognizer.load(arguments.model)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
-        self.listener = Listener(recognizer, words, arguments.threshold)
-        self.arguments, self.rate = arguments, recognizer.info.sample_rate_hz
+        near_miss = self._nearly if arguments.record else None
+        self.listener = Listener(recognizer, words, arguments.threshold, near_miss=near_miss)
+        self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
+        self.actions = self.recorder = None
+        if arguments.actions:
+            self.actions = Actions.load(arguments.actions, tuple(self.listener.thresholds), console.tell)
+        if arguments.record:
+            self.recorder = Recorder(arguments.record, self.rate, {"model": str(self.model)}, console.tell)
         self.n_detections, self.n_heard, self.failed = 0, 0, False
+        self.overflows: int | None = None
 
     def run(self) -> int:
-        """Listen to the source until it ends; the exit status."""
+        """Listen to the source until it ends and wait for what it set off; the exit status."""
         arguments = self.arguments
         if arguments.file:
             for path in arguments.file:
                 self._file(path)
         elif arguments.demo:
-            tell(f"listening to the demo recording, model {self.model}")
-            self._listen(paced(read_blocks(DEMO, self.rate), self.rate))
+            self.console.inform(f"listening to the demo recording, model {self.model}")
+            self._listen(paced(read_blocks(DEMO, self.rate), self.rate), DEMO.name)
         elif arguments.stdin:
             rate = self.rate if arguments.rate is None else arguments.rate
-            tell(f"listening to standard input at {rate} Hz, model {self.model}")
+            self.console.inform(f"listening to standard input at {rate} Hz, model {self.model}")
             self._note_rate(rate)
-            self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate))
+            self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate), "standard input")
         else:
             self._microphone()
+        if self.actions:
+            self.actions.finish()
         return int(self.failed)
 
     def _file(self, path: str) -> None:
-        several = len(self.arguments.file) > 1
         try:
             blocks = read_blocks(path, self.rate)
             self._note_rate(sample_rate_of(path))
-            self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path if several else None)
+            self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path)
         except AudioError as error:
-            tell(f"error: {error}")
+            self.console.tell(f"error: {error}")
             self.failed = True  # the other files are still listened to
 
     def _note_rate(self, rate_hz: int) -> None:
         if rate_hz < self.rate:
-            tell(f"note: recorded at {rate_hz} Hz, this lacks the band above {rate_hz // 2} Hz; expect more misses")
+            self.console.inform(
+                f"note: recorded at {rate_hz} Hz, this lacks the band above {rate_hz // 2} Hz; expect more misses"
+            )
 
     def _microphone(self) -> None:
-        wanted = self.arguments.device
-        with Microphone(int(wanted) if wanted and wanted.isdigit() else wanted) as microphone:
+        wanted, seconds = self.arguments.device, self.arguments.seconds
+        number_or_name = int(wanted) if wanted and wanted.isdigit() else wanted
+        with Microphone(number_or_name, not self.arguments.no_reconnect, self.console.tell) as microphone:
             device = microphone.device
-            tell(f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends")
+            self.console.inform(
+                f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
+            )
             self._note_rate(device.sample_rate_hz)
             try:
-                self._listen(microphone.blocks(self.rate))
+                self._listen(until(microphone.blocks(self.rate), seconds), device.name)
             finally:
-                if microphone.overflows:
-                    tell(f"warning: audio was lost {microphone.overflows} times; the machine is too busy")
+                self.overflows = microphone.overflows
 
-    def _listen(self, blocks: Iterable[Block], file: str | None = None) -> None:
+    def _listen(self, blocks: Iterable[Block], source: str) -> None:
         self.listener.reset()
+        if self.actions:
+            self.actions.reset()
+        if self.recorder:
+            self.recorder.reset()
+            self.recorder.about["source"] = source
         seconds = self.arguments.seconds
         for block in limited(blocks, None if seconds is None else round(seconds * self.rate)):
             self.n_heard += len(block)
-            self._show(self.listener.feed(block), file)
-        self._show(self.listener.flush(), file)
+            if self.recorder:
+                self.recorder.feed(block)
+            self._react(self.listener.feed(block), source)
+            self.console.heard(block)
+        self._react(self.listener.flush(), source)
 
-    def _show(self, detections: list[Detection], file: str | None) -> None:
+    def _react(self, detections: list[Detection], source: str) -> None:
+        several = self.arguments.file and len(self.arguments.file) > 1
         for detection in detections:
             self.n_detections += 1
-            show(detection, self.arguments.json, file)
+            self.console.clear()
+            show(detection, self.arguments.json, source if several else None)
+            self.console.note(detection.word, detection.confidence)
+            if self.actions:
+                self.actions(detection)
+            if self.recorder:
+                self.recorder.keep(detection, "detection", self.listener.thresholds[detection.word])
 
-    def sum_up(self) -> None:
-        if self.n_heard:
-            tell(f"heard {self.n_heard / self.rate:.1f} s, {self.n_detections} commands")
+    def _nearly(self, detection: Detection) -> None:
+        if self.recorder:
+            self.recorder.keep(detection, "near_miss", self.listener.thresholds[detection.word])
+
+    def end(self) -> None:
+        """End what still runs, and sum up."""
+        if self.actions:
+            self.actions.close()
+        self.console.clear()
+        if self.n_heard or self.overflows is not None:
+            lost = "" if self.overflows is None else f", {self.overflows} overflows"
+            self.console.inform(f"heard {self.n_heard / self.rate:.1f} s, {self.n_detections} commands{lost}")
 
 
 def interrupt(*_: object) -> None:
+    """Ends the program once; a second signal does not disturb the end, which takes a few seconds at most."""
+    for kind in SIGNALS:
+        signal.signal(kind, lambda *_: None)
     raise KeyboardInterrupt
+
+
+def watch_signals() -> None:
+    """What ends the program ends it cleanly, except what whoever started it wants ignored (as nohup does)."""
+    for kind in SIGNALS:
+        if signal.getsignal(kind) != signal.SIG_IGN:
+            signal.signal(kind, interrupt)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, interrupt)
+    console = Console(arguments.quiet)
+    watch_signals()
     with ExitStack() as at_end:
         try:
             if arguments.list_devices:
-                show_devices(arguments.json)
+                show_devices(arguments.json, console)
                 return 0
-            session = Session(arguments)
-            at_end.callback(session.sum_up)
+            session = Session(arguments, console)
+            at_end.callback(session.end)
             return session.run()
         except KeyboardInterrupt:
             return 0
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: end quietly
+            drop_stdout()  # nobody reads: end quietly
             return 0
         except ConfigError as error:
-            tell(f"error: {error}")
+            console.tell(f"error: {error}")
             return 2
         except SpeechError as error:
-            tell(f"error: {error}")
+            console.tell(f"error: {error}")
             return 1
+        except OSError as error:
+            drop_stdout()
+            console.tell(f"error: can't read the input or write the results: {error.strerror or error}")
+            return 1
+
+
+def drop_stdout() -> None:
+    """Let what is still to be written vanish, so that Python does not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

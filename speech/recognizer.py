@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,21 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from speech.audio import as_mono, resample
+from speech.ctc import BLANK, FILLER, beam_search, confidences
 from speech.decoding import most_confident
 from speech.errors import BundleError
+from speech.grammar import Grammar, NGram
 
 FORMAT = 1
 """Version of the bundle's metadata that this code reads and writes."""
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS / "commands.onnx"
-UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
+UNKNOWN, SILENCE = FILLER, "_silence_"
 HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
 """What scores may mean, and the labels that are no words."""
 
 _PREFIX = "speech."
+_LATER = ("thresholds", "step_s", "offset_s")  # fields that older bundles lack
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ class BundleInfo:
     def from_metadata(cls, metadata: Mapping[str, str]) -> "BundleInfo":
         """Raises BundleError when a field is missing or malformed."""
         values = {}
-        for name, field_ in cls.__dataclass_fields__.items():
+        for name in cls.__dataclass_fields__:
             if _PREFIX + name not in metadata:
-                if field_.default_factory is not MISSING or field_.default is not MISSING:
-                    continue  # an older bundle
+                if name in _LATER:
+                    continue
                 raise BundleError(f"not a speech bundle: the metadata field {_PREFIX}{name} is missing")
             try:
                 values[name] = json.loads(metadata[_PREFIX + name])
@@ -112,6 +115,19 @@ class Prediction:
     """Its posterior, 0..1."""
     scores: dict[str, float]
     """The posterior of every label; they sum to one."""
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word of a sequence."""
+
+    word: str
+    start_s: float
+    """Where its token begins, in seconds; the sound may reach further to both sides."""
+    end_s: float
+    """Where its token ends."""
+    confidence: float
+    """How much better the word explains what is there than everything else, see `ctc.confidences`; 0..1."""
 
 
 class Recognizer:
@@ -157,7 +173,7 @@ class Recognizer:
         Args:
             waveforms: (batch, time) float32 in -1..1 at `info.sample_rate_hz`; time >= 0.2 s.
         Returns:
-            (batch, labels), each row sums to one.
+            (batch, labels), or (batch, steps, labels) from a CTC head; each row sums to one.
         """
         scores: NDArray[np.float32] = self._session.run(["scores"], {"waveform": waveforms})[0]
         return scores
@@ -175,10 +191,68 @@ class Recognizer:
             AudioError: when it is empty or holds NaN or infinity.
         """
         mono = resample(as_mono(np.asarray(waveform)), sample_rate, self.info.sample_rate_hz)
-        posteriors = most_confident(self.scores(self._windows(mono)), self._is_word)
+        windows = self._windows(mono)
+        posteriors = most_confident(self._single(self.scores(windows)), self._is_word)
         best = int(posteriors.argmax())
-        scores = {label: float(p) for label, p in zip(self.info.labels, posteriors, strict=True)}
-        return Prediction(self.info.labels[best], float(posteriors[best]), scores)
+        names = [SILENCE if label == BLANK else label for label in self.info.labels]
+        return Prediction(names[best], float(posteriors[best]), dict(zip(names, posteriors.tolist(), strict=True)))
+
+    def _single(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(windows, labels): the probability that a window holds just this."""
+        if self.info.head == "classification":
+            return scores
+        blank = self.info.labels.index(BLANK)
+        return np.stack([confidences(log_of(steps), blank) for steps in scores]).astype(np.float32)
+
+    def transcribe(
+        self,
+        waveform: NDArray[Any] | Sequence[float],
+        sample_rate: int,
+        grammar: Grammar | None = None,
+        language_model: NGram | None = None,
+        threshold: float | None = None,
+    ) -> list[SpokenWord]:
+        """Name the words in a recording of any length, in their order; needs a bundle with a CTC head.
+
+        Args:
+            waveform: (time,) or (time, channels); float in -1..1 or 16/32-bit integers.
+            sample_rate: in Hz.
+            grammar: only its sentences may be said.
+            language_model: which words tend to follow one another.
+            threshold: confidence below which a word is dropped, 0..1; default: the bundle's.
+        Raises:
+            AudioError: when it is empty or holds NaN or infinity.
+            BundleError: for a bundle of another head.
+        """
+        info = self.info
+        if info.head != "ctc":
+            raise BundleError(f"a bundle with head {info.head!r} names single words; sequences need head 'ctc'")
+        mono = resample(as_mono(np.asarray(waveform)), sample_rate, info.sample_rate_hz)
+        threshold = info.threshold if threshold is None else threshold
+        log_probs = log_of(self._steps(mono))
+        spans = beam_search(log_probs, info.labels, grammar=grammar, language_model=language_model, threshold=threshold)
+        spoken = [span for span in spans if span.label != UNKNOWN]
+        return [SpokenWord(s.label, self._time_s(s.start), self._time_s(s.end), s.confidence) for s in spoken]
+
+    def _time_s(self, step: int) -> float:
+        """Where a step of a CTC head begins."""
+        return max(0.0, self.info.offset_s + (step - 0.5) * self.info.step_s)
+
+    def _steps(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(steps, labels) of a recording, seen through overlapping windows of which the middle counts.
+
+        The network learnt on a few seconds; one pass over minutes would show it what it never met.
+        """
+        step, window = round(self.info.step_s * self.info.sample_rate_hz), 2 * self.info.window
+        mono = np.pad(mono, (0, max(0, self.info.sample_rate_hz - len(mono))))
+        margin = window // 4 // step  # steps that only give context
+        hop = window - 2 * margin * step
+        scores = [self.scores(mono[begin : begin + window][None])[0] for begin in range(0, len(mono) - hop // 2, hop)]
+        if len(scores) < 2:
+            return self.scores(mono[None])[0]
+        kept = hop // step
+        inner = [part[margin : margin + kept] for part in scores[1:-1]]
+        return np.concatenate([scores[0][: margin + kept], *inner, scores[-1][margin:]])
 
     @property
     def _is_word(self) -> NDArray[np.bool_]:
@@ -187,9 +261,17 @@ class Recognizer:
     def _windows(self, mono: NDArray[np.float32]) -> NDArray[np.float32]:
         """(windows, window): the recording centred in one window, or one every tenth of a window."""
         window = self.info.window
+        if self.info.head == "ctc":  # it takes any length
+            window = min(window, max(len(mono), self.info.sample_rate_hz))
         spare = window - len(mono)
         if spare >= 0:
             return np.pad(mono, (spare // 2, spare - spare // 2))[None]
         hop = window // 10
         mono = np.pad(mono, (0, -(len(mono) - window) % hop))
         return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(mono, window)[::hop])
+
+
+def log_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Natural logarithm of posteriors, finite for 0."""
+    logs: NDArray[np.float32] = np.log(scores + np.float32(1e-12))
+    return np.minimum(logs, 0)

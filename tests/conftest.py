@@ -105,3 +105,51 @@ def tone_bundle(tmp_path_factory: pytest.TempPathFactory, info: BundleInfo) -> P
     path = tmp_path_factory.mktemp("bundle") / "tones.onnx"
     onnx.save(model, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def sequence_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a CTC head that hears tones in steps of 40 ms.
+
+    About 300 Hz is `low`, about 2 kHz `high`, about 4 kHz `_unknown_`.
+    """
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 18]>
+        tones (float[B, T] waveform) => (float[B, S, 4] scores)
+        <float quiet = {0.001}, float zero = {0.0}, int64[1] one = {1}, int64[1] first = {0}, int64[1] last = {-1},
+         int64[1] end = {1073741824}, float[4, 1] loud_weight = {14, 14, 14, -30}, float[4, 1] bias = {-8, -8, -8, 12},
+         float[4, 1] centre = {0.0375, 0.25, 0.5, 0}, float[4, 1] slope = {-160, -160, -160, 0}>
+        {
+            samples = Unsqueeze (waveform, one)
+            magnitude = Abs (samples)
+            is_loud = Greater (magnitude, quiet)
+            loud = Cast <to = 1> (is_loud)
+            share = AveragePool <kernel_shape = [640], strides = [640]> (loud)
+            two = Add (one, one)
+            before = Slice (samples, first, last, two)
+            after = Slice (samples, one, end, two)
+            product = Mul (before, after)
+            is_crossing = Less (product, zero)
+            crossing = Cast <to = 1> (is_crossing)
+            rest = Slice (loud, first, one, two)
+            padded = Concat <axis = 2> (crossing, rest)
+            rate = AveragePool <kernel_shape = [640], strides = [640]> (padded)
+            distance = Sub (rate, centre)
+            far = Abs (distance)
+            tonal = Mul (far, slope)
+            sounding = Mul (share, loud_weight)
+            sum = Add (tonal, sounding)
+            logits = Add (sum, bias)
+            rows = Transpose <perm = [0, 2, 1]> (logits)
+            scores = Softmax <axis = -1> (rows)
+        }
+    """)
+    info = BundleInfo(
+        format=FORMAT, head="ctc", labels=("low", "high", "_unknown_", "_blank_"), sample_rate_hz=RATE, window_s=3.0,
+        threshold=0.6, step_s=0.04, offset_s=0.02,
+    )  # fmt: skip
+    onnx.helper.set_model_props(model, info.as_metadata())
+    path = tmp_path_factory.mktemp("bundle") / "sequences.onnx"
+    onnx.save(model, path)
+    return path

@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,10 @@ import soundfile
 
 from speech import listen
 
+if os.name == "posix":
+    import pty
+
+posix = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals and POSIX signals")
 LISTEN = [sys.executable, "-m", "speech.listen"]
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
@@ -120,6 +127,8 @@ def test_words_limits_what_is_reported() -> None:
         (["--demo", "--device", "1"], 2, "not allowed with"),
         (["--rate", "8000", "--demo"], 2, "--rate belongs to --stdin"),
         (["--realtime", "--demo"], 2, "--realtime belongs to --file"),
+        (["--no-reconnect", "--demo"], 2, "--no-reconnect belongs to the microphone"),
+        (["--actions", "no/such.toml", "--demo"], 2, "no/such.toml: No such file"),
         (["--seconds", "-1", "--demo"], 2, "--seconds must be positive"),
         (["--stdin", "--rate", "10"], 1, "sample rate of 10 Hz"),
         (["--model", "no/such.onnx", "--demo"], 1, "no model at no/such.onnx"),
@@ -261,3 +270,147 @@ def test_listening_needs_none_of_the_training_stack() -> None:
 def test_importing_the_package_is_free() -> None:
     script = "import sys, speech; sys.exit(bool({'numpy', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], env=dict(os.environ)).returncode == 0
+
+
+def with_terminal(*arguments: str, columns: int = 80) -> tuple[str, str, int]:
+    """stdout, what a terminal for stderr was sent, and the exit status."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
+    with subprocess.Popen([*LISTEN, *arguments], stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        sent: list[bytes] = []
+
+        def drain() -> None:
+            with suppress(OSError):  # how Linux says that the other end is closed
+                while data := os.read(ours, 4096):
+                    sent.append(data)
+
+        reader = threading.Thread(target=drain)
+        reader.start()
+        assert process.stdout
+        output = process.stdout.read().decode()
+        status = process.wait(30)
+        reader.join(10)
+        os.close(ours)
+    return output, b"".join(sent).decode(), status
+
+
+ERASE = "\r\x1b[K"
+
+
+@posix
+def test_a_terminal_gets_a_status_line_that_vanishes() -> None:
+    output, sent, status = with_terminal("--demo", "--json", "--seconds", "3")
+    assert status == 0
+    assert words(output) == ["yes", "no"], "stdout is clean"
+    drawn = [text for text in sent.split(ERASE) if text.startswith("[")]
+    assert 12 <= len(drawn) <= 32, "about ten a second"
+    assert all(re.fullmatch(r"\[[# ]{20}\] [ -]\d\d? dB(  \w+ \d\.\d\d)*", text.rstrip()) for text in drawn), drawn
+    assert any("##########" in text for text in drawn), "the words are loud"
+    assert any("[      " in text for text in drawn), "the pauses are not"
+    assert "yes 0." in drawn[-1]
+    assert "no 0." in drawn[-1]
+    *_, before, summary = sent.split(ERASE)
+    assert before.startswith("[")
+    assert summary == "heard 3.0 s, 2 commands\r\n", "the status line is gone before"
+
+
+@posix
+def test_a_narrow_terminal_is_not_overrun() -> None:
+    _, sent, _ = with_terminal("--demo", "--seconds", "2.5", columns=24)
+    drawn = [text for text in sent.split(ERASE) if text.startswith("[")]
+    assert drawn
+    assert max(map(len, drawn)) == 23
+
+
+@posix
+@pytest.mark.parametrize(("arguments", "expected"), [(["--quiet"], ""), (["--quiet", "--words", "loud"], "error: ")])
+def test_quiet_leaves_only_errors(arguments: list[str], expected: str) -> None:
+    output, sent, _ = with_terminal("--demo", "--seconds", "2", "--json", *arguments)
+    assert sent.startswith(expected)
+    assert len(sent.splitlines()) == bool(expected)
+    assert words(output) == ([] if expected else ["yes"])
+
+
+def test_without_a_terminal_there_is_no_status_line() -> None:
+    done = run("--demo", "--seconds", "2", "--json")
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["listening", "heard"]
+    assert "\x1b" not in done.stdout + done.stderr
+    quiet = run("--file", str(listen.DEMO), "--quiet", "--json")
+    assert (len(quiet.stdout.splitlines()), quiet.stderr) == (10, "")
+
+
+def test_words_set_off_actions(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    script = f"import os; open({str(note)!r}, 'a').write(os.environ['SPEECH_WORD'] + ' ')"
+    actions = tmp_path / "actions.toml"
+    command = json.dumps([sys.executable, "-S", "-c", script])
+    actions.write_text(f"[left]\nrun = {command}\n[off]\nrun = {command}\n")
+    done = run("--file", str(listen.DEMO), str(listen.DEMO), "--actions", str(actions))
+    assert done.returncode == 0, done.stderr
+    assert sorted(note.read_text().split()) == ["left", "left", "off", "off"], "it waits for the last one"
+
+
+@posix
+def test_what_hangs_is_ended_with_the_program(tmp_path: Path) -> None:
+    actions, note = tmp_path / "actions.toml", tmp_path / "pid"
+    actions.write_text(f"[yes]\nrun = ['sh', '-c', 'echo $$ > {note}; exec sleep 1000']\ntimeout_s = inf\n")
+    with subprocess.Popen(
+        [*LISTEN, "--demo", "--actions", str(actions)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert "yes" in process.stdout.readline()
+        while not note.exists() or not note.read_text():
+            time.sleep(0.05)
+        process.terminate()
+        process.send_signal(signal.SIGINT)  # a second one does not disturb the end
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert "action yes: ended early" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_actions_are_checked_before_anything_is_listened_to(tmp_path: Path) -> None:
+    actions = tmp_path / "actions.toml"
+    actions.write_text("[left]\nrun = ['true']\n")
+    done = run("--actions", str(actions), "--words", "yes,no")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {actions}: [left] is not one of the words: yes, no\n"
+
+
+def test_results_that_can_not_be_written_end_in_one_clear_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*LISTEN, "--file", str(listen.DEMO)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "error: can't read the input or write the results: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+@posix
+def test_nobody_who_reads_stderr_is_no_reason_to_stop() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([*LISTEN, "--file", str(listen.DEMO)], stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 10
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); from speech import listen; listen.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "--demo", "--seconds", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr
+        assert b"listening" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert b"yes" in out, "as one that a shell put in the background"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from speech.errors import AudioError, ConfigError
-from speech.listener import Detection, Listener, ListenerConfig, word_bounds
+from speech.listener import Detection, Listener, ListenerConfig
 from speech.recognizer import Recognizer
+from speech.spotters import word_bounds
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000

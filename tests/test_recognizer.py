@@ -65,7 +65,12 @@ def test_metadata_survives(info: BundleInfo) -> None:
     assert BundleInfo.from_metadata(info.as_metadata()) == info
 
 
-@pytest.mark.parametrize("field", list(BundleInfo.__dataclass_fields__))
+def test_an_older_bundle_lacks_the_later_fields(info: BundleInfo) -> None:
+    metadata = {k: v for k, v in info.as_metadata().items() if k not in ("speech.thresholds", "speech.step_s")}
+    assert BundleInfo.from_metadata(metadata) == info
+
+
+@pytest.mark.parametrize("field", sorted(set(BundleInfo.__dataclass_fields__) - {"thresholds", "step_s", "offset_s"}))
 def test_every_missing_field_is_named(info: BundleInfo, field: str) -> None:
     metadata = info.as_metadata()
     del metadata[f"speech.{field}"]
@@ -77,7 +82,9 @@ def test_every_missing_field_is_named(info: BundleInfo, field: str) -> None:
     ("field", "value", "message"),
     [
         ("format", "2", "format 2"),
-        ("head", '"ctc"', "head 'ctc'"),
+        ("head", '"rnnt"', "head 'rnnt'"),
+        ("head", '"ctc"', "_blank_"),
+        ("thresholds", '{"low": 2}', "thresholds out of range"),
         ("labels", '["yes"]', "_unknown_"),
         ("threshold", "0", "out of range"),
         ("labels", "[", "no JSON"),

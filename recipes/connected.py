@@ -1,0 +1,148 @@
+"""Sequences of commands: command error rate of the whole recording at once and through the Listener."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torchaudio.functional import edit_distance
+
+from recipes.live import blocks, noise_bed
+from recipes.metrics import Share
+from speech.listener import Detection, Listener
+from speech.recognizer import Recognizer, SpokenWord
+from speech.training.data import SAMPLE_RATE_HZ, Corpus, Waveform
+from speech.training.mixtures import Mixture, fixed_mixtures
+
+CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
+GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 0.8))
+LATE_S = 1.5
+"""A command counts for the latency when it is decided within this time behind its end."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was made of one mixture."""
+
+    said: tuple[str, ...]
+    heard: tuple[str, ...]
+    gap_s: float
+    """Mean pause between its words."""
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return int(edit_distance(self.said, self.heard))
+
+
+def error_rate(heard: Sequence[Heard]) -> Share:
+    """Errors over commands."""
+    return Share(sum(h.errors for h in heard), sum(len(h.said) for h in heard))
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The figures at one signal-to-noise ratio."""
+
+    snr_db: float | None
+    """None: no noise added."""
+    whole: list[Heard]
+    live: list[Heard]
+    latencies_s: list[float]
+
+    @property
+    def name(self) -> str:
+        return "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
+
+    def __str__(self) -> str:
+        median, late = np.quantile(self.latencies_s, [0.5, 0.95]) if self.latencies_s else (np.nan, np.nan)
+        return (
+            f"  {self.name:7}whole {error_rate(self.whole)}   live {error_rate(self.live)}   "
+            f"latency {1000 * median:4.0f} ms, 95 % {1000 * late:4.0f} ms"
+        )
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The protocol's figures."""
+
+    part: str
+    conditions: list[Sequences]
+
+    def __str__(self) -> str:
+        lines = [f"connected commands, {self.part}, {len(self.conditions[0].whole)} mixtures: command error rate"]
+        lines += map(str, self.conditions)
+        clean = self.conditions[0].whole
+        by_size = {n: [h for h in clean if len(h.said) == n] for n in sorted({len(h.said) for h in clean})}
+        by_gap = {f"{a:g}-{b:g} s": [h for h in clean if len(h.said) > 1 and a <= h.gap_s < b] for a, b in GAPS_S}
+        lines += [f"  clean, {n} words          {error_rate(some)}" for n, some in by_size.items()]
+        lines += [f"  clean, gaps {name:10} {error_rate(some)}" for name, some in by_gap.items()]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "part": self.part,
+            "conditions": [
+                {
+                    **asdict(c),
+                    "whole_error_rate": error_rate(c.whole).as_dict(),
+                    "live_error_rate": error_rate(c.live).as_dict(),
+                }
+                for c in self.conditions
+            ],
+        }
+
+
+def noisy(mixtures: Sequence[Mixture], corpus: Corpus, part: str, snr_db: float | None) -> list[Waveform]:
+    """The mixtures' audio at a ratio of the words' level to the noise's; the same noise at every ratio."""
+    if snr_db is None:
+        return [m.waveform for m in mixtures]
+    bed = noise_bed(corpus, part, sum(len(m.waveform) for m in mixtures), np.random.default_rng(1))
+    bed *= np.float32(10 ** (-snr_db / 20))
+    ends = np.cumsum([len(m.waveform) for m in mixtures])
+    pieces = np.split(bed, ends[:-1])
+    return [np.clip(m.waveform + piece, -1, 1) for m, piece in zip(mixtures, pieces, strict=True)]
+
+
+def mean_gap_s(mixture: Mixture) -> float:
+    gaps = [b.start_s - a.end_s for a, b in zip(mixture.placed, mixture.placed[1:], strict=False)]
+    return float(np.mean(gaps)) if gaps else 0.0
+
+
+def latencies(mixture: Mixture, detections: Sequence[Detection]) -> list[float]:
+    """Decision minus end of the word, for each command that was found near its place."""
+    found = []
+    left = list(detections)
+    for placed in mixture.placed:
+        for detection in left:
+            if detection.word == placed.word and placed.start_s <= detection.at_s <= placed.end_s + LATE_S:
+                left.remove(detection)
+                found.append(round(detection.at_s - placed.end_s, 3))
+                break
+    return found
+
+
+def hear(
+    mixtures: Sequence[Mixture], audio: Sequence[Waveform], by: Callable[[Waveform], Sequence[str]]
+) -> list[Heard]:
+    """What `by` makes of each mixture's audio."""
+    return [Heard(m.transcript, tuple(by(x)), mean_gap_s(m)) for m, x in zip(mixtures, audio, strict=True)]
+
+
+def words_of(found: Sequence[SpokenWord | Detection]) -> list[str]:
+    return [f.word for f in found]
+
+
+def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int = 200) -> Connected:
+    """Error rates of `n` fixed mixtures of one to six of the ten commands."""
+    mixtures = fixed_mixtures(corpus, part, n, seed=0)
+    listener = Listener(recognizer)
+    conditions = []
+    for snr_db in CONDITIONS if len(corpus.select(part, "noise")) else CONDITIONS[:1]:
+        audio = noisy(mixtures, corpus, part, snr_db)
+        whole = hear(mixtures, audio, lambda x: words_of(recognizer.transcribe(x, SAMPLE_RATE_HZ)))
+        detections = [list(listener.listen(blocks(x))) for x in audio]
+        heard = iter(detections)
+        live = hear(mixtures, audio, lambda _: words_of(next(heard)))  # noqa: B023 - used at once
+        found = [x for m, some in zip(mixtures, detections, strict=True) for x in latencies(m, some)]
+        conditions.append(Sequences(snr_db, whole, live, found))
+    return Connected(part, conditions)
