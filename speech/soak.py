@@ -1,0 +1,165 @@
+"""Run the live path for a day in a few minutes: `python -m speech.soak`.
+
+Every period of ten minutes is a faint room noise with the demo recording twice in it, at a microphone's rate,
+through the streaming resampler and the Listener.  Told at the end: whether every period gave the same detections at
+the same places, memory against the tenth minute, and the processor's seconds for one of audio, with nothing said and
+with speech.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from speech.audio import Block, read_blocks, resample_stream
+from speech.errors import SpeechError
+from speech.listen import DEMO
+from speech.listener import Detection, Listener
+from speech.recognizer import Recognizer
+
+DEVICE_HZ = 44100
+PERIOD_S = 600
+BLOCK_S = 0.04
+MORE_MB = 5.0
+"""Memory that may be added after the tenth minute."""
+SAME_S = 0.05
+"""How far a detection may stand from its place in the first period."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the run showed."""
+
+    hours: float
+    heard_hours: float
+    """What the listener counted."""
+    words_per_period: int
+    differing_periods: int
+    """Those with other words, or with one displaced by more than `SAME_S`."""
+    largest_shift_s: float
+    """Largest displacement of a detection against the first period."""
+    more_mb: float
+    """Peak memory at the end less that after the first period."""
+    cpu_quiet: float
+    """Processor seconds for a second of audio while nothing is said; resampling included."""
+    cpu_speech: float
+    """The same while somebody talks."""
+
+    @property
+    def passed(self) -> bool:
+        drift_s = abs(self.hours - self.heard_hours) * 3600
+        return not self.differing_periods and self.more_mb <= MORE_MB and drift_s < 1 and self.words_per_period > 0
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.hours:g} h of audio, {self.heard_hours:.4f} h counted",
+                f"{self.words_per_period} detections every {PERIOD_S // 60} min, "
+                f"{self.differing_periods} periods differ, largest shift {1000 * self.largest_shift_s:.1f} ms",
+                f"memory after the first {PERIOD_S // 60} min: {self.more_mb:+.1f} MB",
+                f"processor: {100 * self.cpu_quiet:.2f} % of a core while nothing is said, "
+                f"{100 * self.cpu_speech:.2f} % while somebody talks",
+                "passed" if self.passed else "FAILED",
+            ]
+        )
+
+
+def period(speech: Block, seed: int) -> tuple[Block, tuple[tuple[int, int], ...]]:
+    """Ten minutes of faint noise with the speech twice in it, and where, in samples at `DEVICE_HZ`."""
+    rng = np.random.default_rng(seed)
+    audio = (1e-4 * rng.standard_normal(PERIOD_S * DEVICE_HZ)).astype(np.float32)
+    places = tuple((at * DEVICE_HZ, at * DEVICE_HZ + len(speech)) for at in (60, 400))
+    for begin, end in places:
+        audio[begin:end] += speech
+    return audio, places
+
+
+def peak_mb() -> float:
+    """Largest memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class Soak:
+    """Feeds a listener and keeps account."""
+
+    def __init__(self, listener: Listener, speech: Block) -> None:
+        self.listener = listener
+        self.audio, self.places = period(speech, seed=0)
+        self.cpu_s = {"quiet": 0.0, "speech": 0.0}
+        self.audio_s = {"quiet": 0.0, "speech": 0.0}
+
+    def run(self, n_periods: int) -> Report:
+        rate_hz = self.listener.recognizer.info.sample_rate_hz
+        found: list[list[Detection]] = [[] for _ in range(n_periods)]
+        memory_mb = 0.0
+        begun_s = time.process_time()
+        for block in resample_stream(self._blocks(n_periods), DEVICE_HZ, rate_hz):
+            for detection in self.listener.feed(block):
+                found[int(detection.start_s // PERIOD_S)].append(detection)
+            now_s = time.process_time()
+            self.cpu_s[self.kind] += now_s - begun_s
+            begun_s = now_s
+            if not memory_mb and self.listener.heard_s >= PERIOD_S - 1:
+                memory_mb = peak_mb()
+        heard_s = self.listener.heard_s
+        shifts = [shift_s(found[0], some, n * PERIOD_S) for n, some in enumerate(found)]
+        return Report(
+            n_periods * PERIOD_S / 3600,
+            heard_s / 3600,
+            len(found[0]),
+            sum(shift is None or shift > SAME_S for shift in shifts),
+            max((shift for shift in shifts if shift is not None), default=0.0),
+            peak_mb() - memory_mb,
+            *(self.cpu_s[kind] / self.audio_s[kind] for kind in ("quiet", "speech")),
+        )
+
+    def _blocks(self, n_periods: int) -> Iterator[Block]:
+        size = round(BLOCK_S * DEVICE_HZ)
+        for number in range(n_periods):
+            for begin in range(0, len(self.audio), size):
+                talking = any(a <= begin < b for a, b in self.places)
+                self.kind = "speech" if talking else "quiet"
+                block = self.audio[begin : begin + size]
+                self.audio_s[self.kind] += len(block) / DEVICE_HZ
+                yield block
+            print(f"\r{(number + 1) * PERIOD_S / 3600:.1f} h", end="", file=sys.stderr, flush=True)
+        print("\r", end="", file=sys.stderr)
+
+
+def shift_s(first: list[Detection], other: list[Detection], later_s: float) -> float | None:
+    """Largest displacement of the same words `later_s` later; None when the words differ."""
+    if [d.word for d in first] != [d.word for d in other]:
+        return None
+    return max((abs(b.start_s - a.start_s - later_s) for a, b in zip(first, other, strict=True)), default=0.0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0 when all held, 1 when not, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m speech.soak", description=__doc__.split("\n")[0])
+    parser.add_argument("--hours", type=float, default=24.0, help="hours of audio (default: 24)")
+    parser.add_argument("--model", metavar="PATH", help="bundle to use (default: the shipped one)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args(argv)
+    if not arguments.hours * 3600 >= 2 * PERIOD_S:
+        parser.error(f"--hours must be at least {2 * PERIOD_S / 3600:.2f}")
+    try:
+        listener = Listener(Recognizer.load(arguments.model))
+        speech = np.concatenate(list(read_blocks(DEMO, DEVICE_HZ)))
+        report = Soak(listener, speech).run(int(arguments.hours * 3600 / PERIOD_S))
+    except SpeechError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    print(json.dumps(asdict(report)) if arguments.json else report)
+    return int(not report.passed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The soak on a small bundle and a short day."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speech import soak
+from speech.listener import Detection
+
+
+def test_twenty_minutes_stay_the_same(tone_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = soak.main(["--hours", "0.34", "--model", str(tone_bundle), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert report["words_per_period"] > 0
+    assert report["differing_periods"] == 0
+    assert report["heard_hours"] == pytest.approx(report["hours"], abs=1 / 3600)
+    assert report["cpu_quiet"] < report["cpu_speech"]
+
+
+def test_a_difference_is_a_failure() -> None:
+    first = [Detection("go", 1.0, 1.4, 0.9, 1.5), Detection("up", 3.0, 3.4, 0.9, 3.5)]
+    later = [Detection("go", 601.0, 601.4, 0.9, 601.5), Detection("up", 603.02, 603.4, 0.9, 603.5)]
+    assert soak.shift_s(first, later, 600) == pytest.approx(0.02)
+    assert soak.shift_s(first, later[:1], 600) is None
+    good = soak.Report(24, 24, 20, 0, 0.0, 1.0, 0.01, 0.05)
+    assert good.passed
+    for field, value in (("differing_periods", 1), ("more_mb", 5.1), ("heard_hours", 23.999), ("words_per_period", 0)):
+        bad = soak.Report(**{**good.__dict__, field: value})
+        assert not bad.passed
+        assert "FAILED" in str(bad)
+
+
+def test_too_short_a_day_is_wrong_usage() -> None:
+    with pytest.raises(SystemExit) as ended:
+        soak.main(["--hours", "0.1"])
+    assert ended.value.code == 2
