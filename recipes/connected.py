@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torchaudio.functional import edit_distance
@@ -14,7 +16,7 @@ from speech.training.data import SAMPLE_RATE_HZ, Corpus, Waveform
 from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
-GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 0.8))
+GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 1.0))
 LATE_S = 1.5
 """A command counts for the latency when it is decided within this time behind its end."""
 
@@ -71,12 +73,21 @@ class Connected:
     def __str__(self) -> str:
         lines = [f"connected commands, {self.part}, {len(self.conditions[0].whole)} mixtures: command error rate"]
         lines += map(str, self.conditions)
-        clean = self.conditions[0].whole
-        by_size = {n: [h for h in clean if len(h.said) == n] for n in sorted({len(h.said) for h in clean})}
-        by_gap = {f"{a:g}-{b:g} s": [h for h in clean if len(h.said) > 1 and a <= h.gap_s < b] for a, b in GAPS_S}
-        lines += [f"  clean, {n} words          {error_rate(some)}" for n, some in by_size.items()]
-        lines += [f"  clean, gaps {name:10} {error_rate(some)}" for name, some in by_gap.items()]
+        lines += [f"  clean, {n} words          {error_rate(some)}" for n, some in self.by_size.items()]
+        lines += [f"  clean, gaps {name:12} {error_rate(some)}" for name, some in self.by_gap.items()]
         return "\n".join(lines)
+
+    @property
+    def by_size(self) -> dict[int, list[Heard]]:
+        """Clean mixtures by their number of words."""
+        clean = self.conditions[0].whole
+        return {n: [h for h in clean if len(h.said) == n] for n in sorted({len(h.said) for h in clean})}
+
+    @property
+    def by_gap(self) -> dict[str, list[Heard]]:
+        """Clean mixtures of several words by the mean gap between them."""
+        several = [h for h in self.conditions[0].whole if len(h.said) > 1]
+        return {f"{low:g}-{high:g} s": [h for h in several if low <= h.gap_s < high] for low, high in GAPS_S}
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -90,6 +101,38 @@ class Connected:
                 for c in self.conditions
             ],
         }
+
+
+def draw_connected(result: Connected, target: Path) -> None:
+    """Error rate with its 95 % interval over noise, number of words and gap, as one picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    noise, size, gap = figure.subplots(1, 3, sharey=True)
+    names = [c.name for c in result.conditions]
+    for label, groups in (("whole recording", [c.whole for c in result.conditions]),
+                          ("live", [c.live for c in result.conditions])):  # fmt: skip
+        _draw_rates(noise, names, groups, label)
+    noise.legend()
+    _draw_rates(size, [str(n) for n in result.by_size], list(result.by_size.values()))
+    _draw_rates(gap, list(result.by_gap), list(result.by_gap.values()))
+    noise.set(title="Noise", xlabel="signal-to-noise ratio", ylabel="command error rate (%)", ylim=(0, None))
+    size.set(title="Clean, whole recording", xlabel="words in the mixture")
+    gap.set(title="Clean, whole recording", xlabel="mean gap between words")
+    figure.suptitle(f"Connected commands, {result.part}, {len(result.conditions[0].whole)} mixtures")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+
+
+def _draw_rates(axes: Any, names: Sequence[str], groups: Sequence[Sequence[Heard]], label: str | None = None) -> None:
+    rates = [error_rate(group) for group in groups]
+    values = np.array([100 * r.value for r in rates])
+    low, high = (np.array([100 * r.interval[side] for r in rates]) for side in (0, 1))
+    place = np.arange(len(names)) + (0.08 if label == "live" else 0)
+    spread = [np.maximum(0, values - low), np.maximum(0, high - values)]
+    axes.errorbar(place, values, spread, marker="o", capsize=3, linestyle="none", label=label)
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(alpha=0.3)
 
 
 def noisy(mixtures: Sequence[Mixture], corpus: Corpus, part: str, snr_db: float | None) -> list[Waveform]:

@@ -1,7 +1,8 @@
 """Measure a bundle: `python -m recipes.evaluate --data.root DIR` prints a table; --json and --pictures keep it.
 
 Protocols: `twelve` is the official 12-class test archive, `words` every word of a part of Speech Commands,
-`live` commands placed in long audio and heard through the Listener, `speed` what it costs.
+`live` commands placed in long audio and heard through the Listener, `connected` sequences of commands (for a bundle
+with a CTC head), `speed` what it costs.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.connected import Connected, draw_connected, evaluate_connected
 from recipes.live import Live, evaluate_live
 from recipes.metrics import TWELVE, Counts, Share, fold, summarize
 from recipes.speed import Speed, evaluate_speed
@@ -22,7 +24,7 @@ from speech.errors import DataError, SpeechError
 from speech.recognizer import DEFAULT_MODEL, UNKNOWN, Recognizer
 from speech.training.data import ARCHIVE_FOLDER, Corpus, Waveform, index_others, index_words
 
-PROTOCOLS = ("twelve", "words", "live", "speed")
+PROTOCOLS = ("twelve", "words", "live", "connected", "speed")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def confuse(
     recognizer: Recognizer, clips: Iterable[tuple[Waveform, str, str]], labels: Sequence[str], title: str
 ) -> Evaluation:
     """Classify (waveform at the bundle's rate, label, name) clips and count."""
-    known = recognizer.info.labels
+    known = recognizer.info.classes
     confusion = np.zeros((len(known), len(known)), np.int64)
     mistakes = []
     for waveform, label, name in clips:
@@ -115,7 +117,7 @@ def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str) -> Evaluat
     """Every word of a part of Speech Commands, over all labels of the bundle."""
     chosen = corpus.select(part, "words")
     clips = ((corpus[i], corpus.recordings[i].word, str(corpus.recordings[i].path)) for i in chosen)
-    return confuse(recognizer, clips, recognizer.info.labels, f"all words, {part}, {len(chosen)} clips")
+    return confuse(recognizer, clips, recognizer.info.classes, f"all words, {part}, {len(chosen)} clips")
 
 
 def draw_confusion(evaluation: Evaluation, target: Path) -> None:
@@ -157,7 +159,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data.cache", dest="cache", type=Path, metavar="DIR", help="decoded audio (default: DIR/cache)"
     )
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["twelve", "words", "speed"])
-    parser.add_argument("--part", choices=("validation", "testing"), default="testing", help="for words and live")
+    parser.add_argument(
+        "--part", choices=("validation", "testing"), default="testing", help="for words, live, connected"
+    )
+    parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
     parser.add_argument("--mistakes", action="store_true", help="list every clip that was not recognised")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
@@ -175,10 +180,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
         recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
         return Corpus(recordings, arguments.cache or arguments.root / "cache")
 
-    run: dict[str, Callable[[], Evaluation | Live | Speed]] = {
+    run: dict[str, Callable[[], Evaluation | Live | Connected | Speed]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
         "words": lambda: evaluate_words(recognizer, corpus(), arguments.part),
         "live": lambda: evaluate_live(recognizer, corpus(), arguments.part),
+        "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),
     }
     for protocol in arguments.protocol:
@@ -189,6 +195,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
                 draw_confusion(result, arguments.pictures / f"confusion_{protocol}.png")
             if arguments.mistakes:
                 print("\n".join(result.mistakes), end="\n\n")
+        if isinstance(result, Connected) and arguments.pictures:
+            draw_connected(result, arguments.pictures / "connected.png")
         figures[protocol] = result.as_dict()
     return figures
 

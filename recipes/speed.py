@@ -81,7 +81,7 @@ def evaluate_speed(bundle: Path, runs: int = 300, starts: int = 7) -> Speed:
     """Measure bundle and reference in turn, `runs` and `starts` times."""
     recognizer = Recognizer.load(bundle)
     rng, info = np.random.default_rng(0), recognizer.info
-    waveform = 0.1 * rng.standard_normal(info.window).astype(np.float32)
+    waveform = 0.1 * rng.standard_normal(info.sample_rate_hz).astype(np.float32)
     reference, frames = reference_session(), rng.standard_normal((FRAMES, 1, INPUTS)).astype(np.float32)
 
     def ours() -> object:

@@ -106,8 +106,12 @@ def finish(cli: TrainCLI, run: Path) -> None:
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")
-    evaluate = evaluate_words if data.head == "classification" else evaluate_connected
-    results = evaluate(Recognizer.load(bundle), data.corpus, "validation")
+    recognizer = Recognizer.load(bundle)
+    results = (
+        evaluate_words(recognizer, data.corpus, "validation")
+        if data.head == "classification"
+        else evaluate_connected(recognizer, data.corpus, "validation", min(200, data.per_kind))
+    )
     print(results)
     record = {"training": training, "parity": difference, "validation": results.as_dict()}
     (run / "results.json").write_text(json.dumps(record, indent=1))

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from speech.actions import Actions
 from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
 from speech.errors import AudioError, ConfigError, SpeechError
+from speech.grammar import Grammar
 from speech.listener import Detection, Listener
 from speech.microphone import Microphone, list_devices
 from speech.recognizer import DEFAULT_MODEL, Recognizer
@@ -45,6 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
+    parser.add_argument(
+        "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
+    )
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--actions", metavar="FILE.toml", help="what each word sets off; see speech/actions.py")
@@ -109,6 +113,16 @@ def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
         yield block
 
 
+def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
+    """A grammar that is spelled out or lies in a file; in a stream its sentences follow one another."""
+    path = Path(text_or_path)
+    try:
+        text = path.read_text("utf-8") if path.is_file() else text_or_path
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    return Grammar.parse(text, words).repeated()
+
+
 def show(detection: Detection, as_json: bool, file: str | None) -> None:
     """One line on stdout, at once."""
     if as_json:
@@ -139,7 +153,8 @@ class Session:
         recognizer = Recognizer.load(arguments.model)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         near_miss = self._nearly if arguments.record else None
-        self.listener = Listener(recognizer, words, arguments.threshold, near_miss=near_miss)
+        grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
+        self.listener = Listener(recognizer, words, arguments.threshold, near_miss=near_miss, grammar=grammar)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None

@@ -78,6 +78,11 @@ class BundleInfo:
         return tuple(label for label in self.labels if label not in HEADS[self.head])
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels as `Recognizer.classify` names them: a recording that is nothing but blank is `_silence_`."""
+        return tuple(SILENCE if label == BLANK else label for label in self.labels)
+
+    @property
     def window(self) -> int:
         """Window in samples."""
         return round(self.window_s * self.sample_rate_hz)
@@ -194,8 +199,8 @@ class Recognizer:
         windows = self._windows(mono)
         posteriors = most_confident(self._single(self.scores(windows)), self._is_word)
         best = int(posteriors.argmax())
-        names = [SILENCE if label == BLANK else label for label in self.info.labels]
-        return Prediction(names[best], float(posteriors[best]), dict(zip(names, posteriors.tolist(), strict=True)))
+        scores = dict(zip(self.info.classes, posteriors.tolist(), strict=True))
+        return Prediction(self.info.classes[best], float(posteriors[best]), scores)
 
     def _single(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(windows, labels): the probability that a window holds just this."""
