@@ -108,3 +108,11 @@ def test_a_narrow_band_ends_where_it_should() -> None:
     narrowed = upper < 1e-3
     assert 0 < narrowed.sum() < 8
     torch.testing.assert_close(varied[~narrowed], noise[~narrowed])
+
+
+def test_a_batch_of_which_none_is_in_a_room_stays_as_it_is() -> None:
+    waveform = 0.01 * torch.randn(2, 16000, generator=generator())
+    config = AugmentConfig(roomy=0.0, narrow=0.0, muted=0.0, shift_ms=0.0, speed=0.0, noisy=0.0, gain_db=(0.0, 0.0))
+    everybody = torch.ones(2, dtype=torch.bool)
+    varied = Augment(config, torch.ones(3, 100), generator()).waveform(waveform, waveform, everybody, ~everybody)
+    torch.testing.assert_close(varied, waveform)

@@ -144,6 +144,8 @@ class Augment:
         if not len(self.rooms):
             return waveform
         chosen = (self._chosen(len(waveform), self.config.roomy, waveform) & spoken).squeeze(1).nonzero().squeeze(1)
+        if not len(chosen):
+            return waveform
         which = torch.randint(len(self.rooms), (len(chosen),), generator=self.generator, device=waveform.device)
         return waveform.index_copy(0, chosen, reverberate(waveform[chosen], self.rooms[which]))
 
