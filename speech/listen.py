@@ -16,6 +16,7 @@ import numpy as np
 
 from speech.actions import Actions
 from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
+from speech.calibrate import load_thresholds
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Detection, Listener
@@ -46,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
+    parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
     parser.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
     )
@@ -58,6 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.rate is not None and not arguments.stdin:
         parser.error("--rate belongs to --stdin; files and devices know their rate")
+    if arguments.thresholds and arguments.threshold is not None:
+        parser.error("--threshold and --thresholds exclude each other")
     if arguments.realtime and not arguments.file:
         parser.error("--realtime belongs to --file")
     if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
@@ -154,7 +158,10 @@ class Session:
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         near_miss = self._nearly if arguments.record else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
-        self.listener = Listener(recognizer, words, arguments.threshold, near_miss=near_miss, grammar=grammar)
+        threshold: float | dict[str, float] | None = arguments.threshold
+        if arguments.thresholds:
+            threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
+        self.listener = Listener(recognizer, words, threshold, near_miss=near_miss, grammar=grammar)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None

@@ -414,3 +414,23 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
         assert b"yes" in out, "as one that a shell put in the background"
+
+
+def test_thresholds_of_single_words_are_taken_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.toml"
+    path.write_text("[thresholds]\nleft = 0.999\ngo = 0.999\n")
+    found = words(run("--file", str(listen.DEMO), "--json", "--thresholds", str(path)).stdout)
+    assert found == [word for word in SPOKEN if word not in ("left", "go")]
+    path.write_text("[thresholds]\nlet = 0.9\n")
+    done = run("--file", str(listen.DEMO), "--thresholds", str(path))
+    assert done.returncode == 2
+    assert "does not know 'let'" in done.stderr.splitlines()[-1]
+
+
+def test_a_grammar_is_checked_at_the_start(tmp_path: Path) -> None:
+    done = run("--file", str(listen.DEMO), "--grammar", "(left | rihgt)+")
+    assert done.returncode == 2
+    assert "column 9: 'rihgt' is not a word of the model" in done.stderr
+    done = run("--file", str(listen.DEMO), "--grammar", "left | right")
+    assert done.returncode == 2
+    assert "hears sequences" in done.stderr

@@ -1,0 +1,290 @@
+"""Sequences of commands against pocketsphinx 5: `python -m recipes.versus --data.root DIR`.
+
+Both hear the same fixed mixtures, whole and on one thread.  Ours knows all words of the bundle.  pocketsphinx is told
+the ten commands and nothing else, with its bundled English model, 16-bit samples at 16 kHz, each mixture as one
+utterance, and its defaults, among them noise removal (`remove_noise` in the model's own settings).  It is measured
+with both searches that its documentation names for a small vocabulary: a JSGF grammar of any number of commands, and
+an n-gram in which all commands are equally likely.  What is compared is the one with fewer errors: the grammar
+inserts commands into noise, the n-gram less.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.connected import Heard, hear, noisy, words_of
+from speech.errors import DataError, SpeechError
+from speech.recognizer import Recognizer
+from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, index_others, index_words
+from speech.training.mixtures import fixed_mixtures
+
+CONDITIONS: tuple[float | None, ...] = (None, 10.0)
+OURS, GRAMMAR, NGRAM = "ours", "pocketsphinx, grammar", "pocketsphinx, n-gram"
+DRAWS = 2000
+"""Of the bootstrap."""
+
+Transcriber = Callable[[Waveform], Sequence[str]]
+"""Audio (time,) at 16 kHz -> the commands in it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, object]:
+        return {"value": self.value, "interval_95": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one recogniser made of the mixtures in one condition."""
+
+    name: str
+    heard: list[Heard]
+    cpu_s: float
+    """CPU seconds of decoding, all threads of the process."""
+    audio_s: float
+
+    @property
+    def load(self) -> float:
+        """CPU seconds for one second of audio."""
+        return self.cpu_s / self.audio_s
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(mixtures, 2): errors and commands."""
+        return np.array([(h.errors, len(h.said)) for h in self.heard])
+
+    def __str__(self) -> str:
+        errors, total = self.counts.sum(0)
+        rate = error_rate(self)
+        return (
+            f"    {self.name:23}{100 * rate.value:6.2f} %  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]  "
+            f"{errors}/{total}   {1000 * self.load:6.1f} ms of CPU for 1 s"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        errors, total = self.counts.sum(0).tolist()
+        rate = error_rate(self).as_dict()
+        return {"name": self.name, "error_rate": rate, "errors": errors, "commands": total, "load": self.load}
+
+
+def resampled(results: Sequence[Result], seed: int = 0) -> np.ndarray:
+    """Bootstrap over mixtures, the same draws for all results: (results, draws, 2), sums of errors and commands.
+
+    Errors of one mixture go together, and may be more than its commands: they are no share of them.
+    """
+    n = len(results[0].heard)
+    drawn = np.random.default_rng(seed).integers(n, size=(DRAWS, n))
+    return np.stack([r.counts[drawn].sum(1) for r in results])
+
+
+def estimate(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def error_rate(result: Result) -> Estimate:
+    """Command error rate: substitutions, deletions and insertions over commands."""
+    errors, total = result.counts.sum(0)
+    (draws,) = resampled([result])
+    return estimate(errors / total, draws[:, 0] / draws[:, 1])
+
+
+def error_ratio(ours: Result, theirs: Result) -> Estimate:
+    """Our errors over theirs, half an error added to both so that none is no trouble."""
+    value = (ours.counts[:, 0].sum() + 0.5) / (theirs.counts[:, 0].sum() + 0.5)
+    mine, other = resampled([ours, theirs])
+    return estimate(float(value), (mine[:, 0] + 0.5) / (other[:, 0] + 0.5))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All recognisers in one noise."""
+
+    snr_db: float | None
+    """None: no noise added."""
+    ours: Result
+    others: list[Result]
+
+    @property
+    def best(self) -> Result:
+        """The other one with the fewest errors."""
+        return min(self.others, key=lambda r: int(r.counts[:, 0].sum()))
+
+    def __str__(self) -> str:
+        name = "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
+        ratio = error_ratio(self.ours, self.best)
+        return "\n".join(
+            [
+                f"  {name}",
+                *map(str, [self.ours, *self.others]),
+                f"    ours over {self.best.name}: errors {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}], "
+                f"CPU {self.ours.load / self.best.load:.2f}",
+            ]
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "snr_db": self.snr_db,
+            "results": [r.as_dict() for r in [self.ours, *self.others]],
+            "best_other": self.best.name,
+            "error_ratio": error_ratio(self.ours, self.best).as_dict(),
+            "cpu_ratio": self.ours.load / self.best.load,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole run."""
+
+    part: str
+    conditions: list[Condition]
+
+    def __str__(self) -> str:
+        n = len(self.conditions[0].ours.heard)
+        title = f"connected commands against pocketsphinx, {self.part}, {n} mixtures: command error rate"
+        return "\n".join([title, *map(str, self.conditions)])
+
+    def as_dict(self) -> dict[str, object]:
+        return {"part": self.part, "conditions": [c.as_dict() for c in self.conditions]}
+
+
+class Timed:
+    """A transcriber that counts the CPU seconds it takes."""
+
+    def __init__(self, transcribe: Transcriber) -> None:
+        self._transcribe, self.cpu_s = transcribe, 0.0
+
+    def __call__(self, waveform: Waveform) -> Sequence[str]:
+        begin = time.process_time()
+        found = self._transcribe(waveform)
+        self.cpu_s += time.process_time() - begin
+        return found
+
+
+def compare(ours: Transcriber, others: dict[str, Transcriber], corpus: Corpus, part: str, n: int = 200) -> Comparison:
+    """Let all hear `n` fixed mixtures, clean and in noise."""
+    if not all(len(corpus.select(part, "words", word)) for word in KEYWORDS):
+        raise DataError(f"the comparison needs recordings of all ten commands in the {part} part")
+    mixtures = fixed_mixtures(corpus, part, n, seed=0)
+    conditions = []
+    for snr_db in CONDITIONS if len(corpus.select(part, "noise")) else CONDITIONS[:1]:
+        audio = noisy(mixtures, corpus, part, snr_db)
+        audio_s = sum(map(len, audio)) / SAMPLE_RATE_HZ
+        results = []
+        for name, transcribe in {OURS: ours, **others}.items():
+            timed = Timed(transcribe)
+            results.append(Result(name, hear(mixtures, audio, timed), timed.cpu_s, audio_s))
+        conditions.append(Condition(snr_db, results[0], results[1:]))
+    return Comparison(part, conditions)
+
+
+def pcm(waveform: Waveform) -> bytes:
+    """16-bit little-endian samples, as a microphone delivers them."""
+    return (np.clip(waveform, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes()
+
+
+def jsgf(words: Sequence[str]) -> str:
+    """Any number of the words, at least one."""
+    return f"#JSGF V1.0;\ngrammar commands;\npublic <commands> = ({' | '.join(words)})+;\n"
+
+
+def arpa(words: Sequence[str]) -> str:
+    """An n-gram of order 1 in which each word and the end are equally likely."""
+    log_prob = -log10(len(words) + 1)
+    unigrams = ["-99 <s>", *(f"{log_prob:.5f} {word}" for word in ("</s>", *words))]
+    return "\n".join(["\\data\\", f"ngram 1={len(unigrams)}", "", "\\1-grams:", *unigrams, "", "\\end\\", ""])
+
+
+def decoder(words: Sequence[str], search: str) -> Any:
+    """A pocketsphinx decoder with its bundled model and defaults, for `GRAMMAR` or `NGRAM`."""
+    from pocketsphinx import Config, Decoder
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "commands"
+        path.write_text(jsgf(words) if search == GRAMMAR else arpa(words))
+        chosen = {"lm": None, "jsgf": str(path)} if search == GRAMMAR else {"lm": str(path)}
+        return Decoder(Config(**chosen, loglevel="FATAL"))
+
+
+def pocketsphinx(words: Sequence[str], search: str) -> Transcriber:
+    """pocketsphinx as a transcriber."""
+    decodes = decoder(words, search)
+
+    def transcribe(waveform: Waveform) -> Sequence[str]:
+        decodes.start_utt()
+        decodes.process_raw(pcm(waveform), full_utt=True)
+        decodes.end_utt()
+        hypothesis = decodes.hyp()
+        return hypothesis.hypstr.split() if hypothesis else []
+
+    return transcribe
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m recipes.versus", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="connected", help="bundle with a CTC head (default: connected)")
+    parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
+    parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
+    parser.add_argument("--part", choices=("validation", "testing"), default="validation")
+    parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
+    parser.add_argument("--n", type=int, default=200, help="mixtures (default: 200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    arguments = parser.parse_args(argv)
+    if arguments.n < 1:
+        parser.error("--n must be positive")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> Comparison:
+    """Load both sides, compare.
+
+    Raises:
+        SpeechError: pocketsphinx, the bundle or the data is missing.
+    """
+    if find_spec("pocketsphinx") is None:
+        raise SpeechError("pocketsphinx is not installed: `uv sync --group bench`, or `uv pip install pocketsphinx`")
+    recognizer = Recognizer.load(arguments.model)
+    if recognizer.info.head != "ctc":
+        raise SpeechError(f"{arguments.model} names single words; sequences need a bundle such as --model connected")
+    recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
+    corpus = Corpus(recordings, arguments.cache or arguments.root / "cache")
+    others = {search: pocketsphinx(KEYWORDS, search) for search in (GRAMMAR, NGRAM)}
+
+    def ours(waveform: Waveform) -> Sequence[str]:
+        return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ))
+
+    return compare(ours, others, corpus, arguments.part, arguments.n)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        comparison = run(arguments)
+        print(comparison)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps({"model": arguments.model, **comparison.as_dict()}, indent=1))
+    except SpeechError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

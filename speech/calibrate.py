@@ -1,0 +1,409 @@
+"""Thresholds for a room: `python -m speech.calibrate --audio evening.wav`, or the microphone while nobody commands.
+
+Whatever the model reports in audio without commands is a false alarm.  The thresholds of the words that cause them
+are raised until no more are left than the budget allows, the most confident ones being those allowed.
+
+A word is reported as soon as it is sure enough, and what it was heard in is then silenced; with a higher threshold
+it is reported later and surer, or another word is.  So one pass with low thresholds can't tell what higher ones
+would report: each choice is heard again from the start, and the counts told are those of the thresholds saved.
+They were chosen on this very audio, so expect somewhat more alarms on another evening; the bound knows nothing of that.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speech.audio import Block, as_mono, read_blocks
+from speech.errors import AudioError, ConfigError, SpeechError
+from speech.listener import Detection, Listener
+from speech.microphone import Microphone
+from speech.recognizer import DEFAULT_MODEL, Recognizer
+
+FLOOR = 0.3
+"""Where the search begins with `allow_lower`."""
+HIGHEST = 0.99
+"""A word that needs more than this can't be kept quiet by its threshold."""
+LEAST_S = 60.0
+"""Less audio than this says nothing."""
+SILENT = 10 ** (-75 / 20)
+"""Peak under which audio holds nothing."""
+
+Streams = Callable[[], Iterator[Iterable[Block]]]
+"""Begins anew to hand out streams of blocks at the model's rate."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one pass over the audio brought."""
+
+    alarms: list[Detection]
+    hours: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds, and what they do on the audio that they were chosen on."""
+
+    thresholds: dict[str, float]
+    model_thresholds: dict[str, float]
+    alarms: dict[str, int]
+    """False alarms of each word with `thresholds`; words without any are left out."""
+    model_alarms: dict[str, int]
+    """The same with `model_thresholds`, or from `FLOOR` on where lower ones were allowed."""
+    hours: float
+    budget: float
+    """False alarms an hour, over all words, that may remain."""
+
+    @property
+    def n_alarms(self) -> int:
+        return sum(self.alarms.values())
+
+    @property
+    def upper_bound(self) -> float:
+        """False alarms an hour that the true rate stays under, with 95 % certainty."""
+        return poisson_bound(self.n_alarms) / self.hours
+
+    @property
+    def stubborn(self) -> list[str]:
+        """The words that alarm at `HIGHEST` and more, where that exceeds the budget."""
+        return sorted(self.alarms) if self.n_alarms > allowed(self.budget, self.hours) else []
+
+    def as_dict(self) -> dict[str, object]:
+        rates = {"rate": self.n_alarms / self.hours, "upper_bound_95": self.upper_bound}
+        return asdict(self) | rates | {"stubborn": self.stubborn}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.n_alarms} false alarms in {self.hours:.2f} h, {sum(self.model_alarms.values())} before: "
+            f"{self.n_alarms / self.hours:.2f} an hour, with 95 % certainty at most {self.upper_bound:.2f}; "
+            f"budget {self.budget:g}"
+        ]
+        for word, value in self.thresholds.items():
+            before, after = self.model_alarms.get(word, 0), self.alarms.get(word, 0)
+            lines.append(f"  {word:10}{self.model_thresholds[word]:.2f} -> {value:.2f}   alarms {before} -> {after}")
+        return "\n".join(lines)
+
+
+def allowed(budget: float, hours: float) -> int:
+    """How many false alarms may remain."""
+    return math.floor(budget * hours + 1e-9)
+
+
+def poisson_bound(count: int, level: float = 0.95) -> float:
+    """The mean at which so few events, or fewer, have the probability 1 - `level`.
+
+    Source: Garwood 1936, the exact one-sided bound of a Poisson mean; by bisection.
+    """
+    low, high = float(count), count + 10 + 10 * math.sqrt(count)
+    for _ in range(60):
+        mean = (low + high) / 2
+        few = math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
+        low, high = (mean, high) if few > 1 - level else (low, mean)
+    return high
+
+
+def just_over(confidence: float) -> float:
+    """The next hundredth."""
+    return (math.floor(100 * confidence + 1e-9) + 1) / 100
+
+
+def raised(thresholds: Mapping[str, float], alarms: Iterable[Detection], n_allowed: int) -> dict[str, float]:
+    """The thresholds just over all alarms but the `n_allowed` most confident; `HIGHEST` at most."""
+    values = dict(thresholds)
+    for alarm in sorted(alarms, key=lambda a: a.confidence, reverse=True)[n_allowed:]:
+        values[alarm.word] = max(values[alarm.word], min(HIGHEST, just_over(alarm.confidence)))
+    return values
+
+
+def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None]) -> Heard:
+    """One pass: every detection is a false alarm.
+
+    Raises:
+        AudioError: too little audio, or silence only.
+    """
+    alarms: list[Detection] = []
+    done_s, peak = 0.0, 0.0
+    for stream in streams():
+        for block in stream:
+            alarms += listener.feed(block)
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+            note(done_s + listener.heard_s, len(alarms))
+        done_s += listener.heard_s
+        alarms += listener.flush()
+    if done_s < LEAST_S:
+        raise AudioError(f"only {done_s:.0f} s of audio; a calibration needs a minute at the least, better hours")
+    if peak < SILENT:
+        raise AudioError("the audio is silent from end to end; is the microphone muted?")
+    return Heard(alarms, done_s / 3600)
+
+
+def calibrate(
+    recognizer: Recognizer,
+    streams: Streams,
+    budget: float,
+    words: Sequence[str] | None = None,
+    allow_lower: bool = False,
+    note: Callable[[float, int], None] = lambda heard_s, n_alarms: None,
+) -> Calibration:
+    """Thresholds with which audio that holds no commands gives no more false alarms than the budget.
+
+    Args:
+        recognizer: a loaded bundle.
+        streams: the audio; called once for each pass.
+        budget: false alarms an hour, over all words.
+        words: those to listen for; default: all of the bundle.
+        allow_lower: also go below the bundle's thresholds, down to `FLOOR`, where the audio permits.
+        note: told how many seconds were heard in this pass and the alarms in them.
+    Raises:
+        AudioError: too little audio, or silence only.
+        ConfigError: a word that the bundle lacks.
+    """
+    model = Listener(recognizer, words).thresholds
+    thresholds = {word: min(FLOOR, value) for word, value in model.items()} if allow_lower else model
+    first: Heard | None = None
+    while True:
+        heard = hear(Listener(recognizer, words, thresholds), streams, note)
+        first = first or heard
+        n_allowed = allowed(budget, heard.hours)
+        higher = raised(thresholds, heard.alarms, n_allowed)
+        if len(heard.alarms) <= n_allowed or higher == thresholds:
+            before, after = (dict(Counter(a.word for a in h.alarms)) for h in (first, heard))
+            return Calibration(thresholds, model, after, before, heard.hours, budget)
+        thresholds = higher
+
+
+class Files:
+    """Audio files as streams; one that can't be read is told once and passed over.
+
+    Raises:
+        AudioError: there is none.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], sample_rate_hz: int, tell: Callable[[str], None]) -> None:
+        self._paths = list(dict.fromkeys(file for path in paths for file in audio_files(Path(path))))
+        self._rate, self._tell, self.failed = sample_rate_hz, tell, set[Path]()
+        if not self._paths:
+            raise AudioError("no audio files there")
+
+    def __call__(self) -> Iterator[Iterable[Block]]:
+        return (self._blocks(path) for path in self._paths)
+
+    def _blocks(self, path: Path) -> Iterator[Block]:
+        """What can be read of a file."""
+        try:
+            yield from read_blocks(path, self._rate)
+        except AudioError as error:
+            if path not in self.failed:
+                self._tell(f"error: {error}")
+                self.failed.add(path)
+
+
+def audio_files(path: Path) -> list[Path]:
+    """The file itself, or all that look like audio in a folder and below."""
+    if not path.is_dir():
+        return [path]
+    suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes - {".raw"} and p.is_file())
+
+
+class Room:
+    """A recording that leaves no trace: in a file without a name, gone with the process."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - 115 MB an hour at 16 kHz
+        self.n_samples = 0
+
+    def keep(self, block: Block) -> None:
+        """Add samples (time,)."""
+        self._file.write((np.clip(block, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes())
+        self.n_samples += len(block)
+
+    def __call__(self) -> Iterator[Iterable[Block]]:
+        yield self._blocks()
+
+    def _blocks(self) -> Iterator[Block]:
+        self._file.seek(0)
+        while len(samples := np.frombuffer(self._file.read(2 * 1600), "<i2")):
+            yield as_mono(samples.astype(np.int16))
+
+
+class Progress:
+    """A line on the terminal that is redrawn in place; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._drawn_s, self._is_drawn = -math.inf, False
+
+    def show(self, text: str) -> None:
+        if self._is_live and time.monotonic() - self._drawn_s >= 0.2:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            self._drawn_s, self._is_drawn = time.monotonic(), True
+
+    def tell(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._is_drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._is_drawn = False
+
+    def heard(self, heard_s: float, n_alarms: int) -> None:
+        self.show(f"listened to {heard_s / 60:.1f} min, {n_alarms} false alarms")
+
+
+def record(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Room:
+    """The microphone for that long, or until Ctrl-C."""
+    room, number_or_name = Room(), int(device) if device and device.isdigit() else device
+    with Microphone(number_or_name, tell=progress.tell) as microphone:
+        progress.tell(
+            f"recording {microphone.device.name} for {minutes:g} min, to be forgotten at the end; "
+            "say no commands; Ctrl-C ends early"
+        )
+        try:
+            for block in microphone.blocks(rate_hz):
+                room.keep(block)
+                progress.show(f"recorded {room.n_samples / rate_hz / 60:.1f} of {minutes:g} min")
+                if room.n_samples >= 60 * minutes * rate_hz:
+                    break
+        except KeyboardInterrupt:
+            progress.tell(f"ended after {room.n_samples / rate_hz / 60:.1f} min")
+    return room
+
+
+def default_path() -> Path:
+    """Where a user's settings lie: `speech/thresholds.toml` in $XDG_CONFIG_HOME, %APPDATA% or ~/.config."""
+    folder = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
+    return (Path(folder) if folder else Path.home() / ".config") / "speech" / "thresholds.toml"
+
+
+def save_thresholds(path: Path, calibration: Calibration, model: str) -> None:
+    """Write what `load_thresholds` reads; all of it or nothing.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
+    figures = calibration
+    lines = [
+        "# Confidence from which each word counts; made by speech.calibrate, may be edited.",
+        f"# model {model!r}: {figures.n_alarms} false alarms in {figures.hours:.2f} h without commands,",
+        f"# at most {figures.upper_bound:.2f} an hour with 95 % certainty",
+        "[thresholds]",
+        *(f"{json.dumps(word, ensure_ascii=False)} = {value:.4g}" for word, value in figures.thresholds.items()),
+    ]
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"can't write the thresholds to {path}: {error.strerror}") from error
+
+
+def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
+    """The table `[thresholds]` of a TOML file: word -> confidence from which it counts.
+
+    Args:
+        path: as written by `save_thresholds`.
+        words: those that the model knows.
+    Raises:
+        ConfigError: it can't be read, is malformed, names another word or a value outside 0..1.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("thresholds")
+    except OSError as error:
+        raise ConfigError(f"can't read the thresholds in {path}: {error.strerror}") from error
+    except ValueError as error:  # also UnicodeDecodeError and TOMLDecodeError
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")
+    for word, value in table.items():
+        if word not in words:
+            raise ConfigError(f"{path}: the model does not know {word!r}; it knows {', '.join(words)}")
+        if type(value) not in (int, float) or not 0 < value <= 1:
+            raise ConfigError(f"{path}: the threshold of {word!r} must be a number in 0..1, not {value!r}")
+    return {word: float(value) for word, value in table.items()}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speech.calibrate",
+        description="Raise each word's threshold until audio without commands sets off no more than the budget.",
+    )
+    parser.add_argument("--budget", type=float, default=0.5, metavar="X", help="false alarms an hour (default: 0.5)")
+    parser.add_argument("--audio", nargs="+", metavar="PATH", help="files or folders (default: the microphone)")
+    parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
+    parser.add_argument("--minutes", type=float, metavar="N", help="how long to record the microphone (default: 60)")
+    parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
+    parser.add_argument("--words", metavar="yes,no,...", help="only these (default: all the model knows)")
+    parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, to {FLOOR} at the least")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {default_path()}".replace("%", "%%"))
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    arguments = parser.parse_args(argv)
+    if arguments.audio and (arguments.minutes is not None or arguments.device):
+        parser.error("--minutes and --device belong to the microphone")
+    if not 0 < arguments.budget < math.inf:
+        parser.error("--budget must be positive")
+    if arguments.minutes is not None and not LEAST_S / 60 <= arguments.minutes < math.inf:
+        parser.error("--minutes must be 1 at the least")
+    return arguments
+
+
+def run(arguments: argparse.Namespace, progress: Progress) -> int:
+    """Calibrate, save, print; the exit status."""
+    recognizer = Recognizer.load(arguments.model)
+    rate = recognizer.info.sample_rate_hz
+    words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
+    Listener(recognizer, words)  # complains about the words before an hour is recorded
+    source: Files | Room
+    if arguments.audio:
+        source = Files(arguments.audio, rate, progress.tell)
+    else:
+        source = record(arguments.device, arguments.minutes or 60.0, rate, progress)
+    result = calibrate(recognizer, source, arguments.budget, words, arguments.allow_lower, progress.heard)
+    progress.clear()
+    path = arguments.output or default_path()
+    save_thresholds(path, result, str(arguments.model or DEFAULT_MODEL.stem))
+    print(json.dumps(result.as_dict() | {"path": str(path)}) if arguments.json else result, flush=True)
+    progress.tell(f"saved to {path}")
+    needed = poisson_bound(0) / result.budget
+    if result.hours < needed:
+        progress.tell(f"note: to be sure of {result.budget:g} an hour takes {needed:.1f} h of audio without alarms")
+    if result.stubborn:
+        progress.tell(
+            f"error: over the budget even at {HIGHEST}: {', '.join(result.stubborn)}; leave out with --words, "
+            "or listen in what was recorded: was it said?"
+        )
+    failed = isinstance(source, Files) and source.failed
+    return int(bool(result.stubborn or failed))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    arguments, progress = parse(argv), Progress()
+    try:
+        return run(arguments, progress)
+    except KeyboardInterrupt:
+        progress.tell("interrupted; nothing was saved")
+        return 1
+    except SpeechError as error:
+        progress.tell(f"error: {error}")
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""A room whose false alarms are known: bursts of tones, told apart by the bundle, as surely as their pitch allows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speech import calibrate as module
+from speech.calibrate import (
+    FLOOR,
+    HIGHEST,
+    Files,
+    Room,
+    calibrate,
+    default_path,
+    just_over,
+    load_thresholds,
+    main,
+    poisson_bound,
+    raised,
+)
+from speech.errors import ConfigError
+from speech.listener import Detection, Listener
+from speech.recognizer import Recognizer
+
+RATE = 16000
+WORDS = ("low", "high")
+Tone = Callable[[float, float], np.ndarray]
+Blocks = Iterator[list[np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def recognizer(tone_bundle: Path) -> Recognizer:
+    return Recognizer.load(tone_bundle)
+
+
+@pytest.fixture(scope="module")
+def room(tone: Tone) -> np.ndarray:
+    """Two minutes: twenty bursts, the nearer to 1 kHz the less sure, alternately of either side."""
+    pieces = []
+    for n in range(20):
+        pitch = 1000 + (-1) ** n * (35 + 4 * (n // 2))
+        pieces += [np.zeros(3 * RATE, np.float32), tone(pitch, 0.5), np.zeros(5 * RATE // 2, np.float32)]
+    return np.concatenate(pieces)
+
+
+def streams_of(*waveforms: np.ndarray) -> Callable[[], Blocks]:
+    return lambda: (np.array_split(w, len(w) // 1600) for w in waveforms)
+
+
+def alarm(word: str, confidence: float) -> Detection:
+    return Detection(word, 0.0, 0.5, confidence, 0.6)
+
+
+def test_the_bound_is_the_exact_one() -> None:
+    assert poisson_bound(0) == pytest.approx(-np.log(0.05))
+    chi2 = pytest.importorskip("scipy.stats", reason="scipy comes with the training extra").chi2
+    for count in (0, 1, 2, 7, 61, 1000):
+        assert poisson_bound(count) == pytest.approx(chi2.ppf(0.95, 2 * (count + 1)) / 2)
+    assert poisson_bound(3, level=0.5) == pytest.approx(chi2.ppf(0.5, 8) / 2)
+
+
+def test_thresholds_rise_just_over_what_is_too_much() -> None:
+    alarms = [alarm("low", 0.7), alarm("low", 0.8), alarm("high", 0.95), alarm("high", 0.65)]
+    base = {"low": 0.6, "high": 0.6}
+    assert raised(base, alarms, 4) == base
+    assert raised(base, alarms, 2) == {"low": 0.71, "high": 0.66}
+    assert raised(base, alarms, 0) == {"low": 0.81, "high": 0.96}
+    assert raised(base, [alarm("low", 1.0)], 0) == {"low": HIGHEST, "high": 0.6}
+    assert raised({"low": 1.0}, [alarm("low", 1.0)], 0) == {"low": 1.0}, "never lower"
+
+
+@pytest.mark.parametrize("confidence", [0.28, 0.29, 0.57, 0.58, 0.9, 0.987])
+def test_just_over_is_over(confidence: float) -> None:
+    assert confidence < just_over(confidence) <= confidence + 0.0101
+
+
+@pytest.mark.parametrize("per_hour", [1.0, 100.0, 250.0])
+def test_the_budget_holds_when_the_room_is_heard_again(
+    recognizer: Recognizer, room: np.ndarray, per_hour: float
+) -> None:
+    before = list(Listener(recognizer).listen([room]))
+    assert len(before) > 10, "the room must give cause"
+    found = calibrate(recognizer, streams_of(room), per_hour)
+    assert sum(found.model_alarms.values()) == len(before)
+    again = list(Listener(recognizer, threshold=found.thresholds).listen([room]))
+    assert len(again) == found.n_alarms <= per_hour * len(room) / RATE / 3600
+    assert not found.stubborn
+    for word in WORDS:
+        assert 0.6 <= found.thresholds[word] <= HIGHEST
+    assert found.hours == pytest.approx(len(room) / RATE / 3600)
+    assert found.upper_bound == pytest.approx(poisson_bound(found.n_alarms) / found.hours)
+
+
+def test_a_quiet_room_changes_nothing_unless_lower_is_allowed(recognizer: Recognizer, room: np.ndarray) -> None:
+    hiss = (0.001 * np.random.default_rng(0).standard_normal(90 * RATE)).astype(np.float32)
+    assert calibrate(recognizer, streams_of(hiss), 0.5).thresholds == {"low": 0.6, "high": 0.6}
+    assert calibrate(recognizer, streams_of(hiss), 0.5, allow_lower=True).thresholds == dict.fromkeys(WORDS, FLOOR)
+    low = calibrate(recognizer, streams_of(room), 100.0, allow_lower=True)
+    assert low.n_alarms <= 100 * low.hours
+
+
+def test_only_the_words_asked_for_count(recognizer: Recognizer, room: np.ndarray) -> None:
+    found = calibrate(recognizer, streams_of(room), 1.0, words=["high"])
+    assert list(found.thresholds) == ["high"]
+    assert set(found.model_alarms) == {"high"}
+
+
+def test_a_word_that_is_said_can_not_be_kept_quiet(recognizer: Recognizer, tone: Tone) -> None:
+    said = np.concatenate([np.zeros(30 * RATE, np.float32), tone(300, 0.5), np.zeros(40 * RATE, np.float32)])
+    found = calibrate(recognizer, streams_of(said), 0.5)
+    assert found.stubborn == ["low"]
+    assert found.thresholds == {"low": HIGHEST, "high": 0.6}
+
+
+def test_what_was_recorded_comes_back_in_every_pass(room: np.ndarray) -> None:
+    kept = Room()
+    for block in np.array_split(room, 777):
+        kept.keep(block)
+    for _ in range(2):
+        (stream,) = kept()
+        np.testing.assert_allclose(np.concatenate(list(stream)), room, atol=1 / 32768)
+
+
+@pytest.fixture
+def wav(tmp_path: Path, room: np.ndarray) -> Path:
+    soundfile.write(tmp_path / "room.wav", room, RATE)
+    return tmp_path / "room.wav"
+
+
+def test_files_in_thresholds_out(
+    wav: Path, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recognizer: Recognizer
+) -> None:
+    target = tmp_path / "new" / "t.toml"
+    arguments = ["--audio", str(wav), "--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert "saved to" in captured.err
+    assert load_thresholds(target, WORDS) == printed["thresholds"]
+    assert printed["rate"] <= 100
+    assert printed["hours"] == pytest.approx(118 / 3600, rel=0.05)
+    assert main(arguments) == 0
+    assert "budget 100" in capsys.readouterr().out
+
+
+def test_folders_are_searched_and_bad_files_passed_over(
+    wav: Path, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = wav.parent / "evening" / "kitchen"
+    deep.mkdir(parents=True)
+    wav.rename(deep / "room.WAV")
+    (deep / "notes.txt").write_text("not audio")
+    (deep / "broken.flac").write_text("not audio either")
+    target = tmp_path / "t.toml"
+    options = ["--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
+    assert main(["--audio", str(deep.parent), *options]) == 1
+    told = capsys.readouterr().err
+    assert told.count("broken.flac") == 1, "once, whatever the number of passes"
+    assert "notes.txt" not in told
+    assert load_thresholds(target, WORDS), "the others count"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level", "words"),
+    [(20, 0.1, "only 20 s of audio"), (70, 0.0, "is the microphone muted?"), (None, 0, "no audio files there")],
+)
+def test_audio_that_says_nothing(
+    seconds: int | None, level: float, words: str, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "audio").mkdir()
+    if seconds:
+        noise = level * np.random.default_rng(0).standard_normal(seconds * RATE) / 10
+        soundfile.write(tmp_path / "audio/a.wav", noise, RATE)
+    target = tmp_path / "t.toml"
+    assert main(["--audio", str(tmp_path / "audio"), "--model", str(tone_bundle), "--output", str(target)]) == 1
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not target.exists()
+
+
+def test_what_a_short_quiet_evening_shows_is_told(
+    tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", 0.001 * np.random.default_rng(0).standard_normal(90 * RATE), RATE)
+    arguments = ["--audio", str(tmp_path / "a.wav"), "--model", str(tone_bundle), "--output", str(tmp_path / "t")]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "at most 119.83" in captured.out  # -ln 0.05 in a fortieth of an hour
+    assert "takes 6.0 h" in captured.err
+
+
+def test_a_stubborn_word_is_told(
+    tone: Tone, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.concatenate([np.zeros(70 * RATE, np.float32), tone(300, 0.5)]), RATE)
+    arguments = ["--audio", str(tmp_path / "a.wav"), "--model", str(tone_bundle), "--output", str(tmp_path / "t")]
+    assert main(arguments) == 1
+    assert "even at 0.99: low" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lacks a table"),
+        ("low = 0.5", "lacks a table"),
+        ("[thresholds]\nlow = ", "is no TOML"),
+        ("[thresholds]\nmiddle = 0.5", "does not know 'middle'; it knows low, high"),
+        ("[thresholds]\nlow = 1.5", "must be a number in 0..1"),
+        ("[thresholds]\nlow = nan", "must be a number in 0..1"),
+        ("[thresholds]\nlow = true", "must be a number in 0..1"),
+        ('[thresholds]\nlow = "0.5"', "must be a number in 0..1"),
+        (None, "No such file"),
+    ],
+)
+def test_thresholds_that_can_not_be_used(text: str | None, words: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_thresholds(tmp_path / "t.toml", WORDS)
+    assert "\n" not in str(caught.value)
+
+
+def test_hand_written_thresholds_load(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text("# mine\n[thresholds]\nhigh = 1\n")
+    assert load_thresholds(tmp_path / "t.toml", WORDS) == {"high": 1.0}
+    (tmp_path / "latin").write_bytes(b"[thresholds]\n\xe9 = 1")
+    with pytest.raises(ConfigError, match="is no TOML"):
+        load_thresholds(tmp_path / "latin", WORDS)
+
+
+def test_settings_lie_where_the_platform_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert default_path() == tmp_path / "speech/thresholds.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_path() == tmp_path / ".config/speech/thresholds.toml"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--audio", "a.wav", "--minutes", "3"], ["--budget", "0"], ["--budget", "nan"], ["--minutes", "0.5"]],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+
+def test_strange_words_are_told_before_anything_is_recorded(
+    tone_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "record", None)
+    assert main(["--model", str(tone_bundle), "--words", "low,loud"]) == 2
+    assert "does not know 'loud'" in capsys.readouterr().err
+
+
+class FakeMicrophone:
+    """Plays the room and then Ctrl-C, as someone who has to leave."""
+
+    audio: np.ndarray
+
+    def __init__(self, device: object, tell: Callable[[str], None]) -> None:
+        self.device = type("Device", (), {"name": "Fake"})
+
+    def __enter__(self) -> "FakeMicrophone":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def blocks(self, rate_hz: int) -> Iterator[np.ndarray]:
+        yield from np.array_split(self.audio, 100)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("minutes", "told"), [("60", "ended after 2.0 min"), ("1.5", "recording Fake for 1.5 min")])
+def test_what_the_microphone_heard_before_ctrl_c_counts(
+    minutes: str, told: str, room: np.ndarray, tone_bundle: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    FakeMicrophone.audio = room
+    monkeypatch.setattr(module, "Microphone", FakeMicrophone)
+    target = tmp_path / "t.toml"
+    arguments = ["--minutes", minutes, "--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert json.loads(captured.out)["hours"] == pytest.approx(
+        min(float(minutes) / 60, len(room) / RATE / 3600), rel=0.02
+    )
+    assert load_thresholds(target, WORDS)
+
+
+def test_ctrl_c_in_files_ends_in_one_line(wav: Path, tone_bundle: Path, tmp_path: Path) -> None:
+    copies = [str(wav)]
+    for n in range(60):
+        copies.append(str(tmp_path / f"{n}.wav"))
+        os.link(wav, copies[-1])
+    arguments = ["--audio", *copies, "--model", str(tone_bundle), "--output", str(tmp_path / "t.toml")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import speech.calibrate as c; print(1, flush=True); raise SystemExit(c.main())",
+         *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert told == "interrupted; nothing was saved\n"
+
+
+def test_paths_named_twice_count_once(wav: Path) -> None:
+    assert len(list(Files([wav, wav.parent], RATE, print)())) == 1
