@@ -434,3 +434,9 @@ def test_a_grammar_is_checked_at_the_start(tmp_path: Path) -> None:
     done = run("--file", str(listen.DEMO), "--grammar", "left | right")
     assert done.returncode == 2
     assert "hears sequences" in done.stderr
+
+
+def test_the_shipped_bundle_for_sequences_hears_the_demo() -> None:
+    demo = ("--model", "connected", "--file", str(listen.DEMO), "--json")
+    assert words(run(*demo).stdout) == SPOKEN
+    assert words(run(*demo, "--grammar", "left | (yes no) | stop").stdout) == ["yes", "no", "left", "stop"]
