@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torchaudio.functional import edit_distance
 
-from recipes.live import blocks, noise_bed
+from recipes.live import bed, blocks
 from recipes.metrics import Share
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer, SpokenWord
@@ -139,10 +139,10 @@ def noisy(mixtures: Sequence[Mixture], corpus: Corpus, part: str, snr_db: float 
     """The mixtures' audio at a ratio of the words' level to the noise's; the same noise at every ratio."""
     if snr_db is None:
         return [m.waveform for m in mixtures]
-    bed = noise_bed(corpus, part, sum(len(m.waveform) for m in mixtures), np.random.default_rng(1))
-    bed *= np.float32(10 ** (-snr_db / 20))
+    noise = bed(corpus, part, "noise", sum(len(m.waveform) for m in mixtures), np.random.default_rng(1))
+    noise *= np.float32(10 ** (-snr_db / 20))
     ends = np.cumsum([len(m.waveform) for m in mixtures])
-    pieces = np.split(bed, ends[:-1])
+    pieces = np.split(noise, ends[:-1])
     return [np.clip(m.waveform + piece, -1, 1) for m, piece in zip(mixtures, pieces, strict=True)]
 
 

@@ -1,20 +1,52 @@
-"""Commands at known times in long audio, heard through the Listener."""
+"""Commands at known times in long audio, heard through the Listener: misses, false alarms and the curve between."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from recipes.metrics import Share
 from speech.errors import DataError
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
+from speech.training.augment import impulse_responses, reverberate
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
 
 LATE_S = 0.75
 """A word counts as heard when it is decided between its start and this long after its end."""
 SPEECH_DB = -26.0
-CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
+TAIL = SAMPLE_RATE_HZ // 2
+"""Samples for which a room sounds on after a clip; the shortest gap."""
+BUDGET = 0.5
+"""False alarms an hour in speech without commands that a curve is read at."""
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96)
+"""Of the curve: one for all words."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What commands are heard in."""
+
+    snr_db: float | None
+    """Level of the clip over what is mixed in; None: nothing is."""
+    room: bool = False
+    """Whether each command is heard in a room of the part."""
+    bed: str = "noise"
+    """What is mixed in: noise, or speech without commands."""
+
+    @property
+    def name(self) -> str:
+        noise = "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
+        return noise + (" over speech" if self.bed == "speech" else "") + (", room" if self.room else "")
+
+
+LEVELS = (None, 20.0, 10.0, 5.0, 0.0)
+SCENES = (*map(Scene, LEVELS), *(Scene(level, room=True) for level in LEVELS), Scene(20.0, bed="speech"),
+          Scene(10.0, bed="speech"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,22 +60,66 @@ class Placed:
 
 @dataclass(frozen=True)
 class Condition:
-    """What happened at one signal-to-noise ratio."""
+    """What happened in one scene."""
 
-    snr_db: float | None
-    """None: no noise added."""
+    scene: Scene
     misses: Share
     false_alarms: int
     """Second firings and wrong words among the commands."""
     latencies_s: tuple[float, ...]
+    judged: tuple[tuple[float, bool], ...] = ()
+    """Of each detection the confidence and whether it was right."""
+
+    @property
+    def latencies_ms(self) -> tuple[int, int]:
+        """Median and 95th percentile; 0 where nothing was heard."""
+        median, late = np.quantile(self.latencies_s or (0.0,), [0.5, 0.95])
+        return round(1000 * median), round(1000 * late)
 
     def __str__(self) -> str:
-        name = "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
-        median, late = np.quantile(self.latencies_s, [0.5, 0.95]) if self.latencies_s else (np.nan, np.nan)
+        median, late = self.latencies_ms
         return (
-            f"  {name:8}{'missed':8}{self.misses}   false {self.false_alarms:3}   "
-            f"latency {1000 * median:4.0f} ms, 95 % {1000 * late:4.0f} ms"
+            f"  {self.scene.name:18}{'missed':8}{self.misses}   false {self.false_alarms:3}   "
+            f"latency {median:4} ms, 95 % {late:4} ms"
         )
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "name": self.scene.name, "misses": self.misses.as_dict()}
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """Detections in audio that holds no command."""
+
+    source: str
+    hours: float
+    found: list[tuple[str, Detection]]
+    """Recording and what was detected in it."""
+
+    @property
+    def rate(self) -> float:
+        """An hour."""
+        return len(self.found) / self.hours if self.hours else float("nan")
+
+    def __str__(self) -> str:
+        return (
+            f"  {self.source + ':':26}{len(self.found):3} false alarms in {self.hours:.2f} h = {self.rate:.2f} an hour"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "rate": self.rate if self.hours else None}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The Listener with one threshold for all words."""
+
+    threshold: float
+    misses: dict[str, float]
+    """Share of the commands missed, by the scene's name."""
+    speech_rate: float
+    """False alarms an hour in speech without commands."""
+    noise_rate: float
 
 
 @dataclass(frozen=True)
@@ -51,47 +127,101 @@ class Live:
     """The live protocol's figures."""
 
     part: str
-    threshold: float
+    thresholds: dict[str, float]
+    """The bundle's own."""
     conditions: list[Condition]
-    speech_alarms: int
-    """Detections of the ten commands in speech without commands."""
-    speech_hours: float
-    noise_alarms: int
-    """The same in noise alone."""
-    noise_hours: float
+    alarms: list[Alarms]
+    curve: list[Point]
+
+    @property
+    def within_budget(self) -> Point | None:
+        """The lowest threshold from which on the curve keeps to `BUDGET`."""
+        kept: Point | None = None
+        for point in reversed(self.curve):
+            if not point.speech_rate <= BUDGET:
+                break
+            kept = point
+        return kept
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"live, {self.part}, threshold {self.threshold:g}: ten commands a second apart through the Listener",
-                *map(str, self.conditions),
-                f"  speech without commands: {self.speech_alarms} false alarms in {self.speech_hours:.2f} h",
-                f"  noise alone:             {self.noise_alarms} false alarms in {self.noise_hours:.2f} h",
-            ]
-        )
+        least, most = min(self.thresholds.values()), max(self.thresholds.values())
+        threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        lines = [
+            f"live, {self.part}, threshold {threshold}: ten commands, each alone, through the Listener",
+            *map(str, [*self.conditions, *self.alarms]),
+        ]
+        if self.curve:
+            names = [c.scene.name for c in self.conditions if not c.scene.room and c.scene.bed == "noise"]
+            lines.append(f"  {'threshold':12}{'alarms/h':>9}" + "".join(f"{'missed ' + name:>15}" for name in names))
+            for p in self.curve:
+                shares = "".join(f"{100 * p.misses[name]:13.2f} %" for name in names)
+                lines.append(f"  {p.threshold:<12g}{p.speech_rate:9.2f}{shares}")
+            kept = self.within_budget
+            lines.append(
+                f"  at most {BUDGET:g} alarms an hour in speech: "
+                + (f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds")
+            )
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
-        conditions = [{**asdict(c), "misses": c.misses.as_dict()} for c in self.conditions]
-        return {**asdict(self), "conditions": conditions}
+        kept = self.within_budget
+        return {
+            "part": self.part,
+            "thresholds": self.thresholds,
+            "conditions": [c.as_dict() for c in self.conditions],
+            "alarms": [a.as_dict() for a in self.alarms],
+            "curve": [asdict(p) for p in self.curve],
+            "within_budget": asdict(kept) if kept else None,
+        }
 
 
-def place_words(corpus: Corpus, part: str, n_words: int, rng: np.random.Generator) -> tuple[Waveform, list[Placed]]:
-    """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them."""
+class Remembering(Recognizer):
+    """A recogniser that keeps the scores of every window, so that the same audio can be heard at many thresholds."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self.info, self._asked = recognizer.info, recognizer
+        self._known: dict[bytes, NDArray[np.float32]] = {}
+
+    def scores(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        key = hashlib.blake2b(waveforms.tobytes(), digest_size=16).digest()
+        if key not in self._known:
+            self._known[key] = self._asked.scores(waveforms)
+        return self._known[key]
+
+
+def place_words(
+    corpus: Corpus, part: str, n_words: int, rng: np.random.Generator, rooms: torch.Tensor | None = None
+) -> tuple[Waveform, list[Placed]]:
+    """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them.
+
+    With `rooms` (rooms, taps) each is heard in one of them; the same clips at the same places as without.
+    """
     pieces, placed, at = [], [], 0
+    choice = np.random.default_rng(2)
     for word in rng.permutation(np.repeat(KEYWORDS, n_words // len(KEYWORDS))):
         clip = corpus[int(rng.choice(corpus.select(part, "words", str(word))))]
         start, end = extent(clip)
         gap = int(rng.uniform(0.5, 2.0) * SAMPLE_RATE_HZ)
         clip = set_level(clip, SPEECH_DB)
-        pieces += [np.zeros(gap, np.float32), clip]
         placed.append(Placed(str(word), (at + gap + start) / SAMPLE_RATE_HZ, (at + gap + end) / SAMPLE_RATE_HZ))
+        pieces.append((at + gap, clip if rooms is None else hear_in(clip, rooms, choice)))
         at += gap + len(clip)
-    return np.concatenate(pieces), placed
+    stream = np.zeros(at + TAIL, np.float32)
+    for begin, piece in pieces:
+        stream[begin : begin + len(piece)] += piece
+    return stream, placed
 
 
-def noise_bed(corpus: Corpus, part: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Pieces of five seconds of the part's noise recordings; silence where it has none."""
-    sources = corpus.select(part, "noise")
+def hear_in(clip: Waveform, rooms: torch.Tensor, rng: np.random.Generator) -> Waveform:
+    """The clip in a random room, which sounds on for `TAIL` samples."""
+    dry = torch.from_numpy(np.pad(clip, (0, TAIL)))
+    wet: Waveform = reverberate(dry[None], rooms[rng.integers(len(rooms))][None])[0].numpy()
+    return wet
+
+
+def bed(corpus: Corpus, part: str, source: str, n_samples: int, rng: np.random.Generator) -> Waveform:
+    """Pieces of five seconds of the part's recordings of noise or speech; silence where it has none."""
+    sources = corpus.select(part, source)
     if not len(sources):
         return np.zeros(n_samples, np.float32)
     pieces = [
@@ -101,7 +231,7 @@ def noise_bed(corpus: Corpus, part: str, n_samples: int, rng: np.random.Generato
     return np.concatenate([set_level(piece, SPEECH_DB) for piece in pieces])[:n_samples]
 
 
-def score(placed: Sequence[Placed], detections: Sequence[Detection], snr_db: float | None) -> Condition:
+def score(placed: Sequence[Placed], detections: Sequence[Detection], scene: Scene) -> Condition:
     """Match detections to commands; each command takes the first right one in its time."""
     left, latencies = list(detections), []
     for command in placed:
@@ -111,31 +241,87 @@ def score(placed: Sequence[Placed], detections: Sequence[Detection], snr_db: flo
                 latencies.append(detection.at_s - command.end_s)
                 break
     misses = Share(len(placed) - len(latencies), len(placed))
-    return Condition(snr_db, misses, len(left), tuple(round(x, 3) for x in latencies))
+    judged = tuple((round(d.confidence, 4), d not in left) for d in detections)
+    return Condition(scene, misses, len(left), tuple(round(x, 3) for x in latencies), judged)
 
 
 def blocks(waveform: Waveform) -> list[Waveform]:
     return np.array_split(waveform, max(1, len(waveform) // 1600))
 
 
-def evaluate_live(recognizer: Recognizer, corpus: Corpus, part: str, n_words: int = 300) -> Live:
-    """Misses and latency at several noise levels, false alarms in what holds no command.
+def evaluate_live(
+    recognizer: Recognizer, corpus: Corpus, part: str, n_words: int = 300, thresholds: Sequence[float] = THRESHOLDS
+) -> Live:
+    """Misses and latency in every scene, false alarms in what holds no command, both again at other thresholds.
 
-    The same for a seed: commands, gaps and noise are drawn once and used at every level.
+    The same for a seed: commands, gaps, rooms, noise and speech are drawn once and used at every level.
     """
     if not all(len(corpus.select(part, "words", word)) for word in KEYWORDS):
         raise DataError(f"the live protocol needs recordings of all ten commands in the {part} part")
-    listener = Listener(recognizer, KEYWORDS)
-    clean, placed = place_words(corpus, part, n_words, np.random.default_rng(0))
-    noise = noise_bed(corpus, part, len(clean), np.random.default_rng(1))
-    conditions = []
-    for snr_db in CONDITIONS if noise.any() else CONDITIONS[:1]:
-        mixed = clean if snr_db is None else np.clip(clean + noise * 10 ** (-snr_db / 20), -1, 1)
-        conditions.append(score(placed, list(listener.listen(blocks(mixed))), snr_db))
-    alarms, hours = {}, {}
-    for source in ("speech", "noise"):
-        recordings = [corpus[i] for i in corpus.select(part, source)]
-        alarms[source] = sum(len(list(listener.listen(blocks(recording)))) for recording in recordings)
-        hours[source] = sum(map(len, recordings)) / SAMPLE_RATE_HZ / 3600
-    threshold = recognizer.info.threshold
-    return Live(part, threshold, conditions, alarms["speech"], hours["speech"], alarms["noise"], hours["noise"])
+    scenes, placed = set_scenes(corpus, part, n_words)
+    recordings = {
+        "speech without commands": [int(i) for i in corpus.select(part, "speech")],
+        "noise alone": [int(i) for i in corpus.select(part, "noise")],
+    }
+    remembering = Remembering(recognizer)
+
+    def conditions(listener: Listener) -> list[Condition]:
+        return [score(placed, list(listener.listen(blocks(x))), scene) for scene, x in scenes.items()]
+
+    def alarms(listener: Listener, source: str) -> Alarms:
+        chosen = recordings[source]
+        found = [(name_of(corpus, i), d) for i in chosen for d in listener.listen(blocks(corpus[i]))]
+        return Alarms(source, sum(len(corpus[i]) for i in chosen) / SAMPLE_RATE_HZ / 3600, found)
+
+    curve = []
+    for threshold in thresholds:
+        listener = Listener(remembering, KEYWORDS, threshold)
+        misses = {c.scene.name: c.misses.value for c in conditions(listener)}
+        speech, noise = (alarms(listener, source) for source in recordings)
+        curve.append(Point(threshold, misses, speech.rate, noise.rate))
+    listener = Listener(remembering, KEYWORDS)
+    return Live(part, listener.thresholds, conditions(listener), [alarms(listener, s) for s in recordings], curve)
+
+
+def set_scenes(corpus: Corpus, part: str, n_words: int) -> tuple[dict[Scene, Waveform], list[Placed]]:
+    """The stream of each scene that the data allow, and where the commands stand in all of them."""
+    impulses = [torch.from_numpy(corpus[i]) for i in corpus.select(part, "rooms")]
+    dry, placed = place_words(corpus, part, n_words, np.random.default_rng(0))
+    streams = {False: dry}
+    if impulses:
+        streams[True], _ = place_words(corpus, part, n_words, np.random.default_rng(0), impulse_responses(impulses))
+    beds = {source: bed(corpus, part, source, len(dry), np.random.default_rng(1)) for source in ("noise", "speech")}
+    scenes = {}
+    for scene in SCENES:
+        if scene.room not in streams or (scene.snr_db is not None and not beds[scene.bed].any()):
+            continue
+        added = 0 if scene.snr_db is None else beds[scene.bed] * np.float32(10 ** (-scene.snr_db / 20))
+        scenes[scene] = np.clip(streams[scene.room] + added, -1, 1)
+    return scenes, placed
+
+
+def name_of(corpus: Corpus, index: int) -> str:
+    path = corpus.recordings[index].path
+    return f"{path.parent.name}/{path.name}"
+
+
+def draw_live(result: Live, target: Path) -> None:
+    """Misses over false alarms an hour in speech, a curve for each scene, as one picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panes = figure.subplots(1, 2, sharey=True)
+    rates = [max(point.speech_rate, 0.1) for point in result.curve]  # the axis is logarithmic
+    for condition in result.conditions:
+        scene = condition.scene
+        misses = [100 * point.misses[scene.name] for point in result.curve]
+        panes[int(scene.room or scene.bed == "speech")].plot(rates, misses, marker=".", label=scene.name)
+    for axes, title in zip(panes, ("Noise", "Rooms, and other speech"), strict=True):
+        axes.axvline(BUDGET, color="grey", linestyle=":")
+        axes.set(xscale="log", xlabel="false alarms an hour in speech without commands (0 drawn at 0.1)", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panes[0].set(ylabel="commands missed (%)", ylim=(0, None))
+    figure.suptitle(f"Live, {result.part}: thresholds {result.curve[0].threshold:g} to {result.curve[-1].threshold:g}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)

@@ -89,3 +89,38 @@ def summarize(confusion: Counts, labels: Sequence[str]) -> Summary:
         silence_as_command=taken(SILENCE),
         recall={label: Share(int(twelve[i, i]), int(totals[i])) for i, label in enumerate(TWELVE)},
     )
+
+
+Judged = Sequence[tuple[float, bool]]
+"""Of each answer its confidence, 0..1, and whether it was right."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The answers whose confidence lies in one tenth."""
+
+    confidence: float
+    """Their mean."""
+    right: Share
+
+
+def reliability(judged: Judged, n_bins: int = 10) -> list[Bin]:
+    """The reliability diagram: equally wide bins of confidence, empty ones left out."""
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(n_bins)]
+    for confidence, right in judged:
+        bins[min(n_bins - 1, int(confidence * n_bins))].append((confidence, right))
+    return [
+        Bin(float(np.mean([c for c, _ in some])), Share(sum(right for _, right in some), len(some)))
+        for some in bins
+        if some
+    ]
+
+
+def calibration_error(judged: Judged) -> float:
+    """Expected calibration error: the mean distance of confidence and share right over the bins, by their size.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3.
+    """
+    bins = reliability(judged)
+    total = sum(b.right.total for b in bins)
+    return sum(b.right.total * abs(b.confidence - b.right.value) for b in bins) / total if total else float("nan")

@@ -84,7 +84,7 @@ def train(cli: TrainCLI) -> None:
 def finish(cli: TrainCLI, run: Path) -> None:
     """Curves, bundle, results."""
     from recipes.connected import evaluate_connected
-    from recipes.evaluate import evaluate_words
+    from recipes.words import evaluate_words
 
     history = read_curves(run)
     draw_curves(history, run / "curves.png")

@@ -94,12 +94,13 @@ class Listener:
             hop_s = config.hop_s
             self._spotter = WordSpotter(recognizer, self.thresholds, config, told)
         self._hop = round(hop_s * 100) * self._rate // 100
+        self._past = round(config.alone_s * 100) * self._rate // 100
         self._gate = Gate(config, self._rate)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new stream at time 0."""
-        self._buffer = np.zeros(self.recognizer.info.window, np.float32)  # the last window, silence at first
+        self._buffer = np.zeros(self._past + self.recognizer.info.window, np.float32)  # silence at first
         self._fresh: list[Block] = []  # samples behind the buffer, less than a hop in all
         self._n_fresh = 0
         self._heard = 0  # samples up to the end of the buffer
@@ -151,7 +152,9 @@ class Listener:
             self._buffer = np.concatenate([self._buffer[self._hop :], hop])
             self._heard += self._hop
             if self._gate.push(hop):
-                detections += self._spotter.look(View(self._buffer, self._heard, self._fed))
+                detections += self._spotter.look(
+                    View(self._buffer[self._past :], self._heard, self._fed, self._buffer[: self._past])
+                )
         if len(block):
             self._fresh.append(block)
             self._n_fresh += len(block)

@@ -14,6 +14,9 @@ from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer, log_of
 
+STEADY = 8.0
+"""Times the power of the quietest tenth of the audio, under which a sound may be steady noise."""
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -38,10 +41,15 @@ class ListenerConfig:
     """Distance between the ends of two windows."""
     n_windows: int = 3
     """Successive windows whose posteriors are averaged."""
-    settle_s: float = 0.06
+    settle_s: float = 0.16
     """Quiet behind a word after which it counts as finished: "on" is not reported while "one" may still come."""
     hold_s: float = 0.32
     """Time for which a word must stay the best when no quiet follows it, as in noise or running speech."""
+    alone_db: float = 6.0
+    """How far a word must stand out of what is heard right before and behind it, so that words within running speech
+    are passed over; 0: it need not."""
+    alone_s: float = 0.4
+    """How far back before the word that is asked for; behind it `settle_s`."""
     gap_s: float = 0.03
     """A sound that begins less than this behind the last word is the rest of it."""
     refractory_s: float = 0.4
@@ -66,7 +74,8 @@ class ListenerConfig:
             if getattr(self, field) <= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
         for field in (
-            "settle_s", "hold_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s", "gate_db", "gate_hold_s",
+            "settle_s", "hold_s", "alone_db", "alone_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s",
+            "gate_db", "gate_hold_s",
         ):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
@@ -82,6 +91,8 @@ class View:
     """Samples of the stream up to the end of the window."""
     fed: int
     """How many of these came from outside; behind them the stream has ended."""
+    past: Block
+    """(time,) the samples before the window."""
 
     @property
     def begin(self) -> int:
@@ -152,7 +163,7 @@ class WordSpotter:
             return []
         lasting = held[1] + self._hop if held[0] == decision.word else 0
         finished = len(window) - end >= self._config.settle_s * self._rate
-        if finished or lasting >= self._config.hold_s * self._rate:
+        if (finished or lasting >= self._config.hold_s * self._rate) and self._is_alone(view, start, end):
             return [self._report(decision, begin + start, min(begin + end, view.fed), view)]
         self._held = (decision.word, lasting)
         return []
@@ -163,6 +174,16 @@ class WordSpotter:
 
     def _is_rest(self, start: int) -> bool:
         return bool(self._consumed) and start - self._consumed < self._config.gap_s * self._rate
+
+    def _is_alone(self, view: View, start: int, end: int) -> bool:
+        """Whether the word at these places of the window is no part of running speech; reported words don't count."""
+        config, n_past = self._config, len(view.past)
+        if not config.alone_db:
+            return True
+        audio = np.concatenate([view.past, view.window])
+        audio[: max(0, self._consumed - view.begin + n_past)] = 0
+        reach = (round(config.alone_s * self._rate), round(config.settle_s * self._rate))
+        return stands_out(audio, (n_past + start, n_past + end), self._rate, config.alone_db, reach)
 
     def _nearly(self, decision: Decision, start: int, end: int, view: View) -> None:
         if self._near is None or decision.confidence > self._near.confidence:
@@ -285,3 +306,28 @@ def word_bounds(window: Block, sample_rate_hz: int, around: tuple[int, int] | No
     islands = np.split(loud, breaks + 1)
     island = next(i for i in islands if i[0] <= peak <= i[-1])
     return int(island[0]) * step, min(len(window), int(island[-1] + 1) * step)
+
+
+def stands_out(
+    audio: Block, bounds: tuple[int, int], sample_rate_hz: int, distance_db: float, reach: tuple[int, int]
+) -> bool:
+    """Whether a sound is louder than what is heard before and behind it.
+
+    Steady noise is no reason against it: less than `STEADY` times the power of the quietest tenth is passed over.
+
+    Args:
+        audio: (time,)
+        bounds: first and last sample of the sound.
+        distance_db: how much louder.
+        reach: how far to look before it and behind it, in samples; the last of it where the sound ends later.
+    """
+    step = sample_rate_hz // 100
+    power = np.square(audio[: len(audio) // step * step].reshape(-1, step)).mean(1)
+    smooth = np.convolve(power, np.full(5, 0.2), "same")
+    start, end, before, behind = (place // step for place in (*bounds, *reach))
+    level = np.quantile(smooth[start : max(end, start + 5)], 0.7)
+    floor = np.quantile(smooth[smooth > 0], 0.1) if smooth.any() else 0.0
+    limit = max(level * 10 ** (-distance_db / 10), floor * STEADY)
+    edge = 5  # steps that the smoothing carries the sound itself beyond its bounds
+    sides = (smooth[max(0, start - before) : max(0, start - edge)], smooth[min(end + edge, len(smooth) - behind) :])
+    return all(not len(side) or np.quantile(side, 0.8) <= limit for side in sides)

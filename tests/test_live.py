@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.live import Placed, evaluate_live, place_words, score
+from recipes.live import Placed, Scene, evaluate_live, place_words, score
 from recipes.toy import make_corpus
 from speech.errors import DataError
 from speech.listener import Detection
@@ -36,7 +36,7 @@ def heard(word: str, at_s: float) -> Detection:
 def test_hits_misses_and_false_alarms(
     detections: list[Detection], missed: int, false_alarms: int, latencies: tuple[float, ...]
 ) -> None:
-    condition = score(PLACED, detections, None)
+    condition = score(PLACED, detections, Scene(None))
     assert (condition.misses.hits, condition.misses.total) == (missed, 3)
     assert condition.false_alarms == false_alarms
     assert condition.latencies_s == pytest.approx(latencies)

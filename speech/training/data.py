@@ -47,6 +47,8 @@ class MixConfig:
 
     keyword: int = 1500
     """Examples of each of the ten commands."""
+    keyword_rare: int = 0
+    """Examples of each command with fewer than `rare` recordings; 0: as of the others."""
     word: int = 700
     """Examples of each other word of the vocabulary."""
     unknown_word: int = 2500
@@ -364,6 +366,8 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             if word in (UNKNOWN, SILENCE):
                 continue
             count = mix.keyword if word in KEYWORDS else mix.word
+            if mix.keyword_rare and word in KEYWORDS and len(by_word["words"].get(word, [])) < mix.rare:
+                count = mix.keyword_rare
             draws += [Draw("word", i, label) for i in self._pick(by_word, word, count, rng)]
         draws += [Draw("word", i, unknown) for i in self._pick_outside(by_word, set(labels), rng)]
         whole = self.corpus.select("training", "words")

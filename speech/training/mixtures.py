@@ -69,8 +69,10 @@ class MixtureConfig:
     """Lengths of the mixtures; all of one batch are equally long."""
     command: float = 0.5
     """Share of elements that are one of the ten commands; these shares need not sum to one."""
+    command_rare: float = 1.0
+    """How many times as often as another a command with fewer than `rare` recordings is drawn."""
     word: float = 0.2
-    """The same for other words of the vocabulary."""
+    """Share of elements that are other words of the vocabulary."""
     unknown_word: float = 0.1
     """The same for words outside it: `_unknown_`."""
     speech: float = 0.12
@@ -104,6 +106,8 @@ class MixtureConfig:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
         if not self.lengths_s or min(self.lengths_s) < 1:
             raise ConfigError(f"lengths_s={self.lengths_s} must hold lengths of at least 1 s")
+        if not self.command_rare > 0:
+            raise ConfigError(f"command_rare={self.command_rare} must be positive")
         if self.batches < 1 or self.audio_s < max(self.lengths_s):
             raise ConfigError("batches and audio_s must allow for one mixture of the longest length")
 
@@ -160,10 +164,13 @@ class WordPool:
         self.outside = sorted({word for _, word in self._clips} - set(self.words))
         self.speech, self.noise = corpus.select(part, "speech"), corpus.select(part, "noise")
 
+    def is_rare(self, word: str) -> bool:
+        return len(self._clips.get(("words", word), [])) < self.config.rare
+
     def draw(self, word: str, rng: np.random.Generator) -> int:
         """A recording of a word, at times a synthetic one."""
         real, synthetic = self._clips.get(("words", word), []), self._clips.get(("synthetic", word), [])
-        share = self.config.synthetic_rare if len(real) < self.config.rare else self.config.synthetic
+        share = self.config.synthetic_rare if self.is_rare(word) else self.config.synthetic
         return pick(synthetic if not real or (synthetic and rng.random() < share) else real, rng)
 
     def draw_same_speaker(self, like: int, rng: np.random.Generator) -> int:
@@ -207,6 +214,8 @@ class MixtureMaker:
         }
         self._kinds = list(kinds)
         self._shares = np.array(list(kinds.values())) / sum(kinds.values())
+        weights = np.array([config.command_rare if pool.is_rare(word) else 1.0 for word in KEYWORDS])
+        self._likely = weights / weights.sum()
 
     def make(self, length: int, rng: np.random.Generator) -> Mixture:
         """A mixture of `length` samples: as many elements as it holds, up to eight."""
@@ -237,7 +246,8 @@ class MixtureMaker:
                 kind = str(rng.choice(self._kinds, p=self._shares))
                 if kind in ("command", "word", "unknown_word"):
                     words = {"command": KEYWORDS, "word": self.pool.others, "unknown_word": self.pool.outside}[kind]
-                    index = self.pool.draw(str(rng.choice(words)), rng)
+                    likely = self._likely if kind == "command" else None
+                    index = self.pool.draw(str(rng.choice(words, p=likely)), rng)
                     if one_speaker and last is not None and kind != "unknown_word":
                         index = self.pool.draw_same_speaker(last, rng)
                     last = index

@@ -1,0 +1,153 @@
+"""One self-contained HTML page of what `recipes.evaluate` measured: tables, pictures, the hardest clips to hear."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import soundfile
+
+from recipes.connected import Connected, error_rate
+from recipes.live import Live
+from recipes.metrics import Share, summarize
+from recipes.speed import Speed
+from recipes.words import Evaluation, Mistake
+from speech.recognizer import BundleInfo
+from speech.training.data import SAMPLE_RATE_HZ
+
+Result = Evaluation | Live | Connected | Speed
+
+HARDEST = 20
+"""Clips with players: the errors of which the model was surest."""
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+audio { height: 2rem; vertical-align: middle; }
+pre { overflow-x: auto; background: #f6f6f6; padding: .7rem; }
+"""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as HTML; text is escaped."""
+
+    def row(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+
+
+def picture(path: Path) -> str:
+    """A PNG within the page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+
+
+def player(mistake: Mistake) -> str:
+    """A clip to hear, within the page, and what was made of it."""
+    wav = io.BytesIO()
+    soundfile.write(wav, mistake.waveform, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    data = base64.b64encode(wav.getvalue()).decode()
+    source = f'<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+    return f"<li>{source} {html.escape(str(mistake))}</li>"
+
+
+def percent(share: Share) -> str:
+    low, high = share.interval
+    return f"{100 * share.value:.2f} % [{100 * low:.1f}, {100 * high:.1f}] {share.hits}/{share.total}"
+
+
+def words_section(result: Evaluation) -> str:
+    summary = summarize(result.confusion, result.labels)
+    figures = [
+        ("accuracy, all classes", percent(result.accuracy)),
+        ("accuracy, 12 classes", percent(summary.accuracy)),
+        ("keywords right", percent(summary.keywords)),
+        ("unknown taken for a command", percent(summary.unknown_as_command)),
+        ("silence taken for a command", percent(summary.silence_as_command)),
+        ("calibration error of the confidence", f"{result.calibration_error:.3f}"),
+    ]
+    said, heard = result.confusion.sum(1), result.confusion.sum(0)
+    rows = [
+        (label, percent(Share(int(result.confusion[i, i]), int(said[i]))),
+         f"{100 * result.confusion[i, i] / max(1, heard[i]):.1f} %")
+        for i, label in enumerate(result.labels) if said[i]
+    ]  # fmt: skip
+    return table(("", "value [95 %]"), figures) + table(("class", "recall [95 %]", "precision"), rows)
+
+
+def live_section(result: Live) -> str:
+    scenes = [
+        (c.scene.name, percent(c.misses), c.false_alarms, *(f"{x} ms" for x in c.latencies_ms))
+        for c in result.conditions
+    ]
+    alarms = [(a.source, len(a.found), f"{a.hours:.2f}", f"{a.rate:.2f}") for a in result.alarms]
+    names = [c.scene.name for c in result.conditions]
+    curve = [
+        (p.threshold, f"{p.speech_rate:.2f}", f"{p.noise_rate:.2f}", *(f"{100 * p.misses[n]:.1f}" for n in names))
+        for p in result.curve
+    ]
+    thresholds = ", ".join(f"{word} {value:g}" for word, value in result.thresholds.items())
+    return (
+        f"<p>Thresholds of the bundle: {html.escape(thresholds)}.</p>"
+        + table(("scene", "missed [95 %]", "false", "latency, median", "95 %"), scenes)
+        + table(("audio without commands", "false alarms", "hours", "an hour"), alarms)
+        + "<p>The same with one threshold for all words: false alarms an hour, and misses in percent.</p>"
+        + table(("threshold", "in speech", "in noise", *names), curve)
+    )
+
+
+def connected_section(result: Connected) -> str:
+    rows = [(c.name, percent(error_rate(c.whole)), percent(error_rate(c.live))) for c in result.conditions]
+    sizes = [(f"{n} words, clean", percent(error_rate(some)), "") for n, some in result.by_size.items()]
+    return table(("command error rate", "whole recording", "live"), rows + sizes)
+
+
+def section(result: Result) -> str:
+    """Heading, then tables."""
+    title = str(result).splitlines()[0]
+    if isinstance(result, Evaluation):
+        body = words_section(result)
+    elif isinstance(result, Live):
+        body = live_section(result)
+    elif isinstance(result, Connected):
+        body = connected_section(result)
+    else:
+        assert isinstance(result, Speed)
+        body = "<pre>" + html.escape("\n".join(str(result).splitlines()[1:])) + "</pre>"
+    return f"<h2>{html.escape(title)}</h2>{body}"
+
+
+def write_report(
+    folder: Path, model: Path, info: BundleInfo, results: Sequence[Result], pictures: dict[int, list[Path]]
+) -> Path:
+    """`index.html` in `folder`; `pictures` are those of each result, by its place."""
+    parts = []
+    mistakes: list[Mistake] = []
+    for number, result in enumerate(results):
+        parts.append(section(result) + "".join(map(picture, pictures.get(number, []))))
+        if isinstance(result, Evaluation):
+            mistakes += result.mistakes
+    if mistakes:
+        hardest = sorted(mistakes, key=lambda m: m.confidence, reverse=True)[:HARDEST]
+        parts.append(
+            f"<h2>Hardest clips</h2><p>The errors it was surest of.</p><ol>{''.join(map(player, hardest))}</ol>"
+        )
+    bundle = [
+        ("head", info.head), ("words", " ".join(info.words)), ("window", f"{info.window_s:g} s"),
+        ("threshold", info.threshold), ("parameters", info.training.get("parameters", "-")),
+    ]  # fmt: skip
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(model.name)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+        f"<h1>{html.escape(model.name)}</h1><p>Measured {now} by recipes.evaluate. Brackets hold 95 % Wilson intervals."
+        f"</p>{table(('bundle', ''), bundle)}{''.join(parts)}</html>"
+    )
+    target = folder / "index.html"
+    target.write_text(page)
+    return target

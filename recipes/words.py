@@ -1,0 +1,183 @@
+"""Single words: clips through `Recognizer.classify`, the confusion matrix and how far the confidence can be trusted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recipes.metrics import TWELVE, Counts, Judged, Share, calibration_error, fold, reliability, summarize
+from speech.audio import read
+from speech.errors import DataError
+from speech.recognizer import UNKNOWN, Recognizer
+from speech.training.data import ARCHIVE_FOLDER, Corpus, Waveform
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A clip that was not recognised."""
+
+    name: str
+    said: str
+    heard: str
+    confidence: float
+    waveform: Waveform
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.said} taken for {self.heard} at {self.confidence:.2f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A confusion matrix and what follows from it."""
+
+    title: str
+    labels: tuple[str, ...]
+    confusion: Counts
+    """(labels, labels): rows what was said, columns what was recognised."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    judged: list[tuple[float, bool]] = field(default_factory=list)
+    """Of each clip the confidence and whether the answer was right."""
+
+    @property
+    def accuracy(self) -> Share:
+        return Share(int(np.trace(self.confusion)), int(self.confusion.sum()))
+
+    @property
+    def calibration_error(self) -> float:
+        return calibration_error(self.judged)
+
+    def __str__(self) -> str:
+        summary = summarize(self.confusion, self.labels)
+        lines = [
+            self.title,
+            f"  {'accuracy, all classes':28}{self.accuracy}",
+            f"  {'accuracy, 12 classes':28}{summary.accuracy}",
+            f"  {'keywords right':28}{summary.keywords}",
+            f"  {'unknown taken for a command':28}{summary.unknown_as_command}",
+            f"  {'silence taken for a command':28}{summary.silence_as_command}",
+            f"  {'calibration error':28}{self.calibration_error:8.3f}",
+            f"  {'class':12}{'recall':>9}{'precision':>11}{'clips':>7}   most often taken for",
+        ]
+        said, heard = self.confusion.sum(1), self.confusion.sum(0)
+        for i, label in enumerate(self.labels):
+            if not said[i]:
+                continue
+            wrong = self.confusion[i].copy()
+            wrong[i] = 0
+            worst = ", ".join(f"{self.labels[j]} {wrong[j]}" for j in wrong.argsort()[::-1][:3] if wrong[j])
+            recall, precision = 100 * self.confusion[i, i] / said[i], 100 * self.confusion[i, i] / max(1, heard[i])
+            lines.append(f"  {label:12}{recall:7.1f} %{precision:9.1f} %{said[i]:7}   {worst}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        summary = summarize(self.confusion, self.labels)
+        return {
+            "title": self.title,
+            "accuracy": self.accuracy.as_dict(),
+            "accuracy_12": summary.accuracy.as_dict(),
+            "keywords": summary.keywords.as_dict(),
+            "unknown_as_command": summary.unknown_as_command.as_dict(),
+            "silence_as_command": summary.silence_as_command.as_dict(),
+            "calibration_error": self.calibration_error,
+            "reliability": [{"confidence": b.confidence, "right": b.right.as_dict()} for b in reliability(self.judged)],
+            "recall_12": {label: share.as_dict() for label, share in summary.recall.items()},
+            "labels": list(self.labels),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def confuse(
+    recognizer: Recognizer, clips: Iterable[tuple[Waveform, str, str]], labels: Sequence[str], title: str
+) -> Evaluation:
+    """Classify (waveform at the bundle's rate, label, name) clips and count."""
+    known = recognizer.info.classes
+    confusion = np.zeros((len(known), len(known)), np.int64)
+    mistakes, judged = [], []
+    for waveform, label, name in clips:
+        prediction = recognizer.classify(waveform, recognizer.info.sample_rate_hz)
+        truth = label if label in known else UNKNOWN
+        confusion[known.index(truth), known.index(prediction.word)] += 1
+        if prediction.word != truth:
+            mistakes.append(Mistake(name, label, prediction.word, prediction.confidence, waveform))
+        judged.append((prediction.confidence, prediction.word == truth))
+    if not confusion.sum():
+        raise DataError(f"nothing to evaluate for: {title}")
+    if tuple(labels) != known:
+        confusion = fold(confusion, known, labels)
+    return Evaluation(title, tuple(labels), confusion, mistakes, judged)
+
+
+def evaluate_twelve(recognizer: Recognizer, root: Path) -> Evaluation:
+    """The official 12-class archive (or the part of it that is there)."""
+    folder = root / ARCHIVE_FOLDER
+    paths = sorted(folder.glob("*/*.wav"))
+    if not paths:
+        raise DataError(f"no clips under {folder}: unpack speech_commands_test_set_v0.02 there")
+    strange = {path.parent.name for path in paths} - set(TWELVE)
+    if strange:
+        raise DataError(f"{folder} holds folders that are no class: {', '.join(sorted(strange))}")
+    rate = recognizer.info.sample_rate_hz
+    clips = ((read(path, rate), path.parent.name, f"{path.parent.name}/{path.name}") for path in paths)
+    return confuse(recognizer, clips, TWELVE, f"12 classes, {len(paths)} clips of the official test archive")
+
+
+def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str) -> Evaluation:
+    """Every word of a part of Speech Commands, over all labels of the bundle."""
+    chosen = corpus.select(part, "words")
+    clips = ((corpus[i], corpus.recordings[i].word, str(corpus.recordings[i].path)) for i in chosen)
+    return confuse(recognizer, clips, recognizer.info.classes, f"all words, {part}, {len(chosen)} clips")
+
+
+def draw_confusion(evaluation: Evaluation, target: Path) -> None:
+    """The confusion matrix as a picture: shares of each row, counts written in."""
+    from matplotlib.figure import Figure
+
+    n = len(evaluation.labels)
+    shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(1, keepdims=True))
+    figure = Figure(figsize=(0.42 * n + 2.5, 0.42 * n + 2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(evaluation.confusion), strict=True):
+        axes.text(
+            j,
+            i,
+            evaluation.confusion[i, j],
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if shares[i, j] > 0.5 else "black",
+        )
+    axes.set_xticks(range(n), evaluation.labels, rotation=60, ha="right")
+    axes.set_yticks(range(n), evaluation.labels)
+    axes.set(
+        xlabel="recognised",
+        ylabel="said",
+        title=f"{evaluation.title}\naccuracy {100 * evaluation.accuracy.value:.1f} %",
+    )
+    figure.colorbar(image, ax=axes, label="share of the row", shrink=0.7)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+
+
+def draw_reliability(judged: Judged, title: str, target: Path) -> None:
+    """Share right over confidence, with 95 % intervals and the number of answers, as a picture."""
+    from matplotlib.figure import Figure
+
+    bins = reliability(judged)
+    x, y = np.array([b.confidence for b in bins]), np.array([b.right.value for b in bins])
+    low, high = (np.array([b.right.interval[side] for b in bins]) for side in (0, 1))
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
+    axes.errorbar(x, y, [np.maximum(0, y - low), np.maximum(0, high - y)], marker="o", capsize=3, label="measured")
+    for b in bins:
+        axes.annotate(
+            str(b.right.total), (b.confidence, b.right.value), (6, -12), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="share right")
+    axes.set_title(f"{title}\nexpected calibration error {calibration_error(judged):.3f}", fontsize=10)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
