@@ -23,7 +23,7 @@ TAIL = SAMPLE_RATE_HZ // 2
 """Samples for which a room sounds on after a clip; the shortest gap."""
 BUDGET = 0.5
 """False alarms an hour in speech without commands that a curve is read at."""
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96)
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
 """Of the curve: one for all words."""
 
 

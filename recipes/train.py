@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
 from recipes.task import CommandData, CommandTask
 from speech.errors import SpeechError
 from speech.recognizer import Recognizer
-from speech.training.export import bundle_info, export, load_checkpoint, parity
+from speech.training.export import Scorer, best_temperature, bundle_info, export, load_checkpoint, parity
 
 MONITOR = {"classification": "val/balanced", "ctc": "val/commands"}
 """The figure by which the best epoch of each head is chosen; more is better."""
@@ -42,6 +44,9 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
         parser.add_argument("--select", type=Literal["best", "last"], default="best", help="epoch to export")
         parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
+        parser.add_argument(
+            "--offsets", type=dict[str, float], default={}, help="added to the logits of these labels in the bundle"
+        )
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
 
         parser.link_arguments("model.head", "data.head")
@@ -97,10 +102,14 @@ def finish(cli: TrainCLI, run: Path) -> None:
         "mix": asdict(data.mix if data.head == "classification" else data.mixtures),
         "augment": asdict(cli.model.augment),
         "recordings": Counter(r.source for r in data.corpus.recordings if r.part == "training"),
+        "offsets": dict(cli.config.offsets),
         "torch": str(torch.__version__),
     }
+    scorer.shift(training["offsets"], notes["labels"])
     row = next(row for row in history if row["epoch"] + 1 == notes["epoch"])
     figures = {k: round(v, 5) for k, v in row.items() if k.startswith("val/")}
+    if data.head == "classification":
+        scorer.temperature = training["temperature"] = temperature_on(data.val_dataloader(), scorer)
     bundle = run / f"{cli.config.name}.onnx"
     difference = export(scorer, bundle_info(notes, cli.config.threshold, training, figures), bundle)
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
@@ -115,6 +124,14 @@ def finish(cli: TrainCLI, run: Path) -> None:
     print(results)
     record = {"training": training, "parity": difference, "validation": results.as_dict()}
     (run / "results.json").write_text(json.dumps(record, indent=1))
+
+
+def temperature_on(batches: Iterable[tuple[Tensor, Tensor]], scorer: Scorer) -> float:
+    """The temperature that suits these (waveform, label) batches."""
+    with torch.no_grad():
+        scored = [(scorer.logits(waveform), label) for waveform, label in batches]
+    logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    return round(best_temperature(logits, labels), 3)
 
 
 def read_curves(run: Path) -> list[dict[str, float]]:

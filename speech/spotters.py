@@ -41,14 +41,14 @@ class ListenerConfig:
     """Distance between the ends of two windows."""
     n_windows: int = 3
     """Successive windows whose posteriors are averaged."""
-    settle_s: float = 0.16
+    settle_s: float = 0.12
     """Quiet behind a word after which it counts as finished: "on" is not reported while "one" may still come."""
     hold_s: float = 0.32
     """Time for which a word must stay the best when no quiet follows it, as in noise or running speech."""
     alone_db: float = 6.0
     """How far a word must stand out of what is heard right before and behind it, so that words within running speech
     are passed over; 0: it need not."""
-    alone_s: float = 0.4
+    alone_s: float = 0.6
     """How far back before the word that is asked for; behind it `settle_s`."""
     gap_s: float = 0.03
     """A sound that begins less than this behind the last word is the rest of it."""
@@ -180,10 +180,11 @@ class WordSpotter:
         config, n_past = self._config, len(view.past)
         if not config.alone_db:
             return True
-        audio = np.concatenate([view.past, view.window])
-        audio[: max(0, self._consumed - view.begin + n_past)] = 0
+        known = max(0, self._consumed - view.begin + n_past)  # up to there is what was reported, or was never heard
+        audio = np.concatenate([view.past, view.window])[known:]
+        bounds = (max(0, n_past + start - known), n_past + end - known)
         reach = (round(config.alone_s * self._rate), round(config.settle_s * self._rate))
-        return stands_out(audio, (n_past + start, n_past + end), self._rate, config.alone_db, reach)
+        return stands_out(audio, bounds, self._rate, config.alone_db, reach)
 
     def _nearly(self, decision: Decision, start: int, end: int, view: View) -> None:
         if self._near is None or decision.confidence > self._near.confidence:
@@ -326,8 +327,7 @@ def stands_out(
     smooth = np.convolve(power, np.full(5, 0.2), "same")
     start, end, before, behind = (place // step for place in (*bounds, *reach))
     level = np.quantile(smooth[start : max(end, start + 5)], 0.7)
-    floor = np.quantile(smooth[smooth > 0], 0.1) if smooth.any() else 0.0
-    limit = max(level * 10 ** (-distance_db / 10), floor * STEADY)
+    limit = max(level * 10 ** (-distance_db / 10), np.quantile(smooth, 0.1) * STEADY)
     edge = 5  # steps that the smoothing carries the sound itself beyond its bounds
     sides = (smooth[max(0, start - before) : max(0, start - edge)], smooth[min(end + edge, len(smooth) - behind) :])
     return all(not len(side) or np.quantile(side, 0.8) <= limit for side in sides)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,13 @@ def test_an_epoch_holds_what_the_mix_says(corpus: Corpus) -> None:
     counts = np.bincount([draw.label for draw in examples.draws], minlength=len(labels))
     assert counts.tolist() == [4] * 10 + [2, 3, 20]  # no word stands outside this vocabulary: only partial ones
     assert all(corpus.recordings[d.index].part == "training" for d in examples.draws if d.index >= 0)
+
+
+def test_rare_commands_can_come_more_often(root: Path, corpus: Corpus) -> None:
+    mix = dataclasses.replace(MIX, keyword_rare=9, rare=13)  # all are rare
+    labels = (*KEYWORDS, UNKNOWN, SILENCE)
+    drawn = [draw.label for draw in TrainingExamples(corpus, labels, mix, seed=1, epoch=0).draws]
+    assert drawn.count(labels.index("on")) == 9
 
 
 def test_the_seed_and_the_epoch_decide_an_example(corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ import pytest
 from speech.errors import AudioError, ConfigError
 from speech.listener import Detection, Listener, ListenerConfig
 from speech.recognizer import Recognizer
-from speech.spotters import word_bounds
+from speech.spotters import stands_out, word_bounds
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000
@@ -139,3 +139,39 @@ def test_bounds_of_silence_are_the_window() -> None:
 def test_a_detection_tells_its_latency(recognizer: Recognizer, stream: np.ndarray) -> None:
     found: list[Detection] = list(Listener(recognizer).listen([stream]))
     assert all(0 <= d.at_s - d.end_s < 0.5 for d in found)
+
+
+@pytest.mark.parametrize(
+    ("before_db", "behind_db", "alone"),
+    [(None, None, True), (-12, None, True), (-1, None, False), (None, -12, True), (None, -1, False), (-12, -12, True)],
+)
+def test_a_word_within_other_sound_is_none(
+    recognizer: Recognizer, tone: Tone, before_db: float | None, behind_db: float | None, alone: bool
+) -> None:
+    """Another tone ends 0.15 s before the word, or begins 0.05 s behind it."""
+
+    def other(level_db: float | None) -> np.ndarray:
+        return silence(1.0) if level_db is None else tone(300, 1.0) * np.float32(10 ** (level_db / 20))
+
+    word = [silence(0.15), tone(2500, 0.4), silence(0.05)]
+    stream = np.concatenate([silence(1), other(before_db), *word, other(behind_db), silence(1)])
+    found = {d.word for d in Listener(recognizer, ["high"]).listen([stream])}
+    assert found == ({"high"} if alone else set())
+    anyway = Listener(recognizer, ["high"], config=ListenerConfig(alone_db=0))
+    assert {d.word for d in anyway.listen([stream])} == {"high"}
+
+
+def test_a_reported_word_is_no_neighbour(recognizer: Recognizer, tone: Tone) -> None:
+    stream = np.concatenate([silence(1), tone(300, 0.4), silence(0.3), tone(2500, 0.4), silence(1)])
+    assert [d.word for d in Listener(recognizer).listen([stream])] == ["low", "high"]
+
+
+def test_steady_noise_is_no_neighbour() -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal(2 * RATE)
+    word = np.zeros(2 * RATE)
+    word[RATE : RATE + 4000] = 0.15 * rng.standard_normal(4000)
+    bounds, reach = (RATE, RATE + 4000), (6400, 1600)
+    assert stands_out((noise + word).astype(np.float32), bounds, RATE, 6.0, reach)
+    quiet_first = noise * (np.arange(2 * RATE) > RATE // 2)
+    assert not stands_out((quiet_first + word).astype(np.float32), bounds, RATE, 6.0, reach), "the noise came with it"

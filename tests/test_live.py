@@ -1,12 +1,17 @@
+import html.parser
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from recipes.live import Placed, Scene, evaluate_live, place_words, score
+from recipes.live import Live, Placed, Point, Remembering, Scene, draw_live, evaluate_live, place_words, score
+from recipes.report import write_report
 from recipes.toy import make_corpus
+from recipes.words import Evaluation, Mistake
 from speech.errors import DataError
-from speech.listener import Detection
+from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
 from speech.training.data import Corpus, index_others, index_words
 
@@ -40,6 +45,8 @@ def test_hits_misses_and_false_alarms(
     assert (condition.misses.hits, condition.misses.total) == (missed, 3)
     assert condition.false_alarms == false_alarms
     assert condition.latencies_s == pytest.approx(latencies)
+    assert len(condition.judged) == len(detections)
+    assert sum(right for _, right in condition.judged) == 3 - missed
 
 
 def test_the_words_stand_where_it_says(corpus: Corpus) -> None:
@@ -54,13 +61,75 @@ def test_the_words_stand_where_it_says(corpus: Corpus) -> None:
         assert np.square(inside).mean() > 100 * np.square(after).mean()
 
 
-def test_the_protocol_runs_through_the_listener(corpus: Corpus) -> None:
-    result = evaluate_live(Recognizer.load(), corpus, "testing", n_words=20)
-    assert [c.snr_db for c in result.conditions] == [None, 20.0, 10.0, 5.0]
-    assert result.conditions[0].misses.total == 20
+def test_a_room_sounds_on_behind_the_same_words(corpus: Corpus) -> None:
+    room = torch.zeros(1, 8000)
+    room[0, 0], room[0, 6400] = 1.0, 0.5  # an echo after 0.4 s
+    dry, placed = place_words(corpus, "testing", 10, np.random.default_rng(0))
+    wet, again = place_words(corpus, "testing", 10, np.random.default_rng(0), room)
+    assert placed == again
+    assert len(dry) == len(wet)
+    assert np.corrcoef(dry, wet)[0, 1] > 0.7
+    assert np.corrcoef(np.roll(dry, 6400), wet)[0, 1] > 0.3
+
+
+@pytest.fixture(scope="module")
+def result(corpus: Corpus) -> Live:
+    return evaluate_live(Recognizer.load(), corpus, "testing", n_words=10, thresholds=(0.5, 0.9))
+
+
+def test_the_protocol_runs_through_the_listener(result: Live) -> None:
+    names = ["clean", "20 dB", "10 dB", "5 dB", "0 dB"]
+    assert [c.scene.name for c in result.conditions] == [*names, *(f"{name}, room" for name in names)]
+    assert result.conditions[0].misses.total == 10
     assert result.conditions[0].misses.value > 0.8, "two glides are no words"
-    assert result.noise_hours > 0
-    assert "misses" in result.as_dict()["conditions"][0]  # type: ignore[index]
+    assert [a.source for a in result.alarms] == ["speech without commands", "noise alone"]
+    assert result.alarms[1].hours > 0
+    assert [p.threshold for p in result.curve] == [0.5, 0.9]
+
+
+def test_a_bundle_at_its_own_threshold_is_a_point_of_the_curve(corpus: Corpus) -> None:
+    recognizer = Recognizer.load()
+    thresholds = set(Listener(recognizer).thresholds.values())
+    result = evaluate_live(recognizer, corpus, "testing", n_words=10, thresholds=sorted(thresholds))
+    if len(thresholds) == 1:
+        assert result.curve[0].misses == {c.scene.name: c.misses.value for c in result.conditions}
+    assert Remembering(recognizer).info is recognizer.info
+
+
+def test_what_is_remembered_is_what_the_recogniser_says(corpus: Corpus) -> None:
+    recognizer = Recognizer.load()
+    remembering = Remembering(recognizer)
+    window = corpus[int(corpus.select("testing", "words")[0])][None, :16000]
+    for _ in range(2):
+        np.testing.assert_array_equal(remembering.scores(window), recognizer.scores(window))
+
+
+@pytest.mark.parametrize(("rates", "kept"), [([3, 0.4, 0.6, 0.5, 0], 0.8), ([0, 0], 0.5), ([9, 8], None)])
+def test_the_budget_is_kept_from_a_threshold_on(rates: list[float], kept: float | None) -> None:
+    points = [Point(t, {}, rate, 0.0) for t, rate in zip((0.5, 0.6, 0.7, 0.8, 0.9), rates, strict=False)]
+    point = Live("testing", {"yes": 0.5}, [], [], points).within_budget
+    assert (point.threshold if point else None) == kept
+
+
+def test_a_report_needs_nothing_beside_it(result: Live, tmp_path: Path) -> None:
+    draw_live(result, tmp_path / "live.png")
+    clip = np.sin(np.arange(16000) / 10).astype(np.float32)
+    confusion = np.array([[3, 1], [0, 4]])
+    words = Evaluation("<two> words", ("yes", "_unknown_"), confusion, [Mistake("a<b>.wav", "yes", "no", 0.9, clip)])
+    info = Recognizer.load().info
+    page = write_report(
+        tmp_path, Path("commands.onnx"), info, [result, words], {0: [tmp_path / "live.png"]}
+    ).read_text()
+    outside = [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith("data:")]
+    assert not outside
+    assert "http" not in page
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("<audio") == 1
+    assert "&lt;two&gt; words" in page
+    assert "a&lt;b&gt;.wav" in page
+    assert "<b>" not in page
+    html.parser.HTMLParser().feed(page)
+    assert "87.50 %" in page  # seven of eight
 
 
 def test_missing_commands_are_told(corpus: Corpus, tmp_path: Path) -> None:

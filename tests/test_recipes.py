@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from recipes import evaluate, train
-from recipes.metrics import TWELVE, Share, fold, summarize
+from recipes.metrics import TWELVE, Share, calibration_error, fold, reliability, summarize
 from recipes.task import warm_cosine
 from recipes.toy import PARTS, WORDS, glide, make_corpus
 from speech import Recognizer
-from speech.errors import BundleError
+from speech.errors import BundleError, ConfigError
 from speech.training import export
 
 SMOKE = "recipes/configs/smoke.yaml"
@@ -81,6 +81,48 @@ def test_evaluation_prints_and_writes_the_same_figures(
         assert f"{100 * figures[protocol]['accuracy']['value']:6.2f} %" in printed
         assert (tmp_path / f"confusion_{protocol}.png").read_bytes().startswith(b"\x89PNG")
         assert np.sum(figures[protocol]["confusion"]) == figures[protocol]["accuracy"]["total"]
+
+
+def test_a_report_of_a_run(run: Path, root: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--held-out", "0"]
+    assert evaluate.main([*arguments, "--protocol", "words", "--report", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page/index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_the_bundle_has_a_temperature(run: Path) -> None:
+    assert 0.2 <= Recognizer.load(run / "smoke.onnx").info.training["temperature"] <= 5
+
+
+def test_calibration_error_is_the_distance_of_confidence_and_truth() -> None:
+    sure = [(0.95, True)] * 19 + [(0.95, False)]
+    assert calibration_error(sure) == pytest.approx(0)
+    assert calibration_error([(0.95, True)] * 10 + [(0.95, False)] * 10) == pytest.approx(0.45)
+    both = sure + [(0.55, True)] * 20  # each bin by its size
+    assert calibration_error(both) == pytest.approx(0.45 / 2)
+    assert [b.right.total for b in reliability([(1.0, True), (0.0, False), (0.91, True)])] == [1, 2]
+    assert np.isnan(calibration_error([]))
+
+
+def test_offsets_move_the_posteriors(run: Path) -> None:
+    scorer, notes = export.load_checkpoint(run / "checkpoints/last.ckpt")
+    waveform = torch.from_numpy(glide("yes", np.random.default_rng(0)).astype(np.float32))[None]
+    before = torch.log(scorer(waveform))
+    scorer.shift({"yes": -2.0}, notes["labels"])
+    moved = torch.log(scorer(waveform)) - before
+    yes = notes["labels"].index("yes")
+    others = torch.cat([moved[0, :yes], moved[0, yes + 1 :]])
+    torch.testing.assert_close(others - moved[0, yes], torch.full_like(others, 2.0))
+    with pytest.raises(ConfigError, match="offsets of maybe"):
+        scorer.shift({"maybe": 1.0}, notes["labels"])
+
+
+def test_the_temperature_is_found_that_was_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 5, generator=generator)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+    assert export.best_temperature(2 * logits, labels) == pytest.approx(2, rel=0.08)
+    assert export.best_temperature(0.5 * logits, labels) == pytest.approx(0.5, rel=0.08)
 
 
 def test_the_lstm_from_its_equations_goes_on_where_torch_stopped(run: Path, root: Path, tmp_path: Path) -> None:
