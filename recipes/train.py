@@ -45,6 +45,9 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--select", type=Literal["best", "last"], default="best", help="epoch to export")
         parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
         parser.add_argument(
+            "--thresholds", type=dict[str, float], default={}, help="the same for single words, such as calibrate gives"
+        )
+        parser.add_argument(
             "--offsets", type=dict[str, float], default={}, help="added to the logits of these labels in the bundle"
         )
         parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
@@ -111,7 +114,8 @@ def finish(cli: TrainCLI, run: Path) -> None:
     if data.head == "classification":
         scorer.temperature = training["temperature"] = temperature_on(data.val_dataloader(), scorer)
     bundle = run / f"{cli.config.name}.onnx"
-    difference = export(scorer, bundle_info(notes, cli.config.threshold, training, figures), bundle)
+    info = bundle_info(notes, cli.config.threshold, training, figures, cli.config.thresholds)
+    difference = export(scorer, info, bundle)
     recordings = [torch.from_numpy(data.corpus[i]) for i in data.corpus.select("validation", "words")[::100]]
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")

@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps({"model": arguments.model, **comparison.as_dict()}, indent=1))
-    except SpeechError as error:
+    except (SpeechError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

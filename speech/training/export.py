@@ -156,9 +156,13 @@ def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: list[T
 
 
 def bundle_info(
-    notes: dict[str, Any], threshold: float, training: dict[str, Any], figures: dict[str, Any]
+    notes: dict[str, Any],
+    threshold: float,
+    training: dict[str, Any],
+    figures: dict[str, Any],
+    thresholds: Mapping[str, float] | None = None,
 ) -> BundleInfo:
-    """The metadata of a bundle for a checkpoint's notes."""
+    """The metadata of a bundle for a checkpoint's notes; `thresholds` of single words go before `threshold`."""
     feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
     head: Head = notes.get("head", "classification")
     timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)
@@ -171,6 +175,7 @@ def bundle_info(
         step_s=timing[0] if head == "ctc" else 0.0,
         offset_s=timing[1] if head == "ctc" else 0.0,
         threshold=threshold,
+        thresholds=dict(thresholds or {}),
         features=json.loads(json.dumps(asdict(feature_config))),
         training=training,
         figures=figures,
