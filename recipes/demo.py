@@ -16,7 +16,7 @@ LINES = (
     ("slt", "yes"),
     ("anna", "no"),
     ("george", "up"),
-    ("rms", "down"),
+    ("slt", "down"),
     ("anna", "left"),
     ("slt", "Thank you for coming over on such a rainy evening."),
     ("rms", "right"),

@@ -67,6 +67,9 @@ class BundleInfo:
             raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {' and '.join(needed)}")
         if self.head == "ctc" and not self.step_s > 0:
             raise BundleError(f"bundle with head 'ctc' and step_s={self.step_s}")
+        strange = set(self.thresholds) - set(self.words)
+        if strange:
+            raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
         if any(not 0 < value <= 1 for value in self.thresholds.values()):
             raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
         if self.sample_rate_hz <= 0 or self.window_s <= 0 or not 0 < self.threshold <= 1:

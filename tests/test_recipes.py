@@ -15,6 +15,7 @@ from recipes.task import warm_cosine
 from recipes.toy import PARTS, WORDS, glide, make_corpus
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
+from speech.listener import Listener
 from speech.training import export
 
 SMOKE = "recipes/configs/smoke.yaml"
@@ -102,6 +103,14 @@ def test_calibration_error_is_the_distance_of_confidence_and_truth() -> None:
     assert calibration_error(both) == pytest.approx(0.45 / 2)
     assert [b.right.total for b in reliability([(1.0, True), (0.0, False), (0.91, True)])] == [1, 2]
     assert np.isnan(calibration_error([]))
+
+
+def test_thresholds_of_single_words_are_the_listeners_own(run: Path, tmp_path: Path) -> None:
+    scorer, notes = export.load_checkpoint(run / "checkpoints/last.ckpt")
+    bundle = tmp_path / "own.onnx"
+    export.export(scorer, export.bundle_info(notes, 0.7, {}, {}, {"yes": 0.95}), bundle)
+    thresholds = Listener(Recognizer.load(bundle), ["yes", "no"]).thresholds
+    assert thresholds == {"yes": 0.95, "no": 0.7}
 
 
 def test_offsets_move_the_posteriors(run: Path) -> None:

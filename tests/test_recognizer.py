@@ -85,6 +85,7 @@ def test_every_missing_field_is_named(info: BundleInfo, field: str) -> None:
         ("head", '"rnnt"', "head 'rnnt'"),
         ("head", '"ctc"', "_blank_"),
         ("thresholds", '{"low": 2}', "thresholds out of range"),
+        ("thresholds", '{"true": 0.9}', "words it lacks: true"),  # what YAML makes of: on
         ("labels", '["yes"]', "_unknown_"),
         ("threshold", "0", "out of range"),
         ("labels", "[", "no JSON"),
