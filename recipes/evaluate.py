@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from recipes.connected import Connected, draw_connected, evaluate_connected
-from recipes.live import Live, draw_live, evaluate_live
+from recipes.live import THRESHOLDS, Live, draw_live, evaluate_live
 from recipes.report import Result, write_report
 from recipes.speed import evaluate_speed
 from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
@@ -31,10 +31,12 @@ def draw(result: Result, protocol: str, folder: Path) -> list[Path]:
         draw_confusion(result, targets[0])
         draw_reliability(result.judged, result.title, targets[1])
     elif isinstance(result, Live):
-        targets = [folder / "live.png", folder / "reliability_live.png"]
-        draw_live(result, targets[0])
+        targets = [folder / "reliability_live.png"]
         judged = [one for condition in result.conditions for one in condition.judged]
-        draw_reliability(judged, f"detections among commands, all scenes, {result.part}", targets[1])
+        draw_reliability(judged, f"detections among commands, all scenes, {result.part}", targets[0])
+        if result.curve:
+            targets.append(folder / "live.png")
+            draw_live(result, targets[1])
     elif isinstance(result, Connected):
         targets = [folder / "connected.png"]
         draw_connected(result, targets[0])
@@ -53,6 +55,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["twelve", "words", "speed"])
     parser.add_argument(
         "--part", choices=("validation", "testing"), default="testing", help="for words, live, connected"
+    )
+    parser.add_argument(
+        "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
     )
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
@@ -76,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     run: dict[str, Callable[[], Result]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
         "words": lambda: evaluate_words(recognizer, corpus(), arguments.part),
-        "live": lambda: evaluate_live(recognizer, corpus(), arguments.part),
+        "live": lambda: evaluate_live(recognizer, corpus(), arguments.part, thresholds=arguments.curve),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),
     }

@@ -92,13 +92,15 @@ def live_section(result: Live) -> str:
         for p in result.curve
     ]
     thresholds = ", ".join(f"{word} {value:g}" for word, value in result.thresholds.items())
-    return (
+    page = (
         f"<p>Thresholds of the bundle: {html.escape(thresholds)}.</p>"
         + table(("scene", "missed [95 %]", "false", "latency, median", "95 %"), scenes)
         + table(("audio without commands", "false alarms", "hours", "an hour"), alarms)
-        + "<p>The same with one threshold for all words: false alarms an hour, and misses in percent.</p>"
-        + table(("threshold", "in speech", "in noise", *names), curve)
     )
+    if curve:
+        page += "<p>The same with one threshold for all words: false alarms an hour, and misses in percent.</p>"
+        page += table(("threshold", "in speech", "in noise", *names), curve)
+    return page
 
 
 def connected_section(result: Connected) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import re
 from pathlib import Path
@@ -21,7 +22,8 @@ PLACED = [Placed("yes", 1.0, 1.5), Placed("no", 3.0, 3.4), Placed("yes", 5.0, 5.
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     root = make_corpus(tmp_path_factory.mktemp("data"))
-    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
+    others = [dataclasses.replace(r, part="testing") if r.source == "rooms" else r for r in index_others(root)]
+    return Corpus(index_words(root, 0.0) + others, root / "cache")
 
 
 def heard(word: str, at_s: float) -> Detection:

@@ -1,3 +1,6 @@
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,9 @@ from speech.training.mixtures import (
     Mixture,
     MixtureBatches,
     MixtureConfig,
+    MixtureMaker,
     Placed,
+    WordPool,
     change_speed,
     encode,
     fixed_mixtures,
@@ -107,6 +112,16 @@ def test_batches_have_the_shapes_and_only_training_recordings(corpus: Corpus) ->
     assert {corpus.recordings[i].part for i in clips} == {"training"}
     with pytest.raises(IndexError):
         batches[3]
+
+
+def test_rare_commands_come_more_often(corpus: Corpus, tmp_path: Path) -> None:
+    few = Corpus([r for r in corpus.recordings if r.word != "on" or r.path.name < "8"], tmp_path)
+    config = dataclasses.replace(SMALL, rare=12, command_rare=10.0, repeat=0.0, one_speaker=0.0, running=0.0)
+    pool = WordPool(few, "training", LABELS, config)
+    assert [word for word in KEYWORDS if pool.is_rare(word)] == ["on"]
+    maker, rng = MixtureMaker(pool, config), np.random.default_rng(0)
+    said = [word for _ in range(40) for word in maker.make(6 * CLIP, rng).transcript if word in KEYWORDS]
+    assert 0.4 < said.count("on") / len(said) < 0.65  # ten of nineteen
 
 
 def test_transcripts_become_tokens() -> None:
