@@ -14,7 +14,7 @@ NAMES = [
     "04_train_and_listen.ipynb",
     "05_where_it_errs.ipynb",
 ]
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 """For one cell."""
 
 
