@@ -6,7 +6,6 @@ with a CTC head), `speed` what it costs.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -14,10 +13,11 @@ from pathlib import Path
 
 from recipes.connected import Connected, draw_connected, evaluate_connected
 from recipes.live import THRESHOLDS, Live, draw_live, evaluate_live
+from recipes.metrics import write_json
 from recipes.report import Result, write_report
 from recipes.speed import evaluate_speed
 from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
-from speech.errors import SpeechError
+from speech.errors import told
 from speech.recognizer import DEFAULT_MODEL, Recognizer
 from speech.training.data import Corpus, index_others, index_words
 
@@ -103,15 +103,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
+
+    def run() -> None:
         figures = evaluate(arguments)
         if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(figures, indent=1))
-    except (SpeechError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+            write_json(arguments.json, figures)
+
+    return told(run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech.errors import SpeechError
+from speech.errors import told
 from speech.training.gradients import (
     BASELINE,
     AddingConfig,
@@ -174,7 +174,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
+
+    def run() -> None:
         config = AddingConfig(arguments.lag, arguments.hidden, updates=arguments.updates, seed=arguments.seed)
         for target in (arguments.json, arguments.picture):
             if target:
@@ -185,10 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.write_text(json.dumps(reach.as_dict(), indent=1, allow_nan=False))
         if arguments.picture:
             draw(reach, arguments.picture)
-    except (SpeechError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return told(run)
 
 
 if __name__ == "__main__":

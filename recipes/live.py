@@ -15,10 +15,10 @@ from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
 from speech.training.augment import impulse_responses, reverberate
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
+from speech.training.mixtures import SPEECH_DB, Placed
 
 LATE_S = 0.75
 """A word counts as heard when it is decided between its start and this long after its end."""
-SPEECH_DB = -26.0
 TAIL = SAMPLE_RATE_HZ // 2
 """Samples for which a room sounds on after a clip; the shortest gap."""
 BUDGET = 0.5
@@ -47,15 +47,6 @@ class Scene:
 LEVELS = (None, 20.0, 10.0, 5.0, 0.0)
 SCENES = (*map(Scene, LEVELS), *(Scene(level, room=True) for level in LEVELS), Scene(20.0, bed="speech"),
           Scene(10.0, bed="speech"))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A command in the stream."""
-
-    word: str
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Figures from a confusion matrix: one definition each, for training and for evaluation."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +126,9 @@ def calibration_error(judged: Judged) -> float:
     bins = reliability(judged)
     total = sum(b.right.total for b in bins)
     return sum(b.right.total * abs(b.confidence - b.right.value) for b in bins) / total if total else float("nan")
+
+
+def write_json(target: Path, figures: object) -> None:
+    """Keep figures; the folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(figures, indent=1))

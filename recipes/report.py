@@ -56,24 +56,19 @@ def player(mistake: Mistake) -> str:
     return f"<li>{source} {html.escape(str(mistake))}</li>"
 
 
-def percent(share: Share) -> str:
-    low, high = share.interval
-    return f"{100 * share.value:.2f} % [{100 * low:.1f}, {100 * high:.1f}] {share.hits}/{share.total}"
-
-
 def words_section(result: Evaluation) -> str:
     summary = summarize(result.confusion, result.labels)
     figures = [
-        ("accuracy, all classes", percent(result.accuracy)),
-        ("accuracy, 12 classes", percent(summary.accuracy)),
-        ("keywords right", percent(summary.keywords)),
-        ("unknown taken for a command", percent(summary.unknown_as_command)),
-        ("silence taken for a command", percent(summary.silence_as_command)),
+        ("accuracy, all classes", str(result.accuracy)),
+        ("accuracy, 12 classes", str(summary.accuracy)),
+        ("keywords right", str(summary.keywords)),
+        ("unknown taken for a command", str(summary.unknown_as_command)),
+        ("silence taken for a command", str(summary.silence_as_command)),
         ("calibration error of the confidence", f"{result.calibration_error:.3f}"),
     ]
     said, heard = result.confusion.sum(1), result.confusion.sum(0)
     rows = [
-        (label, percent(Share(int(result.confusion[i, i]), int(said[i]))),
+        (label, str(Share(int(result.confusion[i, i]), int(said[i]))),
          f"{100 * result.confusion[i, i] / max(1, heard[i]):.1f} %")
         for i, label in enumerate(result.labels) if said[i]
     ]  # fmt: skip
@@ -82,8 +77,7 @@ def words_section(result: Evaluation) -> str:
 
 def live_section(result: Live) -> str:
     scenes = [
-        (c.scene.name, percent(c.misses), c.false_alarms, *(f"{x} ms" for x in c.latencies_ms))
-        for c in result.conditions
+        (c.scene.name, str(c.misses), c.false_alarms, *(f"{x} ms" for x in c.latencies_ms)) for c in result.conditions
     ]
     alarms = [(a.source, len(a.found), f"{a.hours:.2f}", f"{a.rate:.2f}") for a in result.alarms]
     names = [c.scene.name for c in result.conditions]
@@ -104,8 +98,8 @@ def live_section(result: Live) -> str:
 
 
 def connected_section(result: Connected) -> str:
-    rows = [(c.name, percent(error_rate(c.whole)), percent(error_rate(c.live))) for c in result.conditions]
-    sizes = [(f"{n} words, clean", percent(error_rate(some)), "") for n, some in result.by_size.items()]
+    rows = [(c.name, str(error_rate(c.whole)), str(error_rate(c.live))) for c in result.conditions]
+    sizes = [(f"{n} words, clean", str(error_rate(some)), "") for n, some in result.by_size.items()]
     return table(("command error rate", "whole recording", "live"), rows + sizes)
 
 

@@ -11,7 +11,6 @@ validation part (15 % and 43 %).  What ours is compared with is whichever has th
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from recipes.connected import Heard, hear, noisy, words_of
-from speech.errors import DataError, SpeechError
+from recipes.metrics import write_json
+from speech.errors import DataError, SpeechError, told
 from speech.recognizer import Recognizer
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, index_others, index_words
 from speech.training.mixtures import fixed_mixtures
@@ -292,16 +292,14 @@ def run(arguments: argparse.Namespace) -> Comparison:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
+
+    def tell() -> None:
         comparison = run(arguments)
         print(comparison)
         if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps({"model": arguments.model, **comparison.as_dict()}, indent=1))
-    except (SpeechError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+            write_json(arguments.json, {"model": arguments.model, **comparison.as_dict()})
+
+    return told(tell)
 
 
 if __name__ == "__main__":

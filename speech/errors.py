@@ -1,5 +1,8 @@
 """What can go wrong for a user, each told in one line without a traceback."""
 
+import sys
+from collections.abc import Callable
+
 
 class SpeechError(Exception):
     """Base of every error that this package raises on purpose; the message is one line for a person."""
@@ -23,3 +26,13 @@ class DataError(SpeechError):
 
 class DeviceError(SpeechError):
     """No sound device, or one that can't be used."""
+
+
+def told(run: Callable[[], None]) -> int:
+    """The exit status of a command: 0, or 1 when it failed for a reason that stderr then gives in one line."""
+    try:
+        run()
+    except (SpeechError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from speech.recognizer import FORMAT, BundleInfo
+
+if TYPE_CHECKING:
+    from speech.training.data import Corpus
 
 RATE = 16000
 
@@ -153,3 +157,18 @@ def sequence_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "sequences.onnx"
     onnx.save(model, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set of `recipes.toy`, each module's own."""
+    from recipes.toy import make_corpus
+
+    return make_corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def corpus(root: Path) -> "Corpus":
+    from speech.training.data import Corpus, index_others, index_words
+
+    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")

@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 
 from recipes import evaluate, train
-from recipes.toy import glide, make_corpus
+from recipes.toy import glide
 from speech import Listener, Recognizer
 from speech.recognizer import BLANK, UNKNOWN
 from speech.training import export
 from speech.training.data import KEYWORDS
 
 SMOKE = "recipes/configs/smoke_connected.yaml"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from recipes.toy import make_corpus
 from speech.errors import ConfigError, DataError
 from speech.training.data import (
     CLIP,
@@ -31,16 +30,6 @@ from speech.training.data import (
 )
 
 MIX = MixConfig(keyword=4, word=2, unknown_word=5, partial=3, speech=0, silence=20, rare=12)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def corpus(root: Path) -> Corpus:
-    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
 
 
 def test_no_speaker_stands_in_two_parts(root: Path) -> None:

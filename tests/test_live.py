@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.live import Live, Placed, Point, Remembering, Scene, draw_live, evaluate_live, place_words, score
+from recipes.live import Live, Point, Remembering, Scene, draw_live, evaluate_live, place_words, score
 from recipes.report import write_report
 from recipes.toy import make_corpus
 from recipes.words import Evaluation, Mistake
@@ -15,6 +15,7 @@ from speech.errors import DataError
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
 from speech.training.data import Corpus, index_others, index_words
+from speech.training.mixtures import Placed
 
 PLACED = [Placed("yes", 1.0, 1.5), Placed("no", 3.0, 3.4), Placed("yes", 5.0, 5.5)]
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from recipes.connected import Heard, error_rate, latencies, noisy
-from recipes.toy import make_corpus
 from speech.errors import ConfigError
 from speech.listener import Detection
 from speech.recognizer import UNKNOWN
-from speech.training.data import CLIP, KEYWORDS, Corpus, index_others, index_words, speaker_of
+from speech.training.data import CLIP, KEYWORDS, Corpus, speaker_of
 from speech.training.mixtures import (
     Element,
     Mixture,
@@ -28,12 +27,6 @@ from speech.training.mixtures import (
 
 LABELS = (*KEYWORDS, UNKNOWN, "_blank_")
 SMALL = MixtureConfig(batches=3, audio_s=24.0, lengths_s=(1.2, 3.0, 6.0))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    root = make_corpus(tmp_path_factory.mktemp("data"))
-    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
 
 
 def tone(seconds: float) -> np.ndarray:

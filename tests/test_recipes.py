@@ -12,18 +12,13 @@ import torch
 from recipes import evaluate, train
 from recipes.metrics import TWELVE, Share, calibration_error, fold, reliability, summarize
 from recipes.task import warm_cosine
-from recipes.toy import PARTS, WORDS, glide, make_corpus
+from recipes.toy import PARTS, WORDS, glide
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
 from speech.training import export
 
 SMOKE = "recipes/configs/smoke.yaml"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

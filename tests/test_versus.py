@@ -8,27 +8,16 @@ import pytest
 
 from recipes import versus
 from recipes.connected import Heard
-from recipes.toy import make_corpus
 from recipes.versus import OURS, SEARCHES, Result, Timed, arpa, compare, error_rate, error_ratio, excerpt, jsgf, pcm
 from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.training.data import KEYWORDS, Corpus, index_others, index_words
+from speech.training.data import KEYWORDS, Corpus
 from speech.training.mixtures import fixed_mixtures
 
 needs_pocketsphinx = pytest.mark.skipif(
     find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed: uv sync --group bench"
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def corpus(root: Path) -> Corpus:
-    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
 
 
 def result(name: str, errors: Sequence[int], cpu_s: float = 1.0) -> Result:
