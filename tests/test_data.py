@@ -9,6 +9,7 @@ from speech.errors import ConfigError, DataError
 from speech.training.data import (
     CLIP,
     KEYWORDS,
+    SAMPLE_RATE_HZ,
     SILENCE,
     UNKNOWN,
     Corpus,
@@ -26,6 +27,7 @@ from speech.training.data import (
     procedural_noise,
     set_level,
     speaker_of,
+    splice,
     vocabulary,
 )
 
@@ -211,6 +213,19 @@ def test_a_piece_stands_alone_and_is_cut_softly() -> None:
     assert min(lengths) > 0.13
     assert 0.5 < max(lengths) < 0.73
     assert max(starts) - min(starts) > CLIP / 4
+
+
+def test_a_splice_holds_both_pieces_equally_loud() -> None:
+    rng = np.random.default_rng(0)
+    time = np.arange(CLIP) / SAMPLE_RATE_HZ
+    low, high = (level * np.sin(2 * np.pi * hz * time).astype(np.float32) for level, hz in ((0.5, 500), (0.01, 3000)))
+    for _ in range(20):
+        window = splice(low, high, rng)
+        sounding = np.flatnonzero(window)
+        assert len(window) == CLIP
+        assert 0.15 < (sounding[-1] - sounding[0]) / CLIP < 0.75
+        spectrum = np.abs(np.fft.rfft(window))
+        assert 0.3 < spectrum[450:550].max() / spectrum[2950:3050].max() < 3.5
 
 
 def test_snippets_and_sentences_are_unknown(root: Path) -> None:

@@ -61,6 +61,8 @@ class MixConfig:
     """Windows of running speech without commands: also `_unknown_`."""
     snippet: int = 0
     """Pieces of running speech that stand alone like a word: also `_unknown_`."""
+    spliced: float = 0.0
+    """Share of `snippet` that is two pieces of different utterances in a row: words that nobody says."""
     speech_synthetic: float = 0.15
     """Share of synthetic voices in `speech` and `snippet`, where there are any."""
     silence: int = 2500
@@ -79,7 +81,10 @@ class MixConfig:
     """Share of words that get a piece of other speech before or after them."""
 
     def __post_init__(self) -> None:
-        shares = ("unknown_real", "speech_synthetic", "event", "synthetic", "synthetic_rare", "placed", "neighbour")
+        shares = (
+            "unknown_real", "spliced", "speech_synthetic", "event", "synthetic", "synthetic_rare", "placed",
+            "neighbour",
+        )  # fmt: skip
         for field in shares:
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
@@ -293,21 +298,37 @@ def join(waveform: Waveform, speech: Waveform, rng: np.random.Generator) -> Wave
     return joined
 
 
-def isolate(waveform: Waveform, rng: np.random.Generator) -> Waveform:
-    """A piece of 0.15 to 0.7 s, cut where the sound is weakest, alone at a random place of the window."""
+def cut_piece(waveform: Waveform, rng: np.random.Generator, shortest_s: float, longest_s: float) -> Waveform:
+    """A piece with soft ends, cut where the sound is weakest; up to 0.12 s longer than drawn."""
     step = SAMPLE_RATE_HZ // 100
     level = np.square(waveform[: len(waveform) // step * step].reshape(-1, step)).mean(1)
     start = int(level[: len(level) // 4].argmin())
-    shortest = start + int(rng.integers(15, 60))
-    end = shortest + int(level[shortest : shortest + 12].argmin())
+    least = start + int(rng.integers(round(100 * shortest_s), round(100 * longest_s)))
+    end = least + int(level[least : least + 12].argmin())
     piece = waveform[start * step : end * step].copy()
     fade = np.linspace(0, 1, step, dtype=np.float32)
     piece[:step] *= fade
     piece[-step:] *= fade[::-1]
-    alone = np.zeros_like(waveform)
-    at = int(rng.integers(len(waveform) - len(piece) + 1))
-    alone[at : at + len(piece)] = piece
-    return alone
+    return piece
+
+
+def alone(piece: Waveform, rng: np.random.Generator, length: int = CLIP) -> Waveform:
+    """The piece at a random place of a window that holds nothing else."""
+    window = np.zeros(length, np.float32)
+    at = int(rng.integers(length - len(piece) + 1))
+    window[at : at + len(piece)] = piece
+    return window
+
+
+def isolate(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+    """A piece of 0.15 to 0.7 s alone at a random place of the window."""
+    return alone(cut_piece(waveform, rng, 0.15, 0.6), rng, len(waveform))
+
+
+def splice(first: Waveform, second: Waveform, rng: np.random.Generator) -> Waveform:
+    """Two pieces of 0.08 to 0.36 s in a row, equally loud, alone at a random place of the window."""
+    pieces = [set_level(cut_piece(waveform, rng, 0.08, 0.25), -26.0) for waveform in (first, second)]
+    return alone(np.concatenate(pieces), rng)
 
 
 def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
@@ -451,6 +472,8 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             return set_level(source, rng.uniform(-90, -3))
         if draw.kind in ("speech", "snippet"):
             running = self.corpus.crop(draw.index, rng)
+            if draw.kind == "snippet" and rng.random() < self.mix.spliced:
+                return splice(running, self.corpus.crop(int(rng.choice(self.speech)), rng), rng)
             return running if draw.kind == "speech" else isolate(running, rng)
         waveform = fit(self.corpus[draw.index])
         if draw.kind == "partial":
