@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from recipes.task import CommandData, CommandTask
-from speech.errors import SpeechError
+from speech.errors import SpeechError, told
 from speech.recognizer import Recognizer
 from speech.training.export import Scorer, best_temperature, bundle_info, export, load_checkpoint, parity
 
@@ -173,16 +173,16 @@ def draw_curves(history: list[dict[str, float]], target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     torch.set_float32_matmul_precision("high")
-    try:
-        cli = TrainCLI(
-            CommandTask, CommandData, run=False, args=argv, seed_everything_default=1,
-            save_config_kwargs={"overwrite": True},
+
+    def run() -> None:
+        train(
+            TrainCLI(
+                CommandTask, CommandData, run=False, args=argv, seed_everything_default=1,
+                save_config_kwargs={"overwrite": True},
+            )
         )  # fmt: skip
-        train(cli)
-    except SpeechError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return told(run)
 
 
 if __name__ == "__main__":

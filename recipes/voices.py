@@ -11,7 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speech.errors import DataError, SpeechError
+from speech.errors import DataError, told
 from speech.training.data import CLIP, KEYWORDS, SAMPLE_RATE_HZ, extent
 
 SCARCE = ("on", "off")
@@ -132,6 +132,24 @@ def sentence(target: Path, number: int) -> None:
     soundfile.write(folder / f"{voice}_{number}.wav", waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
+def synthesise_all(target: Path, counts: Mapping[str, int], n_sentences: int) -> None:
+    """So many clips of each word, and sentences, on all cores.
+
+    Raises:
+        DataError: espeak-ng or flite is missing.
+    """
+    for program in ("espeak-ng", "flite"):
+        if not shutil.which(program):
+            raise DataError(f"{program} is missing: install espeak-ng and flite")
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(synthesise, target, word, n) for word, count in counts.items() for n in range(count)]
+        jobs += [pool.submit(sentence, target, n) for n in range(n_sentences)]
+        for done, job in enumerate(jobs, 1):
+            job.result()
+            print(f"\r{done}/{len(jobs)} clips", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.voices", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the data folder, --data.root of the training recipe")
@@ -140,24 +158,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--outside", type=int, default=25, help="clips of each word outside it (default 25)")
     parser.add_argument("--sentences", type=int, default=1500, help="utterances of running speech (default 1500)")
     arguments = parser.parse_args(argv)
-    try:
-        for program in ("espeak-ng", "flite"):
-            if not shutil.which(program):
-                raise DataError(f"{program} is missing: install espeak-ng and flite")
-        counts = dict.fromkeys(OUTSIDE.split(), arguments.outside)
-        counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
-        counts |= dict.fromkeys(SCARCE, arguments.scarce)
-        with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(synthesise, arguments.root, w, n) for w, count in counts.items() for n in range(count)]
-            jobs += [pool.submit(sentence, arguments.root, n) for n in range(arguments.sentences)]
-            for done, job in enumerate(jobs, 1):
-                job.result()
-                print(f"\r{done}/{len(jobs)} clips", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
-    except SpeechError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    counts = dict.fromkeys(OUTSIDE.split(), arguments.outside)
+    counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
+    counts |= dict.fromkeys(SCARCE, arguments.scarce)
+    return told(lambda: synthesise_all(arguments.root, counts, arguments.sentences))
 
 
 if __name__ == "__main__":
