@@ -58,7 +58,7 @@ class ListenerConfig:
     """Silence appended at the end of a stream, so that a word at the very end is still decided."""
     sequence_hop_s: float = 0.12
     """The same as `hop_s` for a bundle with a CTC head, whose window is longer."""
-    sequence_settle_s: float = 0.4
+    sequence_settle_s: float = 0.5
     """Audio that must follow a token of a CTC head before it is believed."""
     gate_db: float = 3.0
     """How far a sound must stand out of the quietest tenth of the last seconds to be looked at."""

@@ -339,16 +339,17 @@ def splice(first: Waveform, second: Waveform, rng: np.random.Generator) -> Wavef
     return lone(np.concatenate(pieces), rng)
 
 
-def ends_behind_lone_sounds(waveform: Waveform, hop_s: float = 0.16) -> list[int]:
+def ends_behind_lone_sounds(waveform: Waveform, hop_s: float = 0.16, alone_s: float = 0.6) -> list[int]:
     """Ends of those windows on which the live loop could decide: a sound in them has ended and stands alone.
 
     Args:
         waveform: (time,), 16 kHz.
         hop_s: distance of the windows that are looked at.
+        alone_s: quiet before the sound; less than the Listener asks for, so that more windows count.
     Returns:
         samples.
     """
-    config, hop = ListenerConfig(), round(hop_s * SAMPLE_RATE_HZ)
+    config, hop = ListenerConfig(alone_s=alone_s), round(hop_s * SAMPLE_RATE_HZ)
     reach = (round(config.alone_s * SAMPLE_RATE_HZ), round(config.settle_s * SAMPLE_RATE_HZ))
     ends = []
     for end in range(hop, len(waveform) + 1, hop):
