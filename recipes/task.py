@@ -25,7 +25,6 @@ from speech.training.data import (
     FixedExamples,
     MixConfig,
     TrainingExamples,
-    ends_behind_lone_sounds,
     index_others,
     index_words,
     vocabulary,
@@ -104,8 +103,6 @@ class CommandData(L.LightningDataModule):
             self.labels = (*(label for label in self.labels if label != SILENCE), BLANK)
             self.sequences = fixed_mixtures(self.corpus, "validation", self.per_kind, seed=0)
             return
-        speech = self.corpus.select("training", "speech").tolist() if self.mix.alone else []
-        self.lone_sounds = [(i, end) for i in speech for end in ends_behind_lone_sounds(self.corpus[i])]
         self.validation = FixedExamples(self.corpus, self.labels, "validation", self.per_kind, seed=0)
         if not len(self.validation):
             raise DataError(f"no validation recordings under {self.root}: validation_list.txt is empty")
@@ -118,7 +115,7 @@ class CommandData(L.LightningDataModule):
         if self.head == "ctc":
             batches = MixtureBatches(self.corpus, self.labels, self.mixtures, self.seed, epoch)
             return DataLoader(batches, batch_size=None, num_workers=self.workers)
-        examples = TrainingExamples(self.corpus, self.labels, self.mix, self.seed, epoch, self.lone_sounds)
+        examples = TrainingExamples(self.corpus, self.labels, self.mix, self.seed, epoch)
         return DataLoader(
             examples, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=len(examples) > self.batch_size
         )

@@ -9,14 +9,12 @@ from speech.errors import ConfigError, DataError
 from speech.training.data import (
     CLIP,
     KEYWORDS,
-    SAMPLE_RATE_HZ,
     SILENCE,
     UNKNOWN,
     Corpus,
     FixedExamples,
     MixConfig,
     TrainingExamples,
-    ends_behind_lone_sounds,
     extent,
     fit,
     halve,
@@ -28,7 +26,6 @@ from speech.training.data import (
     procedural_noise,
     set_level,
     speaker_of,
-    splice,
     vocabulary,
 )
 
@@ -214,48 +211,6 @@ def test_a_piece_stands_alone_and_is_cut_softly() -> None:
     assert min(lengths) > 0.13
     assert 0.5 < max(lengths) < 0.73
     assert max(starts) - min(starts) > CLIP / 4
-
-
-def test_a_splice_holds_both_pieces_equally_loud() -> None:
-    rng = np.random.default_rng(0)
-    time = np.arange(CLIP) / SAMPLE_RATE_HZ
-    low, high = (level * np.sin(2 * np.pi * hz * time).astype(np.float32) for level, hz in ((0.5, 500), (0.01, 3000)))
-    for _ in range(20):
-        window = splice(low, high, rng)
-        sounding = np.flatnonzero(window)
-        assert len(window) == CLIP
-        assert 0.15 < (sounding[-1] - sounding[0]) / CLIP < 0.75
-        spectrum = np.abs(np.fft.rfft(window))
-        assert 0.3 < spectrum[450:550].max() / spectrum[2950:3050].max() < 3.5
-
-
-def test_windows_end_behind_sounds_that_stand_alone(root: Path) -> None:
-    rng = np.random.default_rng(0)
-    quiet = (0.0005 * rng.standard_normal(3 * CLIP)).astype(np.float32)
-    lone, running = quiet.copy(), quiet.copy()
-    lone[20000:25000] += 0.3 * rng.standard_normal(5000).astype(np.float32)
-    running[8000:25000] += 0.3 * rng.standard_normal(17000).astype(np.float32)
-    ends = ends_behind_lone_sounds(lone)
-    assert 25000 < ends[0] < 25000 + 0.3 * CLIP
-    assert max(ends) < 25000 + CLIP
-    assert not ends_behind_lone_sounds(running)
-    assert not ends_behind_lone_sounds(quiet[:100])
-
-    corpus = Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
-    window = corpus.before(0, 1000)
-    assert len(window) == CLIP
-    assert not window[: CLIP - 1000].any()
-    assert np.array_equal(window[CLIP - 1000 :], corpus[0][:1000])
-
-    labels = vocabulary(corpus.recordings, 12)
-    examples = TrainingExamples(
-        corpus, labels, dataclasses.replace(MIX, alone=3), seed=1, epoch=0, lone_sounds=[(0, 1000)]
-    )
-    at = [i for i, draw in enumerate(examples.draws) if draw.kind == "alone"]
-    assert len(at) == 3
-    waveform, _, label = examples[at[0]]
-    assert np.array_equal(waveform, window)
-    assert labels[label] == UNKNOWN
 
 
 def test_snippets_and_sentences_are_unknown(root: Path) -> None:

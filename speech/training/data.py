@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from speech.errors import ConfigError, DataError
 from speech.recognizer import SILENCE, UNKNOWN
-from speech.spotters import ListenerConfig, stands_out, word_bounds
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 SAMPLE_RATE_HZ = 16000
@@ -62,11 +61,6 @@ class MixConfig:
     """Windows of running speech without commands: also `_unknown_`."""
     snippet: int = 0
     """Pieces of running speech that stand alone like a word: also `_unknown_`."""
-    spliced: float = 0.0
-    """Share of `snippet` that is two pieces of different utterances in a row: words that nobody says."""
-    alone: int = 0
-    """Windows of running speech that end behind a sound with quiet around it, as the live loop decides on: also
-    `_unknown_`."""
     speech_synthetic: float = 0.15
     """Share of synthetic voices in `speech` and `snippet`, where there are any."""
     silence: int = 2500
@@ -85,10 +79,7 @@ class MixConfig:
     """Share of words that get a piece of other speech before or after them."""
 
     def __post_init__(self) -> None:
-        shares = (
-            "unknown_real", "spliced", "speech_synthetic", "event", "synthetic", "synthetic_rare", "placed",
-            "neighbour",
-        )  # fmt: skip
+        shares = ("unknown_real", "speech_synthetic", "event", "synthetic", "synthetic_rare", "placed", "neighbour")
         for field in shares:
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
@@ -226,10 +217,6 @@ class Corpus:
         start = rng.integers(len(stored) - length + 1)
         return as_float(stored[start : start + length])
 
-    def before(self, index: int, end: int, length: int = CLIP) -> Waveform:
-        """The `length` samples of recording `index` before sample `end`; zeros before its beginning."""
-        return np.pad(self[index][max(0, end - length) : end], (max(0, length - end), 0))
-
     def select(self, part: str, source: str, word: str | None = None) -> NDArray[np.int64]:
         """Positions of the recordings of one part and source, and one word if given."""
         chosen = [
@@ -306,61 +293,21 @@ def join(waveform: Waveform, speech: Waveform, rng: np.random.Generator) -> Wave
     return joined
 
 
-def cut_piece(waveform: Waveform, rng: np.random.Generator, shortest_s: float, longest_s: float) -> Waveform:
-    """A piece with soft ends, cut where the sound is weakest; up to 0.12 s longer than drawn."""
+def isolate(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+    """A piece of 0.15 to 0.7 s, cut where the sound is weakest, alone at a random place of the window."""
     step = SAMPLE_RATE_HZ // 100
     level = np.square(waveform[: len(waveform) // step * step].reshape(-1, step)).mean(1)
     start = int(level[: len(level) // 4].argmin())
-    least = start + int(rng.integers(round(100 * shortest_s), round(100 * longest_s)))
-    end = least + int(level[least : least + 12].argmin())
+    shortest = start + int(rng.integers(15, 60))
+    end = shortest + int(level[shortest : shortest + 12].argmin())
     piece = waveform[start * step : end * step].copy()
     fade = np.linspace(0, 1, step, dtype=np.float32)
     piece[:step] *= fade
     piece[-step:] *= fade[::-1]
-    return piece
-
-
-def lone(piece: Waveform, rng: np.random.Generator, length: int = CLIP) -> Waveform:
-    """The piece at a random place of a window that holds nothing else."""
-    window = np.zeros(length, np.float32)
-    at = int(rng.integers(length - len(piece) + 1))
-    window[at : at + len(piece)] = piece
-    return window
-
-
-def isolate(waveform: Waveform, rng: np.random.Generator) -> Waveform:
-    """A piece of 0.15 to 0.7 s alone at a random place of the window."""
-    return lone(cut_piece(waveform, rng, 0.15, 0.6), rng, len(waveform))
-
-
-def splice(first: Waveform, second: Waveform, rng: np.random.Generator) -> Waveform:
-    """Two pieces of 0.08 to 0.36 s in a row, equally loud, alone at a random place of the window."""
-    pieces = [set_level(cut_piece(waveform, rng, 0.08, 0.25), -26.0) for waveform in (first, second)]
-    return lone(np.concatenate(pieces), rng)
-
-
-def ends_behind_lone_sounds(waveform: Waveform, hop_s: float = 0.16, alone_s: float = 0.6) -> list[int]:
-    """Ends of those windows on which the live loop could decide: a sound in them has ended and stands alone.
-
-    Args:
-        waveform: (time,), 16 kHz.
-        hop_s: distance of the windows that are looked at.
-        alone_s: quiet before the sound; less than the Listener asks for, so that more windows count.
-    Returns:
-        samples.
-    """
-    config, hop = ListenerConfig(alone_s=alone_s), round(hop_s * SAMPLE_RATE_HZ)
-    reach = (round(config.alone_s * SAMPLE_RATE_HZ), round(config.settle_s * SAMPLE_RATE_HZ))
-    ends = []
-    for end in range(hop, len(waveform) + 1, hop):
-        audio = waveform[max(0, end - 2 * CLIP) : end]
-        window = audio[-CLIP:]
-        bounds = word_bounds(window, SAMPLE_RATE_HZ)
-        if len(window) - bounds[1] >= reach[1]:
-            start, stop = (len(audio) - len(window) + bound for bound in bounds)
-            if stands_out(audio, (start, stop), SAMPLE_RATE_HZ, config.alone_db, reach):
-                ends.append(end)
-    return ends
+    alone = np.zeros_like(waveform)
+    at = int(rng.integers(len(waveform) - len(piece) + 1))
+    alone[at : at + len(piece)] = piece
+    return alone
 
 
 def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
@@ -400,34 +347,20 @@ class Draw:
     """How one training example comes about."""
 
     kind: str
-    """word, partial, speech, snippet, alone or silence."""
+    """word, partial, speech, snippet or silence."""
     index: int
     """The recording in the corpus; -1 where procedural noise or nothing is wanted."""
     label: int
-    end: int = 0
-    """Of the window in the recording, in samples; for `alone`."""
 
 
 class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
     """One epoch of examples, drawn anew from `seed` and `epoch`.
 
     Item: waveform (16000,), a noise to mix in (16000,), label.
-
-    Args:
-        lone_sounds: recordings of speech and ends of windows in them, for `MixConfig.alone`.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        labels: Sequence[str],
-        mix: MixConfig,
-        seed: int,
-        epoch: int,
-        lone_sounds: Sequence[tuple[int, int]] = (),
-    ) -> None:
+    def __init__(self, corpus: Corpus, labels: Sequence[str], mix: MixConfig, seed: int, epoch: int) -> None:
         self.corpus, self.mix, self.seed, self.epoch = corpus, mix, seed, epoch
-        self.lone_sounds = lone_sounds
         self.speech = corpus.select("training", "speech")
         self.sentences = corpus.select("training", "sentences")
         self.noise = corpus.select("training", "noise")
@@ -452,10 +385,6 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             chosen = rng.choice(self.speech, count - n_synthetic).tolist()
             chosen += rng.choice(self.sentences, n_synthetic).tolist() if n_synthetic else []
             draws += [Draw(kind, i, unknown) for i in chosen]
-        if self.lone_sounds:
-            for number in rng.choice(len(self.lone_sounds), mix.alone):
-                index, end = self.lone_sounds[number]
-                draws.append(Draw("alone", index, unknown, end))
         silence = rng.choice(self.noise, mix.silence) if len(self.noise) else np.full(mix.silence, -1)
         silence[rng.random(mix.silence) < 0.2] = -1
         draws += [Draw("silence", int(i), labels.index(SILENCE)) for i in silence]
@@ -520,12 +449,8 @@ class TrainingExamples(Dataset[tuple[Tensor, Tensor, int]]):
             if rng.random() < self.mix.event:
                 source = isolate(source, rng)
             return set_level(source, rng.uniform(-90, -3))
-        if draw.kind == "alone":
-            return self.corpus.before(draw.index, draw.end)
         if draw.kind in ("speech", "snippet"):
             running = self.corpus.crop(draw.index, rng)
-            if draw.kind == "snippet" and rng.random() < self.mix.spliced:
-                return splice(running, self.corpus.crop(int(rng.choice(self.speech)), rng), rng)
             return running if draw.kind == "speech" else isolate(running, rng)
         waveform = fit(self.corpus[draw.index])
         if draw.kind == "partial":
