@@ -19,6 +19,7 @@ from recipes.speed import evaluate_speed
 from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
 from speech.errors import told
 from speech.recognizer import DEFAULT_MODEL, Recognizer
+from speech.spotters import ListenerConfig
 from speech.training.data import Corpus, index_others, index_words
 
 PROTOCOLS = ("twelve", "words", "live", "connected", "speed")
@@ -59,6 +60,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
     )
+    parser.add_argument(
+        "--pause", type=float, default=ListenerConfig.alone_s, metavar="S", help="quiet before a command, for live"
+    )
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
     parser.add_argument("--mistakes", action="store_true", help="list every clip that was not recognised")
@@ -81,7 +85,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     run: dict[str, Callable[[], Result]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
         "words": lambda: evaluate_words(recognizer, corpus(), arguments.part),
-        "live": lambda: evaluate_live(recognizer, corpus(), arguments.part, thresholds=arguments.curve),
+        "live": lambda: evaluate_live(
+            recognizer,
+            corpus(),
+            arguments.part,
+            thresholds=arguments.curve,
+            config=ListenerConfig(alone_s=arguments.pause),
+        ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),
     }

@@ -13,6 +13,7 @@ from recipes.metrics import Share
 from speech.errors import DataError
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
+from speech.spotters import ListenerConfig
 from speech.training.augment import impulse_responses, reverberate
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
 from speech.training.mixtures import SPEECH_DB, Placed
@@ -241,7 +242,12 @@ def blocks(waveform: Waveform) -> list[Waveform]:
 
 
 def evaluate_live(
-    recognizer: Recognizer, corpus: Corpus, part: str, n_words: int = 300, thresholds: Sequence[float] = THRESHOLDS
+    recognizer: Recognizer,
+    corpus: Corpus,
+    part: str,
+    n_words: int = 300,
+    thresholds: Sequence[float] = THRESHOLDS,
+    config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
 ) -> Live:
     """Misses and latency in every scene, false alarms in what holds no command, both again at other thresholds.
 
@@ -266,11 +272,11 @@ def evaluate_live(
 
     curve = []
     for threshold in thresholds:
-        listener = Listener(remembering, KEYWORDS, threshold)
+        listener = Listener(remembering, KEYWORDS, threshold, config)
         misses = {c.scene.name: c.misses.value for c in conditions(listener)}
         speech, noise = (alarms(listener, source) for source in recordings)
         curve.append(Point(threshold, misses, speech.rate, noise.rate))
-    listener = Listener(remembering, KEYWORDS)
+    listener = Listener(remembering, KEYWORDS, config=config)
     return Live(part, listener.thresholds, conditions(listener), [alarms(listener, s) for s in recordings], curve)
 
 

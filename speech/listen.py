@@ -23,6 +23,7 @@ from speech.listener import Detection, Listener
 from speech.microphone import Microphone, list_devices
 from speech.recognizer import DEFAULT_MODEL, Recognizer
 from speech.recording import Recorder
+from speech.spotters import ListenerConfig
 from speech.status import Console
 
 DEMO = Path(__file__).parent / "demo.flac"
@@ -48,6 +49,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
     parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
+    parser.add_argument(
+        "--pause", type=float, metavar="S",
+        help=f"quiet before a command, for bundles of single words (default: {ListenerConfig.alone_s} s); "
+        "2 is deafer to speech, but also passes over what is said sooner",
+    )  # fmt: skip
     parser.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
     )
@@ -161,7 +167,10 @@ class Session:
         threshold: float | dict[str, float] | None = arguments.threshold
         if arguments.thresholds:
             threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
-        self.listener = Listener(recognizer, words, threshold, near_miss=near_miss, grammar=grammar)
+        if arguments.pause is not None and recognizer.info.head == "ctc":
+            raise ConfigError("--pause belongs to bundles of single words; this one hears sequences")
+        config = ListenerConfig() if arguments.pause is None else ListenerConfig(alone_s=arguments.pause)
+        self.listener = Listener(recognizer, words, threshold, config, near_miss, grammar)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None

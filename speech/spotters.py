@@ -45,11 +45,12 @@ class ListenerConfig:
     """Quiet behind a word after which it counts as finished: "on" is not reported while "one" may still come."""
     hold_s: float = 0.32
     """Time for which a word must stay the best when no quiet follows it, as in noise or running speech."""
-    alone_db: float = 6.0
+    alone_db: float = 9.0
     """How far a word must stand out of what is heard right before and behind it, so that words within running speech
     are passed over; 0: it need not."""
-    alone_s: float = 0.6
-    """How far back before the word that is asked for; behind it `settle_s`."""
+    alone_s: float = 1.0
+    """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud.
+    2 is deafer to a television, but also to a command that follows speech sooner."""
     gap_s: float = 0.03
     """A sound that begins less than this behind the last word is the rest of it."""
     refractory_s: float = 0.4
@@ -71,14 +72,16 @@ class ListenerConfig:
 
     def __post_init__(self) -> None:
         for field in ("hop_s", "n_windows", "sequence_hop_s", "gate_memory_s"):
-            if getattr(self, field) <= 0:
+            if not getattr(self, field) > 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
         for field in (
             "settle_s", "hold_s", "alone_db", "alone_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s",
             "gate_db", "gate_hold_s",
         ):  # fmt: skip
-            if getattr(self, field) < 0:
+            if not getattr(self, field) >= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+        if self.alone_s > 10:
+            raise ConfigError(f"alone_s={self.alone_s} must be at most 10")
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,13 @@ def test_words_limits_what_is_reported() -> None:
     assert words(run("--json", "--file", str(listen.DEMO), "--words", "off, yes").stdout) == ["yes", "off"]
 
 
+def test_pause_passes_over_what_follows_speech_too_soon() -> None:
+    """In the demo recording a sentence ends 0.7 s before "right"."""
+    heard = words(run("--json", "--file", str(listen.DEMO), "--pause", "2").stdout)
+    assert "right" not in heard
+    assert {"yes", "left", "go", "off"} <= set(heard)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -123,6 +130,9 @@ def test_words_limits_what_is_reported() -> None:
         (["--words", "", "--demo"], 2, "does not know"),
         (["--threshold", "7", "--demo"], 2, "threshold=7.0"),
         (["--threshold", "x", "--demo"], 2, "invalid float"),
+        (["--pause", "nan", "--demo"], 2, "alone_s=nan"),
+        (["--pause", "99", "--demo"], 2, "alone_s=99.0"),
+        (["--pause", "1", "--model", "connected", "--demo"], 2, "bundles of single words"),
         (["--demo", "--stdin"], 2, "not allowed with"),
         (["--demo", "--device", "1"], 2, "not allowed with"),
         (["--rate", "8000", "--demo"], 2, "--rate belongs to --stdin"),
