@@ -121,6 +121,8 @@ class Live:
     part: str
     thresholds: dict[str, float]
     """The bundle's own."""
+    pause_s: float
+    """Quiet that the Listener asks for before a command."""
     conditions: list[Condition]
     alarms: list[Alarms]
     curve: list[Point]
@@ -139,7 +141,7 @@ class Live:
         least, most = min(self.thresholds.values()), max(self.thresholds.values())
         threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         lines = [
-            f"live, {self.part}, threshold {threshold}: ten commands, each alone, through the Listener",
+            f"live, {self.part}, threshold {threshold}, pause {self.pause_s:g} s: ten commands, each alone",
             *map(str, [*self.conditions, *self.alarms]),
         ]
         if self.curve:
@@ -160,6 +162,7 @@ class Live:
         return {
             "part": self.part,
             "thresholds": self.thresholds,
+            "pause_s": self.pause_s,
             "conditions": [c.as_dict() for c in self.conditions],
             "alarms": [a.as_dict() for a in self.alarms],
             "curve": [asdict(p) for p in self.curve],
@@ -277,7 +280,14 @@ def evaluate_live(
         speech, noise = (alarms(listener, source) for source in recordings)
         curve.append(Point(threshold, misses, speech.rate, noise.rate))
     listener = Listener(remembering, KEYWORDS, config=config)
-    return Live(part, listener.thresholds, conditions(listener), [alarms(listener, s) for s in recordings], curve)
+    return Live(
+        part,
+        listener.thresholds,
+        config.alone_s,
+        conditions(listener),
+        [alarms(listener, s) for s in recordings],
+        curve,
+    )
 
 
 def set_scenes(corpus: Corpus, part: str, n_words: int) -> tuple[dict[Scene, Waveform], list[Placed]]:

@@ -110,7 +110,7 @@ def test_what_is_remembered_is_what_the_recogniser_says(corpus: Corpus) -> None:
 @pytest.mark.parametrize(("rates", "kept"), [([3, 0.4, 0.6, 0.5, 0], 0.8), ([0, 0], 0.5), ([9, 8], None)])
 def test_the_budget_is_kept_from_a_threshold_on(rates: list[float], kept: float | None) -> None:
     points = [Point(t, {}, rate, 0.0) for t, rate in zip((0.5, 0.6, 0.7, 0.8, 0.9), rates, strict=False)]
-    point = Live("testing", {"yes": 0.5}, [], [], points).within_budget
+    point = Live("testing", {"yes": 0.5}, 1.0, [], [], points).within_budget
     assert (point.threshold if point else None) == kept
 
 
