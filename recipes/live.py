@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ class Alarms:
     source: str
     hours: float
     found: list[tuple[str, Detection]]
-    """Recording and what was detected in it."""
+    """Recording and what was detected in it; the times are the recording's own."""
 
     @property
     def rate(self) -> float:
@@ -269,9 +269,7 @@ def evaluate_live(
         return [score(placed, list(listener.listen(blocks(x))), scene) for scene, x in scenes.items()]
 
     def alarms(listener: Listener, source: str) -> Alarms:
-        chosen = recordings[source]
-        found = [(name_of(corpus, i), d) for i in chosen for d in listener.listen(blocks(corpus[i]))]
-        return Alarms(source, sum(len(corpus[i]) for i in chosen) / SAMPLE_RATE_HZ / 3600, found)
+        return find_alarms(listener, corpus, source, recordings[source])
 
     curve = []
     for threshold in thresholds:
@@ -288,6 +286,18 @@ def evaluate_live(
         [alarms(listener, s) for s in recordings],
         curve,
     )
+
+
+def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:
+    """What is detected in recordings without commands, played one after another as one stream."""
+    ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
+    found = []
+    for d in listener.listen(block for i in chosen for block in blocks(corpus[i])):
+        which = min(int(np.searchsorted(ends_s, d.start_s, "right")), len(chosen) - 1)
+        begin_s = float(ends_s[which - 1]) if which else 0.0
+        own = replace(d, start_s=d.start_s - begin_s, end_s=d.end_s - begin_s, at_s=d.at_s - begin_s)
+        found.append((name_of(corpus, chosen[which]), own))
+    return Alarms(source, float(ends_s[-1]) / 3600 if len(chosen) else 0.0, found)
 
 
 def set_scenes(corpus: Corpus, part: str, n_words: int) -> tuple[dict[Scene, Waveform], list[Placed]]:

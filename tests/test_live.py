@@ -5,16 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from recipes.live import Live, Point, Remembering, Scene, draw_live, evaluate_live, place_words, score
+from recipes.live import Live, Point, Remembering, Scene, draw_live, evaluate_live, find_alarms, place_words, score
 from recipes.report import write_report
 from recipes.toy import make_corpus
 from recipes.words import Evaluation, Mistake
 from speech.errors import DataError
+from speech.listen import DEMO
 from speech.listener import Detection, Listener
 from speech.recognizer import Recognizer
-from speech.training.data import Corpus, index_others, index_words
+from speech.training.data import Corpus, Recording, index_others, index_words
 from speech.training.mixtures import Placed
 
 PLACED = [Placed("yes", 1.0, 1.5), Placed("no", 3.0, 3.4), Placed("yes", 5.0, 5.5)]
@@ -139,3 +141,21 @@ def test_missing_commands_are_told(corpus: Corpus, tmp_path: Path) -> None:
     few = Corpus([r for r in corpus.recordings if r.word != "left"], tmp_path)
     with pytest.raises(DataError, match="all ten commands"):
         evaluate_live(Recognizer.load(), few, "testing")
+
+
+def test_alarms_are_told_by_recording_in_one_stream(tmp_path: Path) -> None:
+    """The demo recording twice, and silence between: ten commands in each, at the same places."""
+    demo, _ = soundfile.read(DEMO, dtype="float32")
+    recordings = []
+    for name, audio in {"a": demo, "b": np.zeros(8000, np.float32), "c": demo}.items():
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, audio, 16000)
+        recordings.append(Recording(path, "", "testing", "speech"))
+    corpus = Corpus(recordings, tmp_path / "cache")
+    alarms = find_alarms(Listener(Recognizer.load()), corpus, "speech", [0, 1, 2])
+    assert alarms.hours == pytest.approx((2 * len(demo) + 8000) / 16000 / 3600)
+    places = {name: [round(d.start_s, 1) for path, d in alarms.found if path.endswith(f"{name}.wav")] for name in "abc"}
+    assert places["a"] == pytest.approx(places["c"], abs=0.11)
+    assert len(places["a"]) == 10
+    assert not places["b"]
+    assert not find_alarms(Listener(Recognizer.load()), corpus, "speech", []).found
