@@ -268,24 +268,17 @@ def evaluate_live(
     def conditions(listener: Listener) -> list[Condition]:
         return [score(placed, list(listener.listen(blocks(x))), scene) for scene, x in scenes.items()]
 
-    def alarms(listener: Listener, source: str) -> Alarms:
-        return find_alarms(listener, corpus, source, recordings[source])
+    def alarms(listener: Listener) -> list[Alarms]:
+        return [find_alarms(listener, corpus, source, chosen) for source, chosen in recordings.items()]
 
     curve = []
     for threshold in thresholds:
         listener = Listener(remembering, KEYWORDS, threshold, config)
         misses = {c.scene.name: c.misses.value for c in conditions(listener)}
-        speech, noise = (alarms(listener, source) for source in recordings)
+        speech, noise = alarms(listener)
         curve.append(Point(threshold, misses, speech.rate, noise.rate))
     listener = Listener(remembering, KEYWORDS, config=config)
-    return Live(
-        part,
-        listener.thresholds,
-        config.alone_s,
-        conditions(listener),
-        [alarms(listener, s) for s in recordings],
-        curve,
-    )
+    return Live(part, listener.thresholds, config.alone_s, conditions(listener), alarms(listener), curve)
 
 
 def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:

@@ -4,7 +4,6 @@ The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle an
 """
 
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from recipes.metrics import write_json
 from recipes.task import CommandData, CommandTask
 from speech.errors import SpeechError, told
 from speech.recognizer import Recognizer
@@ -127,7 +127,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
     )
     print(results)
     record = {"training": training, "parity": difference, "validation": results.as_dict()}
-    (run / "results.json").write_text(json.dumps(record, indent=1))
+    write_json(run / "results.json", record)
 
 
 def temperature_on(batches: Iterable[tuple[Tensor, Tensor]], scorer: Scorer) -> float:
