@@ -1,5 +1,6 @@
 """Windows of a stream -> detections: one word at a time, or sequences of words."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from speech.ctc import beam_search
 from speech.decoding import NEAR, Decision, WordDecoder
 from speech.errors import ConfigError
 from speech.grammar import Grammar
-from speech.recognizer import Recognizer, log_of
+from speech.recognizer import SILENCE, Recognizer, log_of
 
 STEADY = 8.0
 """Times the power of the quietest tenth of the audio, under which a sound may be steady noise."""
@@ -51,6 +52,11 @@ class ListenerConfig:
     alone_s: float = 1.0
     """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud.
     2 is deafer to a television, but also to a command that follows speech sooner."""
+    talk_s: float = 1.0
+    """Speech that may have been heard in the last `talk_memory_s` before a word, less than `alone_db` below it; what
+    was reported does not count.  With more of it somebody is talking, and the word is passed over."""
+    talk_memory_s: float = 5.0
+    """How far back before a word other speech counts against it; 0: it never does."""
     gap_s: float = 0.03
     """A sound that begins less than this behind the last word is the rest of it."""
     refractory_s: float = 0.4
@@ -75,7 +81,7 @@ class ListenerConfig:
             if not getattr(self, field) > 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
         for field in (
-            "settle_s", "hold_s", "alone_db", "alone_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s",
+            "settle_s", "hold_s", "alone_db", "alone_s", "talk_s", "talk_memory_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s",
             "gate_db", "gate_hold_s",
         ):  # fmt: skip
             if not getattr(self, field) >= 0:
@@ -138,7 +144,9 @@ class WordSpotter:
     ) -> None:
         self._recognizer, self._config, self._near_miss = recognizer, config, near_miss
         self._rate, self._hop = recognizer.info.sample_rate_hz, round(config.hop_s * recognizer.info.sample_rate_hz)
-        self._decoder = WordDecoder(recognizer.info.labels, thresholds, config.n_windows)
+        labels = recognizer.info.labels
+        self._decoder = WordDecoder(labels, thresholds, config.n_windows)
+        self._silence = labels.index(SILENCE) if SILENCE in labels else None
         self.reset()
 
     def reset(self) -> None:
@@ -147,13 +155,16 @@ class WordSpotter:
         self._last = ("", 0)  # last word and when it was decided, in samples
         self._held = ("", 0)  # the word that is best now and for how many samples it has been
         self._near: Detection | None = None  # the best word since the last decision that was not sure
+        self._talk: deque[tuple[int, float]] = deque()  # hops that sounded like speech: their ends and powers
         self._decoder.reset()
 
     def look(self, view: View) -> list[Detection]:
         """What the next window decides: one word at most."""
         window, begin = view.window.copy(), view.begin
         window[: max(0, self._consumed - begin)] = 0
-        decision = self._decoder.push(self._recognizer.scores(window[None])[0])
+        posteriors = self._recognizer.scores(window[None])[0]
+        self._remember_talk(posteriors, view)
+        decision = self._decoder.push(posteriors)
         held, self._held = self._held, ("", 0)
         self._tell_near_miss(view)
         if not decision or self._is_repeated(decision.word, view):
@@ -183,11 +194,27 @@ class WordSpotter:
         config, n_past = self._config, len(view.past)
         if not config.alone_db:
             return True
+        if self._talk_before(view, start, end) > config.talk_s:
+            return False
         known = max(0, self._consumed - view.begin + n_past)  # up to there is what was reported, or was never heard
         audio = np.concatenate([view.past, view.window])[known:]
         bounds = (max(0, n_past + start - known), n_past + end - known)
         reach = (round(config.alone_s * self._rate), round(config.settle_s * self._rate))
         return stands_out(audio, bounds, self._rate, config.alone_db, reach)
+
+    def _remember_talk(self, posteriors: NDArray[np.float32], view: View) -> None:
+        """Note the newest hop where the window sounds like speech."""
+        if self._silence is None or posteriors[self._silence] < 0.5:
+            self._talk.append((view.heard, float(np.square(view.window[-self._hop :]).mean())))
+        while self._talk and view.heard - self._talk[0][0] > (self._config.talk_memory_s + 2) * self._rate:
+            self._talk.popleft()
+
+    def _talk_before(self, view: View, start: int, end: int) -> float:
+        """Seconds of speech in the memory before a word at these places of the window, if nearly as loud as it."""
+        least = loudness(view.window, (start, end), self._rate) * 10 ** (-self._config.alone_db / 10)
+        start += view.begin
+        since = start - self._config.talk_memory_s * self._rate
+        return sum(since < at <= start and power > least for at, power in self._talk) * self._config.hop_s
 
     def _nearly(self, decision: Decision, start: int, end: int, view: View) -> None:
         if self._near is None or decision.confidence > self._near.confidence:
@@ -200,6 +227,8 @@ class WordSpotter:
 
     def _report(self, decision: Decision, start: int, end: int, view: View) -> Detection:
         self._consumed, self._last, self._near = end, (decision.word, view.heard), None
+        while self._talk and self._talk[-1][0] > start:
+            self._talk.pop()
         self._decoder.reset()
         return view.detection(decision.word, start, end, decision.confidence, self._rate)
 
@@ -312,6 +341,24 @@ def word_bounds(window: Block, sample_rate_hz: int, around: tuple[int, int] | No
     return int(island[0]) * step, min(len(window), int(island[-1] + 1) * step)
 
 
+def _smooth_power(audio: Block, sample_rate_hz: int) -> NDArray[np.float32]:
+    """Of 10-ms steps, each with two on either side."""
+    step = sample_rate_hz // 100
+    power = np.square(audio[: len(audio) // step * step].reshape(-1, step)).mean(1)
+    return np.convolve(power, np.full(5, 0.2), "same").astype(np.float32)
+
+
+def loudness(audio: Block, bounds: tuple[int, int], sample_rate_hz: int) -> float:
+    """Power of a sound's louder parts: the 70 % quantile of its 10-ms steps.
+
+    Args:
+        audio: (time,)
+        bounds: first and last sample of the sound.
+    """
+    start, end = (place * 100 // sample_rate_hz for place in bounds)
+    return float(np.quantile(_smooth_power(audio, sample_rate_hz)[start : max(end, start + 5)], 0.7))
+
+
 def stands_out(
     audio: Block, bounds: tuple[int, int], sample_rate_hz: int, distance_db: float, reach: tuple[int, int]
 ) -> bool:
@@ -325,12 +372,9 @@ def stands_out(
         distance_db: how much louder.
         reach: how far to look before it and behind it, in samples; the last of it where the sound ends later.
     """
-    step = sample_rate_hz // 100
-    power = np.square(audio[: len(audio) // step * step].reshape(-1, step)).mean(1)
-    smooth = np.convolve(power, np.full(5, 0.2), "same")
-    start, end, before, behind = (place // step for place in (*bounds, *reach))
-    level = np.quantile(smooth[start : max(end, start + 5)], 0.7)
-    limit = max(level * 10 ** (-distance_db / 10), np.quantile(smooth, 0.1) * STEADY)
+    smooth = _smooth_power(audio, sample_rate_hz)
+    start, end, before, behind = (place * 100 // sample_rate_hz for place in (*bounds, *reach))
+    limit = max(loudness(audio, bounds, sample_rate_hz) * 10 ** (-distance_db / 10), np.quantile(smooth, 0.1) * STEADY)
     edge = 5  # steps that the smoothing carries the sound itself beyond its bounds
     sides = (smooth[max(0, start - before) : max(0, start - edge)], smooth[min(end + edge, len(smooth) - behind) :])
     return all(not len(side) or np.quantile(side, 0.8) <= limit for side in sides)

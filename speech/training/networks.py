@@ -25,6 +25,8 @@ class NetworkConfig:
     """Channels of the first convolution over time, which sees the MFCC frames."""
     stride: int = 2
     """Frames that the first convolution moves on by."""
+    blocks: int = 0
+    """Residual blocks of two convolutions of three frames between the first convolution and the second."""
     stacking_channels: int = 160
     """Channels of the second convolution: the width of the LSTM's input."""
     stacking: int = 2
@@ -40,12 +42,41 @@ class NetworkConfig:
         for field in ("channels", "stride", "stacking_channels", "stacking", "hidden", "layers"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.blocks < 0:
+            raise ConfigError(f"blocks={self.blocks} must not be negative")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must lie in 0..1")
 
 
+class ResidualBlock(nn.Module):
+    """What two convolutions of three frames add to their input; at first nothing.
+
+    Args of forward:
+        frames: (batch, channels, frames)
+    Returns of forward:
+        the same shape
+    Source: He et al. 2015, Deep Residual Learning, along time as in Choi et al. 2019 (TC-ResNet).
+    """
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.added = nn.Sequential(
+            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
+            last := nn.BatchNorm1d(channels),
+        )
+        nn.init.zeros_(last.weight)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return torch.relu(frames + self.added(frames))
+
+
 class Encoder(nn.Module):
-    """Two convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
+    """Two convolutions over time that thin the frames out, residual blocks between them, then the stacked
+    bidirectional LSTM.
 
     Args of forward:
         features: (batch, frames, n_features)
@@ -60,6 +91,7 @@ class Encoder(nn.Module):
             nn.Conv1d(n_features, config.channels, 5, config.stride, bias=False),
             nn.BatchNorm1d(config.channels),
             nn.ReLU(),
+            *(ResidualBlock(config.channels, config.dropout / 2) for _ in range(config.blocks)),
             nn.Dropout(config.dropout / 2),
             nn.Conv1d(config.channels, config.stacking_channels, 3, config.stacking, bias=False),
             nn.BatchNorm1d(config.stacking_channels),
@@ -124,9 +156,13 @@ class Classifier(nn.Module):
         self.encoder = Encoder(n_features, config, lstm)
         self.head = ClassificationHead(2 * config.hidden, n_classes)
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits, _ = self.head(self.encoder(features))
+    def score(self, hidden: Tensor) -> Tensor:
+        """Logits of what the encoder makes of the features."""
+        logits, _ = self.head(hidden)
         return logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.score(self.encoder(features))
 
 
 class Transcriber(nn.Module):
@@ -143,9 +179,13 @@ class Transcriber(nn.Module):
         self.encoder = Encoder(n_features, config, lstm)
         self.head = nn.Linear(2 * config.hidden, n_tokens)
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(features))
+    def score(self, hidden: Tensor) -> Tensor:
+        """Logits of what the encoder makes of the features."""
+        logits: Tensor = self.head(hidden)
         return logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.score(self.encoder(features))
 
 
 Network = Classifier | Transcriber
