@@ -1,4 +1,4 @@
-"""Draw what a checkpoint does with a recording: `python -m recipes.inspect --model CHECKPOINT FILE`.
+"""Draw what a network does with a recording: `python -m recipes.inspect --model CHECKPOINT_OR_BUNDLE FILE`.
 
 One picture: waveform, MFCC, the gates of every LSTM layer and direction, attention, posteriors over time.
 """
@@ -18,7 +18,7 @@ from torch import nn
 from speech.audio import read
 from speech.errors import ConfigError, SpeechError
 from speech.training.data import SILENCE, UNKNOWN, Waveform, fit
-from speech.training.export import Scorer, load_checkpoint
+from speech.training.export import Scorer, load_network
 from speech.training.lstm import LSTM
 from speech.training.networks import Classifier, NetworkConfig
 
@@ -85,19 +85,22 @@ class Inspection:
 
 
 def load(path: Path) -> tuple[Scorer, tuple[str, ...]]:
-    """The network of a checkpoint with its LSTM written from the equations, and its labels.
+    """The network of a checkpoint or bundle with its LSTM written from the equations, and its labels.
 
     Raises:
-        BundleError: when the file is no checkpoint.
-        ConfigError: when its network is a plain RNN.
+        BundleError: when the file is neither.
+        ConfigError: when its network is a plain RNN, or has a CTC head.
     """
-    scorer, notes = load_checkpoint(path)
+    scorer, notes = load_network(path)
     if notes.get("lstm") == "rnn":
         raise ConfigError(f"{path} holds a plain RNN, which has no gates: give a checkpoint of an LSTM")
+    if notes.get("head", "classification") != "classification":
+        raise ConfigError(f"{path} hears sequences: give a network of single words")
     n_mfcc, labels = scorer.mfcc.config.n_mfcc, tuple(notes["labels"])
     twin = Classifier(n_mfcc, len(labels), NetworkConfig(**notes["network"]), lstm="equations")
     twin.load_state_dict(scorer.network.state_dict())
-    return Scorer(scorer.mfcc, twin).eval(), labels
+    scorer.network = twin.eval()
+    return scorer, labels
 
 
 def inspect(scorer: Scorer, labels: Sequence[str], waveform: Waveform, start_s: float | None = None) -> Inspection:
@@ -270,7 +273,7 @@ def draw_posteriors(inspection: Inspection, panel: "Axes", view: tuple[float, fl
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording, whatever libsndfile reads")
-    parser.add_argument("--model", type=Path, required=True, metavar="CHECKPOINT", help="RUN/checkpoints/best.ckpt")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="RUN/checkpoints/best.ckpt, or a bundle")
     parser.add_argument(
         "--output", type=Path, default=Path("inspection.png"), metavar="PICTURE.png", help="(default: inspection.png)"
     )

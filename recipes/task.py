@@ -29,7 +29,7 @@ from speech.training.data import (
     index_words,
     vocabulary,
 )
-from speech.training.export import PREFIX, load_checkpoint
+from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
 from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
@@ -141,7 +141,7 @@ class CommandTask(L.LightningModule):
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
         seed: of the augmentation.
-        start: checkpoint whose weights training begins with, to teach a trained network on; from one with the other
+        start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with the other
             head, the encoder's.
         imitation: weight of the squared error with which the encoder predicts the (undisturbed) audio's embedding by
             `speech.training.teacher`; 0: the teacher is not asked.
@@ -181,7 +181,7 @@ class CommandTask(L.LightningModule):
         network = build_network(self.head, self.features.n_mfcc, len(self.labels), self.network, self.lstm)
         setattr(self, PREFIX[self.head].rstrip("."), network)
         if self.start:
-            scorer, notes = load_checkpoint(self.start)
+            scorer, notes = load_network(self.start)
             if notes.get("head", "classification") != self.head:
                 network.encoder.load_state_dict(scorer.network.encoder.state_dict())
             elif tuple(notes["labels"]) != self.labels:

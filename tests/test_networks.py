@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from speech.errors import ConfigError
-from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig
+from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig, ResidualBlock
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
 
@@ -15,6 +15,17 @@ def test_the_default_keeps_to_the_budget() -> None:
 def test_steps_follow_the_formula(frames: int) -> None:
     steps = ((frames - 5) // SMALL.stride + 1 - 3) // SMALL.stacking + 1
     assert Encoder(40, SMALL).eval()(torch.zeros(2, frames, 40)).shape == (2, steps, 16)
+
+
+def test_a_residual_block_begins_as_none_and_reaches_two_frames_far() -> None:
+    block = ResidualBlock(4, 0.0).eval()
+    frames = torch.rand(2, 4, 15, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    torch.testing.assert_close(block(frames), frames)
+    torch.nn.init.ones_(block.added[-1].weight)
+    changed = block(frames)
+    assert changed.shape == frames.shape
+    (gradient,) = torch.autograd.grad(changed[0, :, 7].sum(), frames)
+    assert gradient[0].abs().sum(0).nonzero().squeeze(1).tolist() == [5, 6, 7, 8, 9]
 
 
 def test_attention_is_a_weighted_mean() -> None:
@@ -41,9 +52,10 @@ def test_forget_gates_start_open() -> None:
     torch.testing.assert_close(bias[8:16], torch.ones(8))
 
 
-def test_bad_size_is_named() -> None:
-    with pytest.raises(ConfigError, match="hidden=0"):
-        NetworkConfig(hidden=0)
+@pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("blocks", -1), ("dropout", 1.0)])
+def test_bad_size_is_named(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{field}={value}"):
+        NetworkConfig(**{field: value})
 
 
 def test_the_lstm_from_its_equations_takes_over_a_trained_network() -> None:

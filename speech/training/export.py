@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from speech.errors import BundleError, ConfigError
-from speech.recognizer import FORMAT, BundleInfo
+from speech.recognizer import FORMAT, BundleInfo, Recognizer
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
 
@@ -97,6 +97,82 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(state)
     return Scorer(MFCC(features), network).eval(), notes
+
+
+def load_network(path: Path) -> tuple[Scorer, dict[str, Any]]:
+    """The network of a checkpoint or of a bundle, in evaluation mode, and what was noted beside it.
+
+    Raises:
+        BundleError: the file is neither, or a bundle of another make.
+    """
+    return load_bundle(path) if path.suffix == ".onnx" else load_checkpoint(path)
+
+
+def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
+    """The network that a bundle was exported from, so that training can go on from it.
+
+    The exporter folds each normalisation into the convolution before it; here it does nothing but add the bias.
+
+    Raises:
+        BundleError: the file is no bundle of this project, or not of a network that this version builds.
+    """
+    info = Recognizer.load(path).info
+    graph = onnx.load(str(path)).graph
+    arrays = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in graph.initializer}
+    used = {
+        kind: [[arrays[name] for name in node.input if name in arrays] for node in graph.node if node.op_type == kind]
+        for kind in ("Conv", "LSTM", "MatMul")
+    }
+    try:
+        features = FeatureConfig(**info.features)
+        config = NetworkConfig(**info.training["network"])
+        network = build_network(info.head, features.n_mfcc, len(info.labels), config, "torch")
+        state = {k.removeprefix("network."): v for k, v in arrays.items() if k.startswith("network.")}
+        state |= _unfolded(network, [c for c in used["Conv"] if c])
+        for layer, (gates, recurrent, bias) in enumerate(used["LSTM"]):
+            state |= _lstm_state(layer, gates, recurrent, bias)
+        products = [m for m in used["MatMul"] if m]
+        weights = {"classification": ("attention.0.weight", "attention.2.weight"), "ctc": ("weight",)}[info.head]
+        state |= {f"head.{name}": weight.T for name, (weight,) in zip(weights, products, strict=True)}
+        network.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} does not hold a network that training can go on from: {error}") from error
+    notes = {"labels": list(info.labels), "features": asdict(features), "network": asdict(config), "head": info.head}
+    scorer = Scorer(MFCC(features), network).eval()
+    scorer.shift(info.training.get("offsets", {}), info.labels)
+    scorer.temperature = info.training.get("temperature", 1.0)
+    return scorer, notes
+
+
+def _unfolded(network: Network, convolutions: list[list[Tensor]]) -> dict[str, Tensor]:
+    """The state of the encoder's convolutions and of the normalisation behind each, from weights and biases."""
+    thin = network.encoder.thin
+    names = [name for name, module in thin.named_modules() if isinstance(module, nn.Conv1d)]
+    norms = [(name, module) for name, module in thin.named_modules() if isinstance(module, nn.BatchNorm1d)]
+    state: dict[str, Tensor] = {}
+    for name, (norm, module), (weight, bias) in zip(names, norms, convolutions, strict=True):
+        state |= {f"encoder.thin.{name}.weight": weight, f"encoder.thin.{norm}.bias": bias}
+        one = torch.ones_like(bias)
+        state |= {f"encoder.thin.{norm}.weight": one, f"encoder.thin.{norm}.running_mean": 0 * one}
+        state |= {f"encoder.thin.{norm}.running_var": one - module.eps}
+        state |= {f"encoder.thin.{norm}.num_batches_tracked": torch.tensor(0)}
+    state["encoder.normalize.num_batches_tracked"] = torch.tensor(0)
+    return state
+
+
+def _lstm_state(layer: int, gates: Tensor, recurrent: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """ONNX keeps the gates as input, output, forget, cell and both biases in one row; torch input, forget, cell, output."""
+
+    def ordered(stacked: Tensor) -> Tensor:
+        i, o, f, c = stacked.chunk(4)
+        return torch.cat([i, f, c, o])
+
+    state = {}
+    for direction, suffix in enumerate(("", "_reverse")):
+        b_ih, b_hh = bias[direction].chunk(2)
+        parts = {"weight_ih": gates[direction], "weight_hh": recurrent[direction], "bias_ih": b_ih, "bias_hh": b_hh}
+        state |= {f"encoder.lstm.{name}_l{layer}{suffix}": ordered(part) for name, part in parts.items()}
+    return state
 
 
 def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
