@@ -18,12 +18,12 @@ LINES = (
     ("george", "up"),
     ("slt", "down"),
     ("anna", "left"),
-    ("slt", "Thank you for coming over on such a rainy evening."),
     ("rms", "right"),
     ("oscar", "stop"),
     ("kal16", "go"),
     ("rms", "on"),
     ("slt", "off"),
+    ("slt", "Thank you for coming over on such a rainy evening."),
 )
 """Who says what; the sentence is there to be ignored."""
 COMMANDS = tuple(text for _, text in LINES if " " not in text)

@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
     )
     parser.add_argument(
-        "--pause", type=float, default=ListenerConfig.alone_s, metavar="S", help="quiet before a command, for live"
+        "--pause", type=float, default=ListenerConfig.talk_memory_s, metavar="S", help="the Listener's, for live"
     )
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
@@ -90,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
             corpus(),
             arguments.part,
             thresholds=arguments.curve,
-            config=ListenerConfig(alone_s=arguments.pause),
+            config=ListenerConfig(talk_memory_s=arguments.pause),
         ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),

@@ -273,7 +273,9 @@ def draw_posteriors(inspection: Inspection, panel: "Axes", view: tuple[float, fl
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording, whatever libsndfile reads")
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="RUN/checkpoints/best.ckpt, or a bundle")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="FILE", help="RUN/checkpoints/best.ckpt, or a bundle"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("inspection.png"), metavar="PICTURE.png", help="(default: inspection.png)"
     )

@@ -122,7 +122,7 @@ class Live:
     thresholds: dict[str, float]
     """The bundle's own."""
     pause_s: float
-    """Quiet that the Listener asks for before a command."""
+    """How far back the Listener asks whether somebody talked."""
     conditions: list[Condition]
     alarms: list[Alarms]
     curve: list[Point]
@@ -271,6 +271,9 @@ def evaluate_live(
     def alarms(listener: Listener) -> list[Alarms]:
         return [find_alarms(listener, corpus, source, chosen) for source, chosen in recordings.items()]
 
+    def by_themselves(listener: Listener) -> Alarms:
+        return find_alarms_apart(listener, corpus, "speech, each by itself", recordings["speech without commands"])
+
     curve = []
     for threshold in thresholds:
         listener = Listener(remembering, KEYWORDS, threshold, config)
@@ -278,7 +281,8 @@ def evaluate_live(
         speech, noise = alarms(listener)
         curve.append(Point(threshold, misses, speech.rate, noise.rate))
     listener = Listener(remembering, KEYWORDS, config=config)
-    return Live(part, listener.thresholds, config.alone_s, conditions(listener), alarms(listener), curve)
+    found = [*alarms(listener), by_themselves(listener)]
+    return Live(part, listener.thresholds, config.talk_memory_s, conditions(listener), found, curve)
 
 
 def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:
@@ -291,6 +295,12 @@ def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequenc
         own = replace(d, start_s=d.start_s - begin_s, end_s=d.end_s - begin_s, at_s=d.at_s - begin_s)
         found.append((name_of(corpus, chosen[which]), own))
     return Alarms(source, float(ends_s[-1]) / 3600 if len(chosen) else 0.0, found)
+
+
+def find_alarms_apart(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:
+    """The same, each recording by itself after silence, so that nobody has talked before it."""
+    each = [find_alarms(listener, corpus, source, [i]) for i in chosen]
+    return Alarms(source, sum(a.hours for a in each), [f for a in each for f in a.found])
 
 
 def set_scenes(corpus: Corpus, part: str, n_words: int) -> tuple[dict[Scene, Waveform], list[Placed]]:

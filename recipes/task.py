@@ -141,8 +141,8 @@ class CommandTask(L.LightningModule):
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
         seed: of the augmentation.
-        start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with the other
-            head, the encoder's.
+        start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with
+            the other head, the encoder's.
         imitation: weight of the squared error with which the encoder predicts the (undisturbed) audio's embedding by
             `speech.training.teacher`; 0: the teacher is not asked.
         imitated: share of each batch that this is done for.
@@ -199,7 +199,7 @@ class CommandTask(L.LightningModule):
         step_s, _ = Encoder.timing(self.network, self.features.hop_ms / 1000, self.features.window_ms / 1000)
         if abs(step_s - STEP_S) > 1e-9 or self.features.window_ms != 25:
             raise ConfigError(f"imitation needs windows of 25 ms and a step every {STEP_S} s, not every {step_s} s")
-        self._teacher = (SpeechEmbedding().to(memory_format=torch.channels_last),)  # a tuple: not in checkpoints
+        self._teacher = (SpeechEmbedding(),)  # a tuple, so that it is in no checkpoint
         self.predict_embedding = nn.Linear(2 * self.network.hidden, N_EMBEDDING)
         self.scale_embedding = nn.BatchNorm1d(N_EMBEDDING, affine=False)
 

@@ -51,8 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
     parser.add_argument(
         "--pause", type=float, metavar="S",
-        help=f"quiet before a command, for bundles of single words (default: {ListenerConfig.alone_s} s); "
-        "2 is deafer to speech, but also passes over what is said sooner",
+        help="how long nobody must have talked before a command, for bundles of single words (default: "
+        f"{ListenerConfig.talk_memory_s} s); less hears a command sooner after other speech, but more in a television",
     )  # fmt: skip
     parser.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
@@ -169,7 +169,7 @@ class Session:
             threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
         if arguments.pause is not None and recognizer.info.head == "ctc":
             raise ConfigError("--pause belongs to bundles of single words; this one hears sequences")
-        config = ListenerConfig() if arguments.pause is None else ListenerConfig(alone_s=arguments.pause)
+        config = ListenerConfig() if arguments.pause is None else ListenerConfig(talk_memory_s=arguments.pause)
         self.listener = Listener(recognizer, words, threshold, config, near_miss, grammar)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem

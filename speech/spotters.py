@@ -50,13 +50,13 @@ class ListenerConfig:
     """How far a word must stand out of what is heard right before and behind it, so that words within running speech
     are passed over; 0: it need not."""
     alone_s: float = 1.0
-    """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud.
-    2 is deafer to a television, but also to a command that follows speech sooner."""
+    """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud."""
     talk_s: float = 1.0
     """Speech that may have been heard in the last `talk_memory_s` before a word, less than `alone_db` below it; what
     was reported does not count.  With more of it somebody is talking, and the word is passed over."""
     talk_memory_s: float = 5.0
-    """How far back before a word other speech counts against it; 0: it never does."""
+    """How far back before a word other speech counts against it, at most 60; 0: it never does.  A television talks on,
+    with pauses around single words, but hardly ever this long."""
     gap_s: float = 0.03
     """A sound that begins less than this behind the last word is the rest of it."""
     refractory_s: float = 0.4
@@ -81,13 +81,14 @@ class ListenerConfig:
             if not getattr(self, field) > 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be positive")
         for field in (
-            "settle_s", "hold_s", "alone_db", "alone_s", "talk_s", "talk_memory_s", "gap_s", "refractory_s", "tail_s", "sequence_settle_s",
-            "gate_db", "gate_hold_s",
+            "settle_s", "hold_s", "alone_db", "alone_s", "talk_s", "talk_memory_s", "gap_s", "refractory_s", "tail_s",
+            "sequence_settle_s", "gate_db", "gate_hold_s",
         ):  # fmt: skip
             if not getattr(self, field) >= 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
-        if self.alone_s > 10:
-            raise ConfigError(f"alone_s={self.alone_s} must be at most 10")
+        for field, most in (("alone_s", 10), ("talk_memory_s", 60)):
+            if getattr(self, field) > most:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at most {most}")
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,9 @@ def stands_out(
     """
     smooth = _smooth_power(audio, sample_rate_hz)
     start, end, before, behind = (place * 100 // sample_rate_hz for place in (*bounds, *reach))
-    limit = max(loudness(audio, bounds, sample_rate_hz) * 10 ** (-distance_db / 10), np.quantile(smooth, 0.1) * STEADY)
+    limit: float = max(
+        loudness(audio, bounds, sample_rate_hz) * 10 ** (-distance_db / 10), float(np.quantile(smooth, 0.1)) * STEADY
+    )
     edge = 5  # steps that the smoothing carries the sound itself beyond its bounds
     sides = (smooth[max(0, start - before) : max(0, start - edge)], smooth[min(end + edge, len(smooth) - behind) :])
     return all(not len(side) or np.quantile(side, 0.8) <= limit for side in sides)

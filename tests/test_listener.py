@@ -166,6 +166,31 @@ def test_a_reported_word_is_no_neighbour(recognizer: Recognizer, tone: Tone) -> 
     assert [d.word for d in Listener(recognizer).listen([stream])] == ["low", "high"]
 
 
+@pytest.mark.parametrize(
+    ("talk_s", "level_db", "pause_s", "memory_s", "heard"),
+    [
+        (2.0, 0, 1.5, 5.0, False),  # somebody talks, pauses, and says one word
+        (2.0, 0, 1.5, 0.0, True),
+        (2.0, 0, 1.5, 1.2, True),
+        (2.0, 0, 6.0, 5.0, True),
+        (2.0, -12, 1.5, 5.0, True),  # the talk is far away
+        (0.5, 0, 1.5, 5.0, True),  # a word, perhaps a command that was missed
+    ],
+)
+def test_a_word_amid_talk_is_none(
+    recognizer: Recognizer, tone: Tone, talk_s: float, level_db: float, pause_s: float, memory_s: float, heard: bool
+) -> None:
+    talk = tone(300, talk_s) * np.float32(10 ** (level_db / 20))
+    stream = np.concatenate([silence(1), talk, silence(pause_s), tone(2500, 0.4), silence(1)])
+    listener = Listener(recognizer, ["high"], config=ListenerConfig(talk_memory_s=memory_s))
+    assert [d.word for d in listener.listen([stream])] == (["high"] if heard else [])
+
+
+def test_reported_words_are_no_talk(recognizer: Recognizer, tone: Tone) -> None:
+    stream = np.concatenate([silence(1), *[tone(2500, 0.4), silence(0.8)] * 5])
+    assert [d.word for d in Listener(recognizer).listen([stream])] == ["high"] * 5
+
+
 def test_steady_noise_is_no_neighbour() -> None:
     rng = np.random.default_rng(0)
     noise = 0.1 * rng.standard_normal(2 * RATE)

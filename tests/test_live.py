@@ -8,7 +8,18 @@ import pytest
 import soundfile
 import torch
 
-from recipes.live import Live, Point, Remembering, Scene, draw_live, evaluate_live, find_alarms, place_words, score
+from recipes.live import (
+    Live,
+    Point,
+    Remembering,
+    Scene,
+    draw_live,
+    evaluate_live,
+    find_alarms,
+    find_alarms_apart,
+    place_words,
+    score,
+)
 from recipes.report import write_report
 from recipes.toy import make_corpus
 from recipes.words import Evaluation, Mistake
@@ -87,7 +98,7 @@ def test_the_protocol_runs_through_the_listener(result: Live) -> None:
     assert [c.scene.name for c in result.conditions] == [*names, *(f"{name}, room" for name in names)]
     assert result.conditions[0].misses.total == 10
     assert result.conditions[0].misses.value > 0.8, "two glides are no words"
-    assert [a.source for a in result.alarms] == ["speech without commands", "noise alone"]
+    assert [a.source for a in result.alarms] == ["speech without commands", "noise alone", "speech, each by itself"]
     assert result.alarms[1].hours > 0
     assert [p.threshold for p in result.curve] == [0.5, 0.9]
 
@@ -152,10 +163,16 @@ def test_alarms_are_told_by_recording_in_one_stream(tmp_path: Path) -> None:
         soundfile.write(path, audio, 16000)
         recordings.append(Recording(path, "", "testing", "speech"))
     corpus = Corpus(recordings, tmp_path / "cache")
-    alarms = find_alarms(Listener(Recognizer.load()), corpus, "speech", [0, 1, 2])
+    by_itself, amid_talk = Listener(Recognizer.load()), Listener(Recognizer.load())
+    alarms = find_alarms_apart(by_itself, corpus, "speech", [0, 1, 2])
     assert alarms.hours == pytest.approx((2 * len(demo) + 8000) / 16000 / 3600)
     places = {name: [round(d.start_s, 1) for path, d in alarms.found if path.endswith(f"{name}.wav")] for name in "abc"}
     assert places["a"] == pytest.approx(places["c"], abs=0.11)
     assert len(places["a"]) == 10
     assert not places["b"]
+    one_stream = find_alarms(amid_talk, corpus, "speech", [0, 1, 2])
+    assert one_stream.hours == pytest.approx(alarms.hours)
+    later = [d for path, d in one_stream.found if path.endswith("c.wav")]
+    assert 0 < len(later) < 10, "the sentence that ends the first is talk before the second"
+    assert one_stream.found[:10] == alarms.found[:10]
     assert not find_alarms(Listener(Recognizer.load()), corpus, "speech", []).found

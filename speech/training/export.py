@@ -126,13 +126,14 @@ def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
     try:
         features = FeatureConfig(**info.features)
         config = NetworkConfig(**info.training["network"])
-        network = build_network(info.head, features.n_mfcc, len(info.labels), config, "torch")
+        head: Head = "ctc" if info.head == "ctc" else "classification"
+        network = build_network(head, features.n_mfcc, len(info.labels), config, "torch")
         state = {k.removeprefix("network."): v for k, v in arrays.items() if k.startswith("network.")}
         state |= _unfolded(network, [c for c in used["Conv"] if c])
         for layer, (gates, recurrent, bias) in enumerate(used["LSTM"]):
             state |= _lstm_state(layer, gates, recurrent, bias)
         products = [m for m in used["MatMul"] if m]
-        weights = {"classification": ("attention.0.weight", "attention.2.weight"), "ctc": ("weight",)}[info.head]
+        weights = {"classification": ("attention.0.weight", "attention.2.weight"), "ctc": ("weight",)}[head]
         state |= {f"head.{name}": weight.T for name, (weight,) in zip(weights, products, strict=True)}
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -161,13 +162,13 @@ def _unfolded(network: Network, convolutions: list[list[Tensor]]) -> dict[str, T
 
 
 def _lstm_state(layer: int, gates: Tensor, recurrent: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """ONNX keeps the gates as input, output, forget, cell and both biases in one row; torch input, forget, cell, output."""
+    """ONNX stacks the gates as input, output, forget, cell; torch as input, forget, cell, output."""
 
     def ordered(stacked: Tensor) -> Tensor:
         i, o, f, c = stacked.chunk(4)
         return torch.cat([i, f, c, o])
 
-    state = {}
+    state: dict[str, Tensor] = {}
     for direction, suffix in enumerate(("", "_reverse")):
         b_ih, b_hh = bias[direction].chunk(2)
         parts = {"weight_ih": gates[direction], "weight_hh": recurrent[direction], "bias_ih": b_ih, "bias_hh": b_hh}

@@ -57,6 +57,10 @@ class SpeechEmbedding(nn.Module):
         self.register_buffer("kernel", kernel)  # (2 * bins, 1, 512)
         self.register_buffer("filters", mel["1.melW"].T.contiguous())  # (32, bins)
         self.layers = _layers(folder / "embedding_model.onnx")
+        for parameter in self.parameters():  # a third faster on a CPU
+            parameter.data = (
+                parameter.contiguous(memory_format=torch.channels_last) if parameter.ndim == 4 else parameter
+            )
         self.requires_grad_(False).eval()
 
     def mel(self, waveform: Tensor) -> Tensor:
@@ -110,8 +114,8 @@ def _layers(path: Path) -> nn.Sequential:
         if node.op_type == "Conv":
             weight = parameters[0]
             # Padding is over the bands only; the first convolution's stands in a node of its own.
-            padding = (0, weight.shape[3] // 2)
-            conv = nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), padding=padding, bias=len(parameters) > 1)
+            n_out, n_in, frames, bands = weight.shape
+            conv = nn.Conv2d(n_in, n_out, (frames, bands), padding=(0, bands // 2), bias=len(parameters) > 1)
             conv.load_state_dict(dict(zip(("weight", "bias"), parameters, strict=False)))
             layers.append(conv)
         elif node.op_type == "BatchNormalization":
