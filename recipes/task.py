@@ -32,7 +32,7 @@ from speech.training.data import (
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
-from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network, grow
 from speech.training.teacher import N_EMBEDDING, PAD, STEP_S, SpeechEmbedding, around_embeddings
 
 
@@ -181,19 +181,22 @@ class CommandTask(L.LightningModule):
         network = build_network(self.head, self.features.n_mfcc, len(self.labels), self.network, self.lstm)
         setattr(self, PREFIX[self.head].rstrip("."), network)
         if self.start:
-            scorer, notes = load_network(self.start)
-            if notes.get("head", "classification") != self.head:
-                network.encoder.load_state_dict(scorer.network.encoder.state_dict())
-            elif tuple(notes["labels"]) != self.labels:
-                raise ConfigError(f"{self.start} knows other words than the data: {', '.join(notes['labels'])}")
-            else:
-                network.load_state_dict(scorer.network.state_dict())
+            self._begin_with(network, self.start)
         if self.imitation:
             self._prepare_imitation()
         if self.head == "classification":
             self.confusion = MulticlassConfusionMatrix(len(self.labels))
         else:
             self.errors = MeanMetric()
+
+    def _begin_with(self, network: Network, start: Path) -> None:
+        """Take over weights; residual blocks that `start` lacks begin as none."""
+        scorer, notes = load_network(start)
+        old, same_head = NetworkConfig(**notes["network"]), notes.get("head", "classification") == self.head
+        if same_head and tuple(notes["labels"]) != self.labels:
+            raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
+        target, source = (network, scorer.network) if same_head else (network.encoder, scorer.network.encoder)
+        target.load_state_dict({**target.state_dict(), **grow(source.state_dict(), old, self.network)})
 
     def _prepare_imitation(self) -> None:
         step_s, _ = Encoder.timing(self.network, self.features.hop_ms / 1000, self.features.window_ms / 1000)

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from speech.errors import ConfigError
-from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig, ResidualBlock
+from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig, ResidualBlock, grow
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
 
@@ -50,6 +52,22 @@ def test_both_directions_reach_the_output() -> None:
 def test_forget_gates_start_open() -> None:
     bias = Encoder(40, SMALL).lstm.bias_ih_l0
     torch.testing.assert_close(bias[8:16], torch.ones(8))
+
+
+def test_a_grown_network_begins_as_it_was() -> None:
+    small, large = replace(SMALL, blocks=1), replace(SMALL, blocks=3, dropout=0.5)
+    old, new = Classifier(40, 22, small).eval(), Classifier(40, 22, large).eval()
+    torch.nn.init.normal_(old.encoder.thin[3].added[-1].weight)
+    missing, strange = new.load_state_dict(grow(old.state_dict(), small, large), strict=False)
+    assert missing
+    assert all(name.startswith(("encoder.thin.4.", "encoder.thin.5.")) for name in missing)
+    assert not strange
+    features = torch.randn(3, 98, 40, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(new(features), old(features))
+    with pytest.raises(ConfigError, match="can't become"):
+        grow(new.state_dict(), large, small)
+    with pytest.raises(ConfigError, match="hidden=9"):
+        grow(old.state_dict(), small, replace(small, hidden=9))
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("blocks", -1), ("dropout", 1.0)])

@@ -142,7 +142,16 @@ def test_the_lstm_from_its_equations_goes_on_where_torch_stopped(run: Path, root
 
 def test_training_goes_on_from_a_bundle_with_a_teacher(run: Path, root: Path, tmp_path: Path) -> None:
     arguments = ["--config", SMOKE, "--data.root", str(root), "--run", str(tmp_path), "--trainer.max_epochs", "2"]
-    teach = ["--model.imitation", "1", "--average", "0.5", "--model.learning_rate", "0.002"]
+    teach = [
+        "--model.imitation",
+        "1",
+        "--average",
+        "0.5",
+        "--model.learning_rate",
+        "0.002",
+        "--model.network.blocks",
+        "1",
+    ]
     assert train.main([*arguments, "--model.start", str(run / "smoke.onnx"), *teach]) == 0
     begun, ended = train.read_curves(tmp_path)
     assert begun["val/accuracy"] > 0.6, "it knows what it had learnt"

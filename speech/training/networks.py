@@ -1,6 +1,7 @@
 """The encoder (stacked bidirectional LSTM) and its heads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -195,3 +196,25 @@ def build_network(head: Head, n_features: int, n_scores: int, config: NetworkCon
     """The network of one head."""
     kind = Classifier if head == "classification" else Transcriber
     return kind(n_features, n_scores, config, lstm)
+
+
+def grow(state: Mapping[str, Tensor], old: NetworkConfig, new: NetworkConfig) -> dict[str, Tensor]:
+    """The state of a network or an encoder, for one with more residual blocks behind those that it has.
+
+    The new blocks' own state is not in it: they begin as `ResidualBlock` does, adding nothing.
+
+    Raises:
+        ConfigError: the sizes differ in more than a larger number of blocks.
+    """
+    if replace(old, blocks=new.blocks, dropout=new.dropout) != new or new.blocks < old.blocks:
+        raise ConfigError(f"a network of {old} can't become one of {new}")
+    first = 3 + old.blocks  # of the layers of `Encoder.thin` that the new blocks stand before
+
+    def moved(name: str) -> str:
+        before, thin, layer = name.rpartition("thin.")
+        number, dot, rest = layer.partition(".")
+        if not thin or int(number) < first:
+            return name
+        return f"{before}{thin}{int(number) + new.blocks - old.blocks}{dot}{rest}"
+
+    return {moved(name): value for name, value in state.items()}
