@@ -42,9 +42,9 @@ class ListenerConfig:
     """Distance between the ends of two windows."""
     n_windows: int = 3
     """Successive windows whose posteriors are averaged."""
-    settle_s: float = 0.12
+    settle_s: float = 0.2
     """Quiet behind a word after which it counts as finished: "on" is not reported while "one" may still come."""
-    hold_s: float = 0.32
+    hold_s: float = 0.4
     """Time for which a word must stay the best when no quiet follows it, as in noise or running speech."""
     alone_db: float = 9.0
     """How far a word must stand out of what is heard right before and behind it, so that words within running speech
