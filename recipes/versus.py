@@ -26,6 +26,7 @@ import numpy as np
 from recipes.connected import Heard, hear, noisy, words_of
 from recipes.metrics import write_json
 from speech.errors import DataError, SpeechError, told
+from speech.grammar import Grammar
 from speech.recognizer import Recognizer
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, index_others, index_words
 from speech.training.mixtures import fixed_mixtures
@@ -284,8 +285,11 @@ def run(arguments: argparse.Namespace) -> Comparison:
     corpus = Corpus(recordings, arguments.cache or arguments.root / "cache")
     others = {search: pocketsphinx(KEYWORDS, search) for search in SEARCHES}
 
+    words = recognizer.info.words
+    ten = Grammar.any_of([word for word in KEYWORDS if word in words] or words)  # all are told the same words
+
     def ours(waveform: Waveform) -> Sequence[str]:
-        return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ))
+        return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ, grammar=ten))
 
     return compare(ours, others, corpus, arguments.part, arguments.n)
 

@@ -67,6 +67,15 @@ class Grammar:
         """
         return _Parser(text, words).grammar()
 
+    @classmethod
+    def any_of(cls, words: Collection[str]) -> "Grammar":
+        """Any number of these words in any order.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        return cls.parse(f"({' | '.join(words)})*", words)
+
     @property
     def words(self) -> frozenset[str]:
         """The words that sentences are made of."""

@@ -242,6 +242,7 @@ class SequenceSpotter:
 
     Args:
         thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
+            Where others are likelier than these, the best of these is found, with a low confidence.
         near_miss: takes a word whose confidence stayed up to `decoding.NEAR` below its threshold.
         grammar: words that don't carry on a sentence of it are passed over; a pause of `PAUSE_S` ends a sentence.
     """
@@ -264,6 +265,7 @@ class SequenceSpotter:
     ) -> None:
         self._recognizer, self._thresholds, self._config = recognizer, thresholds, config
         self._near_miss, self._grammar, self._info = near_miss, grammar, recognizer.info
+        self._sought = Grammar.any_of(thresholds) if set(thresholds) < set(recognizer.info.words) else None
         self.reset()
 
     def reset(self) -> None:
@@ -280,7 +282,7 @@ class SequenceSpotter:
             self._seen = []  # the gate was shut
         self._heard = view.heard
         scores = self._recognizer.scores(view.window[None])[0]
-        spans = beam_search(log_of(scores), info.labels, beam=8)
+        spans = beam_search(log_of(scores), info.labels, beam=8, grammar=self._sought)
         begin_s, heard_s = view.begin / rate + info.offset_s, view.heard / rate
         seen, detections = [], []
         for span in spans:

@@ -83,6 +83,20 @@ def test_no_state_is_a_dead_end(text: str) -> None:
     assert alive == reached
 
 
+def test_any_of_some_words_allows_them_in_any_order() -> None:
+    grammar = Grammar.any_of(["a", "b"])
+    assert grammar.words == {"a", "b"}
+    assert grammar.accepts(grammar.start)
+    for sentence in ("a", "b a a", "b b b b"):
+        state: int | None = grammar.start
+        for word in sentence.split():
+            assert state is not None
+            state = grammar.step(state, word)
+        assert state is not None
+        assert grammar.accepts(state)
+    assert grammar.step(grammar.start, "c") is None
+
+
 def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
     grammar = Grammar.parse("# where to\n(left|right)   # one of them\n| go\n  (one | two)?\n", WORDS)
     for sentence in (["left"], ["go"], ["go", "two"]):

@@ -66,6 +66,14 @@ def test_the_grammar_rejects_what_it_does_not_hold(recognizer: Recognizer, strea
     assert [w.word for w in recognizer.transcribe(stream, RATE, grammar=only)] == ["high", "high"]
 
 
+def test_only_the_words_asked_for(recognizer: Recognizer, stream: np.ndarray) -> None:
+    """ "low" is not taken for "high", though the search may write nothing else."""
+    found = list(Listener(recognizer, ["high"]).listen([stream]))
+    assert [d.word for d in found] == ["high", "high"]
+    whole = recognizer.transcribe(stream, RATE, grammar=Grammar.any_of(["high"]))
+    assert [w.word for w in whole] == ["high", "high"]
+
+
 @pytest.mark.parametrize("seconds", [0.001, 0.025, 0.3, 60.0])
 def test_silence_of_any_length_holds_no_word(recognizer: Recognizer, seconds: float) -> None:
     assert recognizer.transcribe(silence(seconds), RATE) == []
