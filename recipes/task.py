@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,16 @@ from speech.training.data import (
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
-from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network, grow
+from speech.training.networks import (
+    Encoder,
+    Head,
+    LSTMKind,
+    Network,
+    NetworkConfig,
+    build_network,
+    fit_normalisation,
+    grow,
+)
 from speech.training.teacher import N_EMBEDDING, PAD, STEP_S, SpeechEmbedding, around_embeddings
 
 
@@ -197,6 +207,12 @@ class CommandTask(L.LightningModule):
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
         target, source = (network, scorer.network) if same_head else (network.encoder, scorer.network.encoder)
         target.load_state_dict({**target.state_dict(), **grow(source.state_dict(), old, self.network)})
+        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = islice(data.train_dataloader(), 8)
+        network.eval()
+        with torch.no_grad():
+            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in batches])
+        network.train()
 
     def _prepare_imitation(self) -> None:
         step_s, _ = Encoder.timing(self.network, self.features.hop_ms / 1000, self.features.window_ms / 1000)

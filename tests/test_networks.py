@@ -1,10 +1,19 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from speech.errors import ConfigError
-from speech.training.networks import ClassificationHead, Classifier, Encoder, NetworkConfig, ResidualBlock, grow
+from speech.training.networks import (
+    ClassificationHead,
+    Classifier,
+    Encoder,
+    NetworkConfig,
+    ResidualBlock,
+    fit_normalisation,
+    grow,
+)
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
 
@@ -20,8 +29,9 @@ def test_steps_follow_the_formula(frames: int) -> None:
 
 
 def test_a_residual_block_begins_as_none_and_reaches_two_frames_far() -> None:
-    block = ResidualBlock(4, 0.0).eval()
-    frames = torch.rand(2, 4, 15, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    torch.manual_seed(0)
+    block = ResidualBlock(32, 0.0).eval()
+    frames = torch.rand(2, 32, 15, generator=torch.Generator().manual_seed(3)).requires_grad_()
     torch.testing.assert_close(block(frames), frames)
     torch.nn.init.ones_(block.added[-1].weight)
     changed = block(frames)
@@ -68,6 +78,20 @@ def test_a_grown_network_begins_as_it_was() -> None:
         grow(new.state_dict(), large, small)
     with pytest.raises(ConfigError, match="hidden=9"):
         grow(old.state_dict(), small, replace(small, hidden=9))
+
+
+def test_normalisation_is_fitted_without_a_change_and_then_suits_training() -> None:
+    generator = torch.Generator().manual_seed(4)
+    network = Classifier(40, 22, replace(SMALL, blocks=1, dropout=0.0)).eval()
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            value.normal_(generator=generator)
+    batches = [3 + 2 * torch.randn(64, 98, 40, generator=generator) for _ in range(3)]
+    before = network(batches[0])
+    assert not torch.allclose(deepcopy(network).train()(batches[0]), before, atol=0.1)
+    fit_normalisation(network.eval(), batches)
+    torch.testing.assert_close(network(batches[0]), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network.train()(batches[0]), before, atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("blocks", -1), ("dropout", 1.0)])

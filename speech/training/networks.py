@@ -1,6 +1,6 @@
 """The encoder (stacked bidirectional LSTM) and its heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -218,3 +218,36 @@ def grow(state: Mapping[str, Tensor], old: NetworkConfig, new: NetworkConfig) ->
         return f"{before}{thin}{int(number) + new.blocks - old.blocks}{dot}{rest}"
 
     return {moved(name): value for name, value in state.items()}
+
+
+@torch.no_grad()
+def fit_normalisation(network: nn.Module, features: Sequence[Tensor]) -> None:
+    """Give every normalisation the mean and variance that its input has, without a change of what the network computes.
+
+    Training normalises by its batches.  A network whose normalisations hold other figures, such as one from a bundle,
+    where they are folded away, would compute something else as soon as it is trained on.
+
+    Args:
+        network: in evaluation mode.
+        features: batches of (batch, frames, n_features).
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
+    sums = {norm: [torch.zeros_like(norm.running_mean) for _ in range(2)] for norm in norms}  # type: ignore[arg-type]
+
+    def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        for total, power in zip(sums[norm], (1, 2), strict=True):  # type: ignore[index]
+            total += inputs[0].pow(power).mean((0, 2)) / len(features)
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+    for batch in features:
+        network(batch)
+    for hook in hooks:
+        hook.remove()
+    for norm, (mean, square) in sums.items():
+        variance = (square - mean * mean).clamp(min=1e-8)
+        state = norm.state_dict()  # the tensors themselves
+        scale = state["weight"] / (state["running_var"] + norm.eps).sqrt()
+        state["bias"] += scale * (mean - state["running_mean"])
+        state["weight"].copy_(scale * (variance + norm.eps).sqrt())
+        state["running_mean"].copy_(mean)
+        state["running_var"].copy_(variance)
