@@ -51,9 +51,9 @@ class ListenerConfig:
     are passed over; 0: it need not."""
     alone_s: float = 1.0
     """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud."""
-    talk_s: float = 1.0
-    """Speech that may have been heard in the last `talk_memory_s` before a word, less than `alone_db` below it; what
-    was reported does not count.  With more of it somebody is talking, and the word is passed over."""
+    talk_s: float = 0.8
+    """Speech that may have been heard in the last `talk_memory_s` before a word, less than `alone_db` below it; commands
+    do not count.  With more of it somebody is talking, and the word is passed over."""
     talk_memory_s: float = 5.0
     """How far back before a word other speech counts against it, at most 60; 0: it never does.  A television talks on,
     with pauses around single words, but hardly ever this long."""
@@ -196,6 +196,7 @@ class WordSpotter:
         if not config.alone_db:
             return True
         if self._talk_before(view, start, end) > config.talk_s:
+            self._forget_talk(view.begin + start)  # a command that is said over and over must not keep itself out
             return False
         known = max(0, self._consumed - view.begin + n_past)  # up to there is what was reported, or was never heard
         audio = np.concatenate([view.past, view.window])[known:]
@@ -217,6 +218,11 @@ class WordSpotter:
         since = start - self._config.talk_memory_s * self._rate
         return sum(since < at <= start and power > least for at, power in self._talk) * self._config.hop_s
 
+    def _forget_talk(self, start: int) -> None:
+        """What was heard from `start` on is a word, not talk."""
+        while self._talk and self._talk[-1][0] > start:
+            self._talk.pop()
+
     def _nearly(self, decision: Decision, start: int, end: int, view: View) -> None:
         if self._near is None or decision.confidence > self._near.confidence:
             self._near = view.detection(decision.word, start, end, decision.confidence, self._rate)
@@ -228,8 +234,7 @@ class WordSpotter:
 
     def _report(self, decision: Decision, start: int, end: int, view: View) -> Detection:
         self._consumed, self._last, self._near = end, (decision.word, view.heard), None
-        while self._talk and self._talk[-1][0] > start:
-            self._talk.pop()
+        self._forget_talk(start)
         self._decoder.reset()
         return view.detection(decision.word, start, end, decision.confidence, self._rate)
 

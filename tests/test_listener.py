@@ -186,6 +186,13 @@ def test_a_word_amid_talk_is_none(
     assert [d.word for d in listener.listen([stream])] == (["high"] if heard else [])
 
 
+def test_a_command_said_over_and_over_is_heard_in_the_end(recognizer: Recognizer, tone: Tone) -> None:
+    stream = np.concatenate([silence(1), tone(300, 2.0), *[silence(0.9), tone(2500, 0.4)] * 8, silence(1)])
+    found = list(Listener(recognizer, ["high"]).listen([stream]))
+    assert 3.0 + 4.5 < found[0].start_s < 3.0 + 6.5
+    assert len(found) >= 3
+
+
 def test_reported_words_are_no_talk(recognizer: Recognizer, tone: Tone) -> None:
     stream = np.concatenate([silence(1), *[tone(2500, 0.4), silence(0.8)] * 5])
     assert [d.word for d in Listener(recognizer).listen([stream])] == ["high"] * 5
