@@ -52,8 +52,8 @@ class ListenerConfig:
     alone_s: float = 1.0
     """How far back before the word that is asked for, at most 10; behind it `settle_s`.  A fifth of it may be loud."""
     talk_s: float = 0.8
-    """Speech that may have been heard in the last `talk_memory_s` before a word, less than `alone_db` below it; commands
-    do not count.  With more of it somebody is talking, and the word is passed over."""
+    """Speech, commands aside, that may have been heard in the last `talk_memory_s` before a word, less than `alone_db`
+    below it.  With more of it somebody is talking, and the word is passed over."""
     talk_memory_s: float = 5.0
     """How far back before a word other speech counts against it, at most 60; 0: it never does.  A television talks on,
     with pauses around single words, but hardly ever this long."""
