@@ -33,17 +33,7 @@ from speech.training.data import (
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
-from speech.training.networks import (
-    Encoder,
-    Head,
-    LSTMKind,
-    Network,
-    NetworkConfig,
-    build_network,
-    fit_normalisation,
-    grow,
-)
-from speech.training.teacher import N_EMBEDDING, PAD, STEP_S, SpeechEmbedding, around_embeddings
+from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network, fit_normalisation
 
 
 def warm_cosine(step: int, total: int, warmup: float) -> float:
@@ -153,9 +143,6 @@ class CommandTask(L.LightningModule):
         seed: of the augmentation.
         start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with
             the other head, the encoder's.
-        imitation: weight of the squared error with which the encoder predicts the (undisturbed) audio's embedding by
-            `speech.training.teacher`; 0: the teacher is not asked.
-        imitated: share of each batch that this is done for.
         lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
     """
 
@@ -172,14 +159,12 @@ class CommandTask(L.LightningModule):
         seed: int = 1,
         start: Path | None = None,
         lstm: LSTMKind = "torch",
-        imitation: float = 0.0,
-        imitated: float = 0.5,
     ) -> None:
         super().__init__()
         self.features, self.network, self.augment = features, network, augment
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
         self.label_smoothing, self.seed, self.lstm = label_smoothing, seed, lstm
-        self.start, self.head, self.imitation, self.imitated = start, head, imitation, imitated
+        self.start, self.head = start, head
         self.labels: tuple[str, ...] = ()
 
     def configure_model(self) -> None:
@@ -192,35 +177,25 @@ class CommandTask(L.LightningModule):
         setattr(self, PREFIX[self.head].rstrip("."), network)
         if self.start:
             self._begin_with(network, self.start)
-        if self.imitation:
-            self._prepare_imitation()
         if self.head == "classification":
             self.confusion = MulticlassConfusionMatrix(len(self.labels))
         else:
             self.errors = MeanMetric()
 
     def _begin_with(self, network: Network, start: Path) -> None:
-        """Take over weights; residual blocks that `start` lacks begin as none."""
+        """Take over the weights of a checkpoint or bundle."""
         scorer, notes = load_network(start)
-        old, same_head = NetworkConfig(**notes["network"]), notes.get("head", "classification") == self.head
-        if same_head and tuple(notes["labels"]) != self.labels:
+        if notes.get("head", "classification") != self.head:
+            network.encoder.load_state_dict(scorer.network.encoder.state_dict())
+        elif tuple(notes["labels"]) != self.labels:
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
-        target, source = (network, scorer.network) if same_head else (network.encoder, scorer.network.encoder)
-        target.load_state_dict({**target.state_dict(), **grow(source.state_dict(), old, self.network)})
+        else:
+            network.load_state_dict(scorer.network.state_dict())
         data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
-        batches = islice(data.train_dataloader(), 8)
         network.eval()
         with torch.no_grad():
-            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in batches])
+            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in islice(data.train_dataloader(), 8)])
         network.train()
-
-    def _prepare_imitation(self) -> None:
-        step_s, _ = Encoder.timing(self.network, self.features.hop_ms / 1000, self.features.window_ms / 1000)
-        if abs(step_s - STEP_S) > 1e-9 or self.features.window_ms != 25:
-            raise ConfigError(f"imitation needs windows of 25 ms and a step every {STEP_S} s, not every {step_s} s")
-        self._teacher = (SpeechEmbedding(),)  # a tuple, so that it is in no checkpoint
-        self.predict_embedding = nn.Linear(2 * self.network.hidden, N_EMBEDDING)
-        self.scale_embedding = nn.BatchNorm1d(N_EMBEDDING, affine=False)
 
     @property
     def acoustic(self) -> Network:
@@ -248,41 +223,27 @@ class CommandTask(L.LightningModule):
 
     def _classify(self, waveform: Tensor, noise: Tensor, label: Tensor) -> Tensor:
         spoken = label != self.labels.index(SILENCE)
-        logits, imitation = self._logits(waveform, noise, spoken, self.rare[label])
-        return imitation + nn.functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        logits = self._logits(waveform, noise, spoken, self.rare[label])
+        return nn.functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
 
     def _transcribe(self, waveform: Tensor, noise: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
         """CTC loss of each mixture, summed over its tokens, divided by the batch."""
         spoken = torch.ones_like(n_targets, dtype=torch.bool)
-        logits, imitation = self._logits(waveform, noise, spoken, ~spoken)
-        posteriors = logits.log_softmax(2)
+        posteriors = self._logits(waveform, noise, spoken, ~spoken).log_softmax(2)
         n_steps = torch.full_like(n_targets, posteriors.shape[1])
         blank = self.labels.index(BLANK)
         loss = nn.functional.ctc_loss(
             posteriors.transpose(0, 1), targets, n_steps, n_targets, blank, reduction="none", zero_infinity=True
         )
-        return imitation + loss.mean()
+        return loss.mean()
 
-    def _logits(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the batch, varied; and the loss of imitating the teacher."""
+    def _logits(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> Tensor:
+        """Of the batch, varied."""
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
-            moved = self.vary.move(waveform, rare)
-            features = self.vary.features(self.mfcc(self.vary.disturb(moved, noise, spoken)))
-        hidden = self.acoustic.encoder(features)
-        logits: Tensor = self.acoustic.score(hidden).float()
-        return logits, self._imitate(moved, hidden) if self.imitation else logits.new_zeros(())
-
-    def _imitate(self, moved: Tensor, hidden: Tensor) -> Tensor:
-        """Weighted squared error of the embedding that the encoder predicts from the disturbed audio."""
-        n = max(1, round(self.imitated * len(moved)))
-        with torch.no_grad():
-            taught = self._teacher[0].to(moved.device)(nn.functional.pad(moved[:n], (PAD, PAD))).float()
-        around = around_embeddings(hidden[:n], taught.shape[1])
-        target = self.scale_embedding(taught[:, : around.shape[1]].flatten(0, 1))  # (n * embeddings, 96)
-        predicted = self.predict_embedding(around).float().flatten(0, 1)
-        loss = nn.functional.mse_loss(predicted, target)
-        self.log("train/imitation", loss, on_step=False, on_epoch=True, batch_size=n)
-        return self.imitation * loss
+            waveform = self.vary.waveform(waveform, noise, spoken, rare)
+            features = self.vary.features(self.mfcc(waveform))
+        logits: Tensor = self.acoustic(features).float()
+        return logits
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         if self.head == "ctc":

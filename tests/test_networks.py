@@ -10,9 +10,7 @@ from speech.training.networks import (
     Classifier,
     Encoder,
     NetworkConfig,
-    ResidualBlock,
     fit_normalisation,
-    grow,
 )
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
@@ -26,18 +24,6 @@ def test_the_default_keeps_to_the_budget() -> None:
 def test_steps_follow_the_formula(frames: int) -> None:
     steps = ((frames - 5) // SMALL.stride + 1 - 3) // SMALL.stacking + 1
     assert Encoder(40, SMALL).eval()(torch.zeros(2, frames, 40)).shape == (2, steps, 16)
-
-
-def test_a_residual_block_begins_as_none_and_reaches_two_frames_far() -> None:
-    torch.manual_seed(0)
-    block = ResidualBlock(32, 0.0).eval()
-    frames = torch.rand(2, 32, 15, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    torch.testing.assert_close(block(frames), frames)
-    torch.nn.init.ones_(block.added[-1].weight)
-    changed = block(frames)
-    assert changed.shape == frames.shape
-    (gradient,) = torch.autograd.grad(changed[0, :, 7].sum(), frames)
-    assert gradient[0].abs().sum(0).nonzero().squeeze(1).tolist() == [5, 6, 7, 8, 9]
 
 
 def test_attention_is_a_weighted_mean() -> None:
@@ -64,25 +50,9 @@ def test_forget_gates_start_open() -> None:
     torch.testing.assert_close(bias[8:16], torch.ones(8))
 
 
-def test_a_grown_network_begins_as_it_was() -> None:
-    small, large = replace(SMALL, blocks=1), replace(SMALL, blocks=3, dropout=0.5)
-    old, new = Classifier(40, 22, small).eval(), Classifier(40, 22, large).eval()
-    torch.nn.init.normal_(old.encoder.thin[3].added[-1].weight)
-    missing, strange = new.load_state_dict(grow(old.state_dict(), small, large), strict=False)
-    assert missing
-    assert all(name.startswith(("encoder.thin.4.", "encoder.thin.5.")) for name in missing)
-    assert not strange
-    features = torch.randn(3, 98, 40, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(new(features), old(features))
-    with pytest.raises(ConfigError, match="can't become"):
-        grow(new.state_dict(), large, small)
-    with pytest.raises(ConfigError, match="hidden=9"):
-        grow(old.state_dict(), small, replace(small, hidden=9))
-
-
 def test_normalisation_is_fitted_without_a_change_and_then_suits_training() -> None:
     generator = torch.Generator().manual_seed(4)
-    network = Classifier(40, 22, replace(SMALL, blocks=1, dropout=0.0)).eval()
+    network = Classifier(40, 22, replace(SMALL, dropout=0.0)).eval()
     for name, value in network.named_buffers():
         if name.endswith("running_mean"):
             value.normal_(generator=generator)
@@ -94,7 +64,7 @@ def test_normalisation_is_fitted_without_a_change_and_then_suits_training() -> N
     torch.testing.assert_close(network.train()(batches[0]), before, atol=0.03, rtol=0.03)
 
 
-@pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("blocks", -1), ("dropout", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("dropout", 1.0)])
 def test_bad_size_is_named(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field}={value}"):
         NetworkConfig(**{field: value})

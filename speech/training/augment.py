@@ -108,29 +108,20 @@ class Augment:
     def _chosen(self, n: int, probability: float, like: Tensor) -> Tensor:
         return uniform(n, 0, 1, like, self.generator) < probability  # (n, 1)
 
-    def move(self, waveform: Tensor, rare: Tensor) -> Tensor:
-        """Shift and speed.
-
-        Args:
-            waveform: (batch, time).
-            rare: (batch,) bool: vary its speed by `speed_rare`.
-        """
-        config, n = self.config, len(waveform)
-        limit = torch.where(rare[:, None], config.speed_rare, config.speed)
-        factor = 1 + limit * uniform(n, -1, 1, waveform, self.generator)
-        shift = uniform(n, -16 * config.shift_ms, 16 * config.shift_ms, waveform, self.generator)
-        return warp(waveform, factor, shift)
-
-    def disturb(self, waveform: Tensor, noise: Tensor, spoken: Tensor) -> Tensor:
-        """Room, gain, noise, narrow band, clipping, muted beginning: nothing that moves a sound in time.
+    def waveform(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> Tensor:
+        """Shift, speed, room, gain, noise, narrow band, clipping, muted beginning.
 
         Args:
             waveform, noise: (batch, time).
             spoken: (batch,) bool: it holds speech; the rest (silence) keeps its level and gets no other noise.
+            rare: (batch,) bool: vary its speed by `speed_rare`.
         """
         config, generator, n = self.config, self.generator, len(waveform)
-        spoken = spoken[:, None]
-        waveform = self._rooms(waveform, spoken)
+        spoken, rare = spoken[:, None], rare[:, None]
+        limit = torch.where(rare, config.speed_rare, config.speed)
+        factor = 1 + limit * uniform(n, -1, 1, waveform, generator)
+        shift = uniform(n, -16 * config.shift_ms, 16 * config.shift_ms, waveform, generator)
+        waveform = self._rooms(warp(waveform, factor, shift), spoken)
         gain_db = uniform(n, *config.gain_db, waveform, generator) * spoken
         waveform = waveform * 10 ** (gain_db / 20)
         snr_db = uniform(n, *config.snr_db, waveform, generator)

@@ -1,7 +1,7 @@
 """The encoder (stacked bidirectional LSTM) and its heads."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,8 +26,6 @@ class NetworkConfig:
     """Channels of the first convolution over time, which sees the MFCC frames."""
     stride: int = 2
     """Frames that the first convolution moves on by."""
-    blocks: int = 0
-    """Residual blocks of two convolutions of three frames between the first convolution and the second."""
     stacking_channels: int = 160
     """Channels of the second convolution: the width of the LSTM's input."""
     stacking: int = 2
@@ -43,41 +41,12 @@ class NetworkConfig:
         for field in ("channels", "stride", "stacking_channels", "stacking", "hidden", "layers"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
-        if self.blocks < 0:
-            raise ConfigError(f"blocks={self.blocks} must not be negative")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must lie in 0..1")
 
 
-class ResidualBlock(nn.Module):
-    """What two convolutions of three frames add to their input; at first nothing.
-
-    Args of forward:
-        frames: (batch, channels, frames)
-    Returns of forward:
-        the same shape
-    Source: He et al. 2015, Deep Residual Learning, along time as in Choi et al. 2019 (TC-ResNet).
-    """
-
-    def __init__(self, channels: int, dropout: float) -> None:
-        super().__init__()
-        self.added = nn.Sequential(
-            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm1d(channels),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
-            last := nn.BatchNorm1d(channels),
-        )
-        nn.init.zeros_(last.weight)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return torch.relu(frames + self.added(frames))
-
-
 class Encoder(nn.Module):
-    """Two convolutions over time that thin the frames out, residual blocks between them, then the stacked
-    bidirectional LSTM.
+    """Two convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
 
     Args of forward:
         features: (batch, frames, n_features)
@@ -92,7 +61,6 @@ class Encoder(nn.Module):
             nn.Conv1d(n_features, config.channels, 5, config.stride, bias=False),
             nn.BatchNorm1d(config.channels),
             nn.ReLU(),
-            *(ResidualBlock(config.channels, config.dropout / 2) for _ in range(config.blocks)),
             nn.Dropout(config.dropout / 2),
             nn.Conv1d(config.channels, config.stacking_channels, 3, config.stacking, bias=False),
             nn.BatchNorm1d(config.stacking_channels),
@@ -157,13 +125,9 @@ class Classifier(nn.Module):
         self.encoder = Encoder(n_features, config, lstm)
         self.head = ClassificationHead(2 * config.hidden, n_classes)
 
-    def score(self, hidden: Tensor) -> Tensor:
-        """Logits of what the encoder makes of the features."""
-        logits, _ = self.head(hidden)
-        return logits
-
     def forward(self, features: Tensor) -> Tensor:
-        return self.score(self.encoder(features))
+        logits, _ = self.head(self.encoder(features))
+        return logits
 
 
 class Transcriber(nn.Module):
@@ -180,13 +144,9 @@ class Transcriber(nn.Module):
         self.encoder = Encoder(n_features, config, lstm)
         self.head = nn.Linear(2 * config.hidden, n_tokens)
 
-    def score(self, hidden: Tensor) -> Tensor:
-        """Logits of what the encoder makes of the features."""
-        logits: Tensor = self.head(hidden)
-        return logits
-
     def forward(self, features: Tensor) -> Tensor:
-        return self.score(self.encoder(features))
+        logits: Tensor = self.head(self.encoder(features))
+        return logits
 
 
 Network = Classifier | Transcriber
@@ -196,28 +156,6 @@ def build_network(head: Head, n_features: int, n_scores: int, config: NetworkCon
     """The network of one head."""
     kind = Classifier if head == "classification" else Transcriber
     return kind(n_features, n_scores, config, lstm)
-
-
-def grow(state: Mapping[str, Tensor], old: NetworkConfig, new: NetworkConfig) -> dict[str, Tensor]:
-    """The state of a network or an encoder, for one with more residual blocks behind those that it has.
-
-    The new blocks' own state is not in it: they begin as `ResidualBlock` does, adding nothing.
-
-    Raises:
-        ConfigError: the sizes differ in more than a larger number of blocks.
-    """
-    if replace(old, blocks=new.blocks, dropout=new.dropout) != new or new.blocks < old.blocks:
-        raise ConfigError(f"a network of {old} can't become one of {new}")
-    first = 3 + old.blocks  # of the layers of `Encoder.thin` that the new blocks stand before
-
-    def moved(name: str) -> str:
-        before, thin, layer = name.rpartition("thin.")
-        number, dot, rest = layer.partition(".")
-        if not thin or int(number) < first:
-            return name
-        return f"{before}{thin}{int(number) + new.blocks - old.blocks}{dot}{rest}"
-
-    return {moved(name): value for name, value in state.items()}
 
 
 @torch.no_grad()
