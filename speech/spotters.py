@@ -212,8 +212,13 @@ class WordSpotter:
             self._talk.popleft()
 
     def _talk_before(self, view: View, start: int, end: int) -> float:
-        """Seconds of speech in the memory before a word at these places of the window, if nearly as loud as it."""
-        least = loudness(view.window, (start, end), self._rate) * 10 ** (-self._config.alone_db / 10)
+        """Seconds of speech in the memory before a word at these places of the window.
+
+        What is far less loud than the word, or as loud as steady noise, does not count.
+        """
+        audio = np.concatenate([view.past, view.window])
+        floor = float(np.quantile(_smooth_power(audio, self._rate), 0.1)) * STEADY
+        least = max(loudness(view.window, (start, end), self._rate) * 10 ** (-self._config.alone_db / 10), floor)
         start += view.begin
         since = start - self._config.talk_memory_s * self._rate
         return sum(since < at <= start and power > least for at, power in self._talk) * self._config.hop_s
