@@ -54,7 +54,7 @@ class ListenerConfig:
     talk_s: float = 0.8
     """Speech, commands aside, that may have been heard in the last `talk_memory_s` before a word, less than `alone_db`
     below it.  With more of it somebody is talking, and the word is passed over."""
-    talk_memory_s: float = 5.0
+    talk_memory_s: float = 6.0
     """How far back before a word other speech counts against it, at most 60; 0: it never does.  A television talks on,
     with pauses around single words, but hardly ever this long."""
     gap_s: float = 0.03
