@@ -170,15 +170,16 @@ def trace(scorer: Scorer, waveform: Waveform) -> tuple[Values, Values, tuple[Gat
     encoder, lstm = scorer.network.encoder, scorer.network.encoder.lstm
     if not isinstance(lstm, LSTM):
         raise TypeError("the LSTM must be the one written from its equations: load the checkpoint with `load`")
-    features = scorer.mfcc(torch.from_numpy(waveform)[None])
+    window = torch.from_numpy(waveform)[None]
+    features = scorer.mfcc(window)
     thinned = encoder.thin(encoder.normalize(features.transpose(1, 2))).transpose(1, 2)  # (1, steps, channels)
-    logits, attention = scorer.network.head(encoder(features))
+    _, attention = scorer.network.head(encoder(features))
     names = [f"l{layer}{direction}" for layer in range(lstm.num_layers) for direction in lstm.directions]
     gates = tuple(
         GateActivity(name, *(gate[0].mean(1).numpy() for gate in (g.forget, g.input, g.output)))
         for name, g in zip(names, lstm.gates(thinned), strict=True)
     )
-    return torch.softmax(logits[0], dim=0).numpy(), attention[0].numpy(), gates
+    return scorer(window)[0].numpy(), attention[0].numpy(), gates
 
 
 def step_times(scorer: Scorer, n_steps: int) -> Values:

@@ -11,6 +11,7 @@ import torch
 from recipes.inspect import HOP_S, Inspection, inspect, load, main, step_times
 from recipes.metrics import TWELVE
 from recipes.toy import RATE, glide
+from speech.recognizer import DEFAULT_MODEL, Recognizer
 from speech.training.export import Scorer, load_checkpoint
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Classifier, LSTMKind, NetworkConfig
@@ -146,6 +147,13 @@ def test_the_command_line_draws(
     assert path == str(picture)
 
 
+def test_the_shipped_bundle_is_looked_into_as_it_answers(waveform: np.ndarray) -> None:
+    scorer, labels = load(DEFAULT_MODEL)
+    window = waveform[RATE : 2 * RATE]
+    expected = Recognizer.load().scores(window[None])[0]
+    np.testing.assert_allclose(inspect(scorer, labels, window).scores, expected, atol=1e-5)
+
+
 def test_mistakes_are_told_in_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
     soundfile.write(tmp_path / "good.wav", np.zeros(2 * RATE), RATE)
@@ -158,6 +166,7 @@ def test_mistakes_are_told_in_one_line(checkpoint: Path, tmp_path: Path, capsys:
         "is no checkpoint": [str(tmp_path / "no.ckpt"), good],
         "missing.ckpt": [str(tmp_path / "missing.ckpt"), good],
         "plain RNN": [str(rnn), good],
+        "hears sequences": [str(DEFAULT_MODEL.with_name("connected.onnx")), good],
         "within 0..1.00 s": [str(checkpoint), good, "--start", "1.5"],
         "not at nan": [str(checkpoint), good, "--start", "nan"],
     }
