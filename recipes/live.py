@@ -326,19 +326,21 @@ def name_of(corpus: Corpus, index: int) -> str:
 
 
 def draw_live(result: Live, target: Path) -> None:
-    """Misses over false alarms an hour in speech, a curve for each scene, as one picture."""
+    """Misses over false alarms an hour in all that holds no command, a curve for each scene, as one picture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     panes = figure.subplots(1, 2, sharey=True)
-    rates = [max(point.speech_rate, 0.1) for point in result.curve]  # the axis is logarithmic
+    hours = np.array([alarms.hours for alarms in result.alarms[:2]])  # of speech and of noise
+    counts = [np.nan_to_num([point.speech_rate, point.noise_rate]) @ hours for point in result.curve]
+    rates = [max(count / max(hours.sum(), 1e-9), 0.1) for count in counts]  # the axis is logarithmic
     for condition in result.conditions:
         scene = condition.scene
         misses = [100 * point.misses[scene.name] for point in result.curve]
         panes[int(scene.room or scene.bed == "speech")].plot(rates, misses, marker=".", label=scene.name)
     for axes, title in zip(panes, ("Noise", "Rooms, and other speech"), strict=True):
         axes.axvline(BUDGET, color="grey", linestyle=":")
-        axes.set(xscale="log", xlabel="false alarms an hour in speech without commands (0 drawn at 0.1)", title=title)
+        axes.set(xscale="log", xlabel="false alarms an hour in speech and noise (0 drawn at 0.1)", title=title)
         axes.grid(alpha=0.3)
         axes.legend()
     panes[0].set(ylabel="commands missed (%)", ylim=(0, None))
