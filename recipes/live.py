@@ -271,17 +271,15 @@ def evaluate_live(
     def alarms(listener: Listener) -> list[Alarms]:
         return [find_alarms(listener, corpus, source, chosen) for source, chosen in recordings.items()]
 
-    def by_themselves(listener: Listener) -> Alarms:
-        return find_alarms_apart(listener, corpus, "speech, each by itself", recordings["speech without commands"])
-
     curve = []
     for threshold in thresholds:
         listener = Listener(remembering, KEYWORDS, threshold, config)
         misses = {c.scene.name: c.misses.value for c in conditions(listener)}
-        speech, noise = alarms(listener)
-        curve.append(Point(threshold, misses, speech.rate, noise.rate))
+        in_speech, in_noise = alarms(listener)
+        curve.append(Point(threshold, misses, in_speech.rate, in_noise.rate))
     listener = Listener(remembering, KEYWORDS, config=config)
-    found = [*alarms(listener), by_themselves(listener)]
+    speech = recordings["speech without commands"]
+    found = [*alarms(listener), find_alarms_apart(listener, corpus, "speech, each by itself", speech)]
     return Live(part, listener.thresholds, config.talk_memory_s, conditions(listener), found, curve)
 
 

@@ -191,11 +191,12 @@ class CommandTask(L.LightningModule):
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
         else:
             network.load_state_dict(scorer.network.state_dict())
-        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
-        network.eval()
-        with torch.no_grad():
-            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in islice(data.train_dataloader(), 8)])
-        network.train()
+        if notes.get("folded"):
+            data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
+            batches = islice(data.train_dataloader(), 8)
+            network.eval()
+            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in batches])
+            network.train()
 
     @property
     def acoustic(self) -> Network:

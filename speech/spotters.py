@@ -216,9 +216,10 @@ class WordSpotter:
 
         What is far less loud than the word, or as loud as steady noise, does not count.
         """
-        audio = np.concatenate([view.past, view.window])
-        floor = float(np.quantile(_smooth_power(audio, self._rate), 0.1)) * STEADY
-        least = max(loudness(view.window, (start, end), self._rate) * 10 ** (-self._config.alone_db / 10), floor)
+        heard = _smooth_powers(np.concatenate([view.past, view.window]), self._rate)
+        word = (place * 100 // self._rate for place in (start, end))
+        loudness = _loudness(_smooth_powers(view.window, self._rate), *word)
+        least = _least_loud(loudness, heard, self._config.alone_db)
         start += view.begin
         since = start - self._config.talk_memory_s * self._rate
         return sum(since < at <= start and power > least for at, power in self._talk) * self._config.hop_s
@@ -337,8 +338,7 @@ def word_bounds(window: Block, sample_rate_hz: int, around: tuple[int, int] | No
     the peak), pauses under 120 ms included: the closure of a plosive belongs to the word.
     """
     step = sample_rate_hz // 100
-    power = np.square(window[: len(window) // step * step].reshape(-1, step)).mean(1)
-    level: NDArray[np.float32] = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
+    level: NDArray[np.float32] = np.sqrt(np.convolve(_powers(window, sample_rate_hz), np.ones(3) / 3, "same"))
     audible = level[level > 0]
     if not len(audible):
         return 0, len(window)
@@ -354,22 +354,26 @@ def word_bounds(window: Block, sample_rate_hz: int, around: tuple[int, int] | No
     return int(island[0]) * step, min(len(window), int(island[-1] + 1) * step)
 
 
-def _smooth_power(audio: Block, sample_rate_hz: int) -> NDArray[np.float32]:
-    """Of 10-ms steps, each with two on either side."""
+def _powers(audio: Block, sample_rate_hz: int) -> NDArray[np.float32]:
+    """Of 10-ms steps."""
     step = sample_rate_hz // 100
-    power = np.square(audio[: len(audio) // step * step].reshape(-1, step)).mean(1)
-    return np.convolve(power, np.full(5, 0.2), "same").astype(np.float32)
+    powers: NDArray[np.float32] = np.square(audio[: len(audio) // step * step].reshape(-1, step)).mean(1)
+    return powers
 
 
-def loudness(audio: Block, bounds: tuple[int, int], sample_rate_hz: int) -> float:
-    """Power of a sound's louder parts: the 70 % quantile of its 10-ms steps.
+def _smooth_powers(audio: Block, sample_rate_hz: int) -> NDArray[np.float32]:
+    """Of 10-ms steps, each with two on either side."""
+    return np.convolve(_powers(audio, sample_rate_hz), np.full(5, 0.2), "same").astype(np.float32)
 
-    Args:
-        audio: (time,)
-        bounds: first and last sample of the sound.
-    """
-    start, end = (place * 100 // sample_rate_hz for place in bounds)
-    return float(np.quantile(_smooth_power(audio, sample_rate_hz)[start : max(end, start + 5)], 0.7))
+
+def _loudness(smooth: NDArray[np.float32], start: int, end: int) -> float:
+    """Power of a sound's louder parts, between two steps of `_smooth_powers`."""
+    return float(np.quantile(smooth[start : max(end, start + 5)], 0.7))
+
+
+def _least_loud(loudness: float, smooth: NDArray[np.float32], distance_db: float) -> float:
+    """Power from which another sound counts beside one of this loudness: not far below it, and above steady noise."""
+    return max(loudness * 10 ** (-distance_db / 10), float(np.quantile(smooth, 0.1)) * STEADY)
 
 
 def stands_out(
@@ -385,11 +389,9 @@ def stands_out(
         distance_db: how much louder.
         reach: how far to look before it and behind it, in samples; the last of it where the sound ends later.
     """
-    smooth = _smooth_power(audio, sample_rate_hz)
+    smooth = _smooth_powers(audio, sample_rate_hz)
     start, end, before, behind = (place * 100 // sample_rate_hz for place in (*bounds, *reach))
-    limit: float = max(
-        loudness(audio, bounds, sample_rate_hz) * 10 ** (-distance_db / 10), float(np.quantile(smooth, 0.1)) * STEADY
-    )
+    limit = _least_loud(_loudness(smooth, start, end), smooth, distance_db)
     edge = 5  # steps that the smoothing carries the sound itself beyond its bounds
     sides = (smooth[max(0, start - before) : max(0, start - edge)], smooth[min(end + edge, len(smooth) - behind) :])
     return all(not len(side) or np.quantile(side, 0.8) <= limit for side in sides)

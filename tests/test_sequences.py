@@ -67,7 +67,7 @@ def test_the_grammar_rejects_what_it_does_not_hold(recognizer: Recognizer, strea
 
 
 def test_only_the_words_asked_for(recognizer: Recognizer, stream: np.ndarray) -> None:
-    """ "low" is not taken for "high", though the search may write nothing else."""
+    """No "low" is taken for "high", though the search may write nothing else."""
     found = list(Listener(recognizer, ["high"]).listen([stream]))
     assert [d.word for d in found] == ["high", "high"]
     whole = recognizer.transcribe(stream, RATE, grammar=Grammar.any_of(["high"]))

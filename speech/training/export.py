@@ -111,7 +111,8 @@ def load_network(path: Path) -> tuple[Scorer, dict[str, Any]]:
 def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
     """The network that a bundle was exported from, so that training can go on from it.
 
-    The exporter folds each normalisation into the convolution before it; here it does nothing but add the bias.
+    The exporter folds each normalisation into the convolution before it; here it does nothing but add the bias, which
+    the notes tell as "folded": to train on, see `fit_normalisation`.
 
     Raises:
         BundleError: the file is no bundle of this project, or not of a network that this version builds.
@@ -138,26 +139,23 @@ def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} does not hold a network that training can go on from: {error}") from error
-    notes = {"labels": list(info.labels), "features": asdict(features), "network": asdict(config), "head": info.head}
+    notes = {"labels": list(info.labels), "features": asdict(features), "network": asdict(config), "head": head}
     scorer = Scorer(MFCC(features), network).eval()
     scorer.shift(info.training.get("offsets", {}), info.labels)
     scorer.temperature = info.training.get("temperature", 1.0)
-    return scorer, notes
+    return scorer, {**notes, "folded": True}
 
 
 def _unfolded(network: Network, convolutions: list[list[Tensor]]) -> dict[str, Tensor]:
-    """The state of the encoder's convolutions and of the normalisation behind each, from weights and biases."""
-    thin = network.encoder.thin
-    names = [name for name, module in thin.named_modules() if isinstance(module, nn.Conv1d)]
-    norms = [(name, module) for name, module in thin.named_modules() if isinstance(module, nn.BatchNorm1d)]
-    state: dict[str, Tensor] = {}
-    for name, (norm, module), (weight, bias) in zip(names, norms, convolutions, strict=True):
-        state |= {f"encoder.thin.{name}.weight": weight, f"encoder.thin.{norm}.bias": bias}
-        one = torch.ones_like(bias)
-        state |= {f"encoder.thin.{norm}.weight": one, f"encoder.thin.{norm}.running_mean": 0 * one}
-        state |= {f"encoder.thin.{norm}.running_var": one - module.eps}
-        state |= {f"encoder.thin.{norm}.num_batches_tracked": torch.tensor(0)}
-    state["encoder.normalize.num_batches_tracked"] = torch.tensor(0)
+    """The state of the encoder's convolutions and of the fresh normalisation behind each, from weights and biases."""
+    modules = [(f"encoder.thin.{name}", module) for name, module in network.encoder.thin.named_modules()]
+    convs = [name for name, module in modules if isinstance(module, nn.Conv1d)]
+    norms = [(name, module) for name, module in modules if isinstance(module, nn.BatchNorm1d)]
+    state = {"encoder.normalize.num_batches_tracked": torch.tensor(0)}
+    for conv, (norm, module), (weight, bias) in zip(convs, norms, convolutions, strict=True):
+        state |= {f"{norm}.{name}": value for name, value in module.state_dict().items()}
+        state |= {f"{conv}.weight": weight, f"{norm}.bias": bias}
+        state[f"{norm}.running_var"] = torch.ones_like(bias) - module.eps
     return state
 
 
