@@ -16,9 +16,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from recipes.metrics import summarize
-from speech.ctc import BLANK, greedy
+from speech.bundle import BLANK, UNKNOWN
+from speech.ctc import greedy
 from speech.errors import ConfigError, DataError
-from speech.recognizer import UNKNOWN
 from speech.training.augment import Augment, AugmentConfig, impulse_responses
 from speech.training.data import (
     SILENCE,

@@ -11,7 +11,8 @@ import torch
 from recipes.inspect import HOP_S, Inspection, inspect, load, main, step_times
 from recipes.metrics import TWELVE
 from recipes.toy import RATE, glide
-from speech.recognizer import DEFAULT_MODEL, Recognizer
+from speech.bundle import DEFAULT_MODEL
+from speech.recognizer import Recognizer
 from speech.training.export import Scorer, load_checkpoint
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Classifier, LSTMKind, NetworkConfig

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import ConfigError, DataError
-from speech.recognizer import SILENCE, UNKNOWN
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 SAMPLE_RATE_HZ = 16000

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.recognizer import UNKNOWN
 from speech.training.data import (
     KEYWORDS,
     SAMPLE_RATE_HZ,
