@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from speech.training.data import (
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
-from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network, fit_normalisation
+from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network
 
 
 def warm_cosine(step: int, total: int, warmup: float) -> float:
@@ -191,12 +190,6 @@ class CommandTask(L.LightningModule):
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
         else:
             network.load_state_dict(scorer.network.state_dict())
-        if notes.get("folded"):
-            data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
-            batches = islice(data.train_dataloader(), 8)
-            network.eval()
-            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in batches])
-            network.train()
 
     @property
     def acoustic(self) -> Network:
