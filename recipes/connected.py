@@ -11,8 +11,9 @@ from torchaudio.functional import edit_distance
 from recipes.live import bed, blocks
 from recipes.metrics import Share
 from speech.grammar import Grammar
-from speech.listener import Detection, Listener
-from speech.recognizer import Recognizer, SpokenWord
+from speech.listener import Listener
+from speech.recognizer import Recognizer
+from speech.results import Detection, SpokenWord
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform
 from speech.training.mixtures import Mixture, fixed_mixtures
 

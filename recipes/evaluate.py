@@ -17,9 +17,10 @@ from recipes.metrics import write_json
 from recipes.report import Result, write_report
 from recipes.speed import evaluate_speed
 from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
+from speech.activity import ListenerConfig
+from speech.bundle import DEFAULT_MODEL
 from speech.errors import told
-from speech.recognizer import DEFAULT_MODEL, Recognizer
-from speech.spotters import ListenerConfig
+from speech.recognizer import Recognizer
 from speech.training.data import Corpus, index_others, index_words
 
 PROTOCOLS = ("twelve", "words", "live", "connected", "speed")
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
     )
     parser.add_argument(
-        "--pause", type=float, default=ListenerConfig.talk_memory_s, metavar="S", help="the Listener's, for live"
+        "--after-talk", type=float, default=ListenerConfig.after_talk_s, metavar="S", help="the Listener's, for live"
     )
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
@@ -90,7 +91,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
             corpus(),
             arguments.part,
             thresholds=arguments.curve,
-            config=ListenerConfig(talk_memory_s=arguments.pause),
+            config=ListenerConfig(after_talk_s=arguments.after_talk),
         ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),

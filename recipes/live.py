@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.metrics import Share
+from speech.activity import ListenerConfig
 from speech.errors import DataError
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.spotters import ListenerConfig
+from speech.results import Detection
 from speech.training.augment import impulse_responses, reverberate
 from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
 from speech.training.mixtures import SPEECH_DB, Placed
@@ -121,8 +122,8 @@ class Live:
     part: str
     thresholds: dict[str, float]
     """The bundle's own."""
-    pause_s: float
-    """How far back the Listener asks whether somebody talked."""
+    after_talk_s: float
+    """The Listener's: time after talk in which commands are rejected."""
     conditions: list[Condition]
     alarms: list[Alarms]
     curve: list[Point]
@@ -141,7 +142,7 @@ class Live:
         least, most = min(self.thresholds.values()), max(self.thresholds.values())
         threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         lines = [
-            f"live, {self.part}, threshold {threshold}, pause {self.pause_s:g} s: ten commands, each alone",
+            f"live, {self.part}, threshold {threshold}, after talk {self.after_talk_s:g} s: ten commands, each alone",
             *map(str, [*self.conditions, *self.alarms]),
         ]
         if self.curve:
@@ -162,7 +163,7 @@ class Live:
         return {
             "part": self.part,
             "thresholds": self.thresholds,
-            "pause_s": self.pause_s,
+            "after_talk_s": self.after_talk_s,
             "conditions": [c.as_dict() for c in self.conditions],
             "alarms": [a.as_dict() for a in self.alarms],
             "curve": [asdict(p) for p in self.curve],
@@ -280,7 +281,7 @@ def evaluate_live(
     listener = Listener(remembering, KEYWORDS, config=config)
     speech = recordings["speech without commands"]
     found = [*alarms(listener), find_alarms_apart(listener, corpus, "speech, each by itself", speech)]
-    return Live(part, listener.thresholds, config.talk_memory_s, conditions(listener), found, curve)
+    return Live(part, listener.thresholds, config.after_talk_s, conditions(listener), found, curve)
 
 
 def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:

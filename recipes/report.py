@@ -14,7 +14,7 @@ from recipes.live import Live
 from recipes.metrics import Share, summarize
 from recipes.speed import Speed
 from recipes.words import Evaluation, Mistake
-from speech.recognizer import BundleInfo
+from speech.bundle import BundleInfo
 from speech.training.data import SAMPLE_RATE_HZ
 
 Result = Evaluation | Live | Connected | Speed

@@ -8,8 +8,9 @@ import numpy as np
 
 from recipes.metrics import TWELVE, Counts, Judged, Share, calibration_error, fold, reliability, summarize
 from speech.audio import read
+from speech.bundle import UNKNOWN
 from speech.errors import DataError
-from speech.recognizer import UNKNOWN, Recognizer
+from speech.recognizer import Recognizer
 from speech.training.data import ARCHIVE_FOLDER, Corpus, Waveform
 
 

@@ -9,18 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speech.activity import ListenerConfig
     from speech.errors import SpeechError
-    from speech.listener import Detection, Listener
-    from speech.recognizer import Prediction, Recognizer
+    from speech.listener import Listener
+    from speech.recognizer import Recognizer
+    from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
 
-__all__ = ["Detection", "Listener", "Prediction", "Recognizer", "SpeechError"]
+__all__ = [
+    "Detection",
+    "Examined",
+    "Listener",
+    "ListenerConfig",
+    "Prediction",
+    "Reason",
+    "Recognizer",
+    "Rejection",
+    "SpeechError",
+    "SpokenWord",
+]
 
 _HOME = {
-    "Detection": "speech.listener",
+    "Detection": "speech.results",
+    "Examined": "speech.results",
     "Listener": "speech.listener",
-    "Prediction": "speech.recognizer",
+    "ListenerConfig": "speech.activity",
+    "Prediction": "speech.results",
+    "Reason": "speech.results",
     "Recognizer": "speech.recognizer",
+    "Rejection": "speech.results",
     "SpeechError": "speech.errors",
+    "SpokenWord": "speech.results",
 }
 
 

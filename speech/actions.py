@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from speech.errors import ConfigError
-from speech.listener import Detection
+from speech.results import Detection
 
 TAIL_BYTES = 4096
 """How much of each output of a command is kept."""

@@ -26,10 +26,12 @@ import numpy as np
 import soundfile
 
 from speech.audio import Block, as_mono, read_blocks
+from speech.bundle import DEFAULT_MODEL
 from speech.errors import AudioError, ConfigError, SpeechError
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.microphone import Microphone
-from speech.recognizer import DEFAULT_MODEL, Recognizer
+from speech.recognizer import Recognizer
+from speech.results import Detection
 
 FLOOR = 0.3
 """Where the search begins with `allow_lower`."""

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speech.bundle import BLANK, UNKNOWN
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
 
-BLANK, FILLER = "_blank_", "_unknown_"
+FILLER = UNKNOWN
+"""The token of other speech."""
 
 _UNLIKELY = -12.0  # log posterior below which a frame begins no new token
 _QUIET = math.log(0.999)  # log posterior of the blank above which a frame begins none at all

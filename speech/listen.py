@@ -8,22 +8,24 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from speech.actions import Actions
+from speech.activity import ListenerConfig
 from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
+from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.grammar import Grammar
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.microphone import Microphone, list_devices
-from speech.recognizer import DEFAULT_MODEL, Recognizer
+from speech.recognizer import Recognizer
 from speech.recording import Recorder
-from speech.spotters import ListenerConfig
+from speech.results import Detection, Rejection
 from speech.status import Console
 
 DEMO = Path(__file__).parent / "demo.flac"
@@ -50,17 +52,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
     parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
     parser.add_argument(
-        "--pause", type=float, metavar="S",
-        help="how long nobody must have talked before a command, for bundles of single words (default: "
-        f"{ListenerConfig.talk_memory_s} s); less hears a command sooner after other speech, but more in a television",
+        "--after-talk", type=float, metavar="S",
+        help=f"time after talk in which commands are rejected (default: {ListenerConfig.after_talk_s} s); "
+        "0 hears a command right after a sentence, but more in a television",
     )  # fmt: skip
+    parser.add_argument("--pause", type=float, dest="after_talk", help=argparse.SUPPRESS)  # its name up to 0.1
     parser.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--rejected", action="store_true", help="with --json: also the utterances that were not reported, and why"
+    )
     parser.add_argument("--actions", metavar="FILE.toml", help="what each word sets off; see speech/actions.py")
-    parser.add_argument("--record", metavar="DIR", help="keep the audio of each word, and of what nearly was one")
+    parser.add_argument("--record", metavar="DIR", help="keep the audio of each command, and of what nearly was one")
     parser.add_argument("--no-reconnect", action="store_true", help="end when the microphone goes away")
     parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
     arguments = parser.parse_args(argv)
@@ -72,6 +78,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--realtime belongs to --file")
     if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
         parser.error("--no-reconnect belongs to the microphone")
+    if arguments.rejected and not arguments.json:
+        parser.error("--rejected belongs to --json")
     if arguments.seconds is not None and not arguments.seconds > 0:
         parser.error("--seconds must be positive")
     if arguments.stdin and sys.stdin.isatty():
@@ -133,11 +141,18 @@ def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
     return Grammar.parse(text, words).repeated()
 
 
-def show(detection: Detection, as_json: bool, file: str | None) -> None:
+def as_json(found: Detection | Rejection, file: str | None) -> str:
+    """One JSON object; a rejection is marked as one."""
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(found).items()}
+    if isinstance(found, Rejection):
+        rounded = {"rejected": True} | rounded
+    return json.dumps(rounded | ({"file": file} if file else {}))
+
+
+def show(detection: Detection, with_json: bool, file: str | None) -> None:
     """One line on stdout, at once."""
-    if as_json:
-        rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(detection).items()}
-        print(json.dumps(rounded | ({"file": file} if file else {})), flush=True)
+    if with_json:
+        print(as_json(detection, file), flush=True)
     else:
         where = f"{file}: " if file else ""
         print(f"{where}{detection.start_s:8.2f} s  {detection.word:<8} {detection.confidence:4.2f}", flush=True)
@@ -162,15 +177,14 @@ class Session:
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
         recognizer = Recognizer.load(arguments.model)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
-        near_miss = self._nearly if arguments.record else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
         threshold: float | dict[str, float] | None = arguments.threshold
         if arguments.thresholds:
             threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
-        if arguments.pause is not None and recognizer.info.head == "ctc":
-            raise ConfigError("--pause belongs to bundles of single words; this one hears sequences")
-        config = ListenerConfig() if arguments.pause is None else ListenerConfig(talk_memory_s=arguments.pause)
-        self.listener = Listener(recognizer, words, threshold, config, near_miss, grammar)
+        config = ListenerConfig()
+        if arguments.after_talk is not None:
+            config = replace(config, after_talk_s=arguments.after_talk)
+        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None
@@ -232,6 +246,7 @@ class Session:
 
     def _listen(self, blocks: Iterable[Block], source: str) -> None:
         self.listener.reset()
+        self.source = source
         if self.actions:
             self.actions.reset()
         if self.recorder:
@@ -242,25 +257,35 @@ class Session:
             self.n_heard += len(block)
             if self.recorder:
                 self.recorder.feed(block)
-            self._react(self.listener.feed(block), source)
+            self._react(self.listener.feed(block))
             self.console.heard(block)
-        self._react(self.listener.flush(), source)
+        self._react(self.listener.flush())
 
-    def _react(self, detections: list[Detection], source: str) -> None:
-        several = self.arguments.file and len(self.arguments.file) > 1
+    @property
+    def _file_name(self) -> str | None:
+        """What tells the results of several files apart."""
+        return self.source if self.arguments.file and len(self.arguments.file) > 1 else None
+
+    def _react(self, detections: list[Detection]) -> None:
         for detection in detections:
             self.n_detections += 1
             self.console.clear()
-            show(detection, self.arguments.json, source if several else None)
-            self.console.note(detection.word, detection.confidence)
+            show(detection, self.arguments.json, self._file_name)
+            self.console.note(f"{detection.word} {detection.confidence:.2f}")
             if self.actions:
                 self.actions(detection)
             if self.recorder:
-                self.recorder.keep(detection, "detection", self.listener.thresholds[detection.word])
+                self.recorder.keep(detection, self.listener.thresholds[detection.word])
 
-    def _nearly(self, detection: Detection) -> None:
-        if self.recorder:
-            self.recorder.keep(detection, "near_miss", self.listener.thresholds[detection.word])
+    def _reject(self, rejection: Rejection) -> None:
+        """Let a person see why nothing happened."""
+        if self.arguments.rejected:
+            self.console.clear()
+            print(as_json(rejection, self._file_name), flush=True)
+        if rejection.was_close:
+            self.console.note(f"({rejection.word} {rejection.confidence:.2f}: {rejection.reason})")
+            if self.recorder:
+                self.recorder.keep(rejection, self.listener.thresholds.get(rejection.word))
 
     def end(self) -> None:
         """End what still runs, and sum up."""

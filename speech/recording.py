@@ -1,4 +1,4 @@
-"""Keeps the audio of what was heard, and of what was nearly heard, to judge and to learn from."""
+"""Keeps the audio of what was reported, and of what was nearly, to judge and to learn from."""
 
 import io
 import json
@@ -10,19 +10,18 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import soundfile
 
 from speech.audio import Block
 from speech.errors import ConfigError
-from speech.listener import Detection
+from speech.results import Detection, Rejection
 
 LEAD_S = 0.5
 """Audio kept before the word."""
-MEMORY_S = 5.0
-"""Audio at hand; a near miss is told more than a second after it was heard."""
+MEMORY_S = 12.0
+"""Audio at hand: the longest utterance and what is kept before it."""
 
 
 class Recorder:
@@ -72,29 +71,35 @@ class Recorder:
         while self._end - self._begin - len(self._blocks[0]) >= MEMORY_S * self._rate:
             self._begin += len(self._blocks.popleft())
 
-    def keep(self, detection: Detection, kind: Literal["detection", "near_miss"], threshold: float) -> None:
-        """Write what was heard.  The first time that this fails ends the recording, and is told."""
+    def keep(self, found: Detection | Rejection, threshold: float | None) -> None:
+        """Write what was heard.  The first time that this fails ends the recording, with one line.
+
+        Args:
+            found: what was reported, or rejected with a reason.
+            threshold: of its word; None where it has none.
+        """
         if self._is_stopped:
             return
-        described = asdict(detection) | {"kind": kind, "threshold": threshold} | self.about
+        kind = "rejection" if isinstance(found, Rejection) else "detection"
+        described = asdict(found) | {"kind": kind, "threshold": threshold} | self.about
         sound = io.BytesIO()
-        soundfile.write(sound, self._cut(detection), self._rate, format="WAV", subtype="PCM_16")
+        soundfile.write(sound, self._cut(found), self._rate, format="WAV", subtype="PCM_16")
         try:
-            self._save(self._name(detection, kind), sound.getvalue(), (json.dumps(described) + "\n").encode())
+            self._save(self._name(found), sound.getvalue(), (json.dumps(described) + "\n").encode())
         except OSError as error:
             self._is_stopped = True
             self._tell(f"recording stopped: {self._folder}: {error.strerror}")
 
-    def _cut(self, detection: Detection) -> Block:
+    def _cut(self, found: Detection | Rejection) -> Block:
         at_hand = np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)
-        begin = round((detection.start_s - LEAD_S) * self._rate) - self._begin
-        return at_hand[max(0, begin) : max(0, round(detection.at_s * self._rate) - self._begin)]
+        begin = round((found.start_s - LEAD_S) * self._rate) - self._begin
+        return at_hand[max(0, begin) : max(0, round(found.at_s * self._rate) - self._begin)]
 
-    def _name(self, detection: Detection, kind: str) -> str:
+    def _name(self, heard: Detection | Rejection) -> str:
         """A name that no file has yet."""
-        word = re.sub(r"[^\w-]", "_", detection.word)
-        name = f"{self._began}_{detection.start_s:09.2f}_{word}_{detection.confidence:.2f}"
-        name += "_near" if kind == "near_miss" else ""
+        word = re.sub(r"[^\w-]", "_", heard.word)
+        name = f"{self._began}_{heard.start_s:09.2f}_{word}_{heard.confidence:.2f}"
+        name += "_rejected" if isinstance(heard, Rejection) else ""
         found, n = name, 1
         while (self._folder / f"{found}.wav").exists() or (self._folder / f"{found}.json").exists():
             n += 1

@@ -19,8 +19,9 @@ import numpy as np
 from speech.audio import Block, read_blocks, resample_stream
 from speech.errors import SpeechError
 from speech.listen import DEMO
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.recognizer import Recognizer
+from speech.results import Detection
 
 DEVICE_HZ = 44100
 PERIOD_S = 600

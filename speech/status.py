@@ -47,9 +47,9 @@ class Console:
         if not self._quiet:
             self.tell(text)
 
-    def note(self, word: str, confidence: float) -> None:
-        """A word for the status line."""
-        self._words.append(f"{word} {confidence:.2f}")
+    def note(self, text: str) -> None:
+        """A word that was heard, or why one was not reported, for the status line."""
+        self._words.append(text)
 
     def clear(self) -> None:
         """Take the status line away, before something is printed on stdout or at the end."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from speech.recognizer import FORMAT, BundleInfo
+from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
     from speech.training.data import Corpus

@@ -14,7 +14,7 @@ import pytest
 from speech import actions as module
 from speech.actions import Action, Actions
 from speech.errors import ConfigError
-from speech.listener import Detection
+from speech.results import Detection
 
 WORDS = ("left", "right", "stop")
 posix = pytest.mark.skipif(os.name != "posix", reason="process groups and sh are POSIX")

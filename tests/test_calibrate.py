@@ -28,8 +28,9 @@ from speech.calibrate import (
     raised,
 )
 from speech.errors import ConfigError
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.recognizer import Recognizer
+from speech.results import Detection
 
 RATE = 16000
 WORDS = ("low", "high")

@@ -9,7 +9,7 @@ import pytest
 from recipes import evaluate, train
 from recipes.toy import glide
 from speech import Listener, Recognizer
-from speech.recognizer import BLANK, UNKNOWN
+from speech.bundle import BLANK, UNKNOWN
 from speech.training import export
 from speech.training.data import KEYWORDS
 

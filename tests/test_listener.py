@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from speech.spotters import stands_out, word_bounds
 
 from speech.errors import AudioError, ConfigError
 from speech.listener import Detection, Listener, ListenerConfig
 from speech.recognizer import Recognizer
-from speech.spotters import stands_out, word_bounds
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000

@@ -25,8 +25,9 @@ from recipes.toy import make_corpus
 from recipes.words import Evaluation, Mistake
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.recognizer import Recognizer
+from speech.results import Detection
 from speech.training.data import Corpus, Recording, index_others, index_words
 from speech.training.mixtures import Placed
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from recipes.connected import Heard, error_rate, latencies, noisy
+from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.listener import Detection
-from speech.recognizer import UNKNOWN
+from speech.results import Detection
 from speech.training.data import CLIP, KEYWORDS, Corpus, speaker_of
 from speech.training.mixtures import (
     Element,

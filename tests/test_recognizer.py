@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
+from speech.bundle import BundleInfo
 from speech.errors import AudioError, BundleError
-from speech.recognizer import BundleInfo, Recognizer
+from speech.recognizer import Recognizer
 
 Tone = Callable[[float, float], np.ndarray]
 

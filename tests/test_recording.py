@@ -15,8 +15,8 @@ import soundfile
 
 from speech import listen
 from speech.errors import ConfigError
-from speech.listener import Detection
 from speech.recording import LEAD_S, Recorder
+from speech.results import Detection
 
 RATE = 16000
 BEGAN = datetime(2026, 11, 22, 15, 45, 1)

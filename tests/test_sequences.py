@@ -10,8 +10,9 @@ import pytest
 from speech import spotters
 from speech.errors import AudioError, BundleError, ConfigError
 from speech.grammar import Grammar
-from speech.listener import Detection, Listener
+from speech.listener import Listener
 from speech.recognizer import Recognizer
+from speech.results import Detection
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from speech import soak
-from speech.listener import Detection
+from speech.results import Detection
 
 
 def test_twenty_minutes_stay_the_same(tone_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import DataError
-from speech.recognizer import SILENCE, UNKNOWN
 from speech.training.clips import (
     CLIP,
     FRAME,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import ConfigError
-from speech.recognizer import SILENCE, UNKNOWN
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
 from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.material import Material, NoiseDraws, NoiseMix, Sounds, SourceMix, draw_noise, joined

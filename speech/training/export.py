@@ -15,8 +15,9 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from speech.bundle import FORMAT, BundleInfo
 from speech.errors import BundleError, ConfigError
-from speech.recognizer import FORMAT, BundleInfo, Recognizer
+from speech.recognizer import Recognizer
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
 

