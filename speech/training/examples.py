@@ -26,7 +26,7 @@ SHORTEST_S, LONGEST_S = 0.5, 2.0
 """Lengths of an utterance, margins included."""
 LONGEST_SOUND_S = 1.8
 """Longest sound of an utterance; of a longer one the beginning is kept."""
-LEFT_S, RIGHT_S = (0.05, 0.45), (0.1, 0.5)
+LEFT_S, RIGHT_S = (0.05, 0.55), (0.1, 0.6)
 """Margins before and after the sound; the live pre-roll is about 0.3 s, the pause that closes about 0.25 s."""
 HOME_WORDS = ("on", "off")
 CHUNK = 4096
@@ -69,6 +69,8 @@ class MixConfig(SourceMix):
     """Made sounds: noises, tones, knocks, ticks, keys."""
     digital: int = 200
     """Nothing but zeros."""
+    repeats: int = 1
+    """How many times all that makes an epoch; more where epochs are short, as on a GPU."""
     speed: float = 0.12
     """Largest relative change of speed, which moves pitch and formants along."""
     speed_rare: float = 0.2
@@ -416,7 +418,7 @@ class UtteranceBatches(Dataset[Utterances]):
     ) -> None:
         rng = np.random.default_rng([seed, epoch])
         self.material, self.teacher = material, teacher
-        self.draws = EpochDraws(material, labels, mix, rng).draw()
+        self.draws = together([EpochDraws(material, labels, mix, rng).draw() for _ in range(mix.repeats)])
         n = len(self.draws)
         self.layout = lay_out(self.draws, rng.uniform(*LEFT_S, n), rng.uniform(*RIGHT_S, n))
         self.noise = draw_noise(material, noise, n, rng)
