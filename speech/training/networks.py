@@ -242,11 +242,14 @@ class Classifier(nn.Module):
         self.classes = nn.Linear(config.n_pooled, n_classes)
         self.words = CosineLayer(config.n_pooled, n_words) if n_words else None
 
+    def pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding, (batch, n_pooled), which the class layer sees, and the attention (batch, heads, steps)."""
+        pooled, attention = self.pool(self.encoder(features))
+        return self.project(pooled), attention
+
     def embedding(self, features: Tensor) -> Tensor:
         """The vector that the class layer sees: (batch, n_pooled)."""
-        pooled, _ = self.pool(self.encoder(features))
-        embedding: Tensor = self.project(pooled)
-        return embedding
+        return self.pooled(features)[0]
 
     def both(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, classes) and those of the training-only layer (batch, n_words), in one pass."""
