@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.audio import Block, as_mono
 from speech.errors import ConfigError
 from speech.grammar import Grammar
@@ -24,6 +24,7 @@ class Listener:
         grammar: for a bundle with a CTC head: the sentences that may be said.
         rejected: called with each utterance that is not reported, and why.
         examined: called with each utterance, its audio and scores.
+        voice: tells speech from other sound; default: Silero VAD.
     Raises:
         ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range.
     """
@@ -37,11 +38,12 @@ class Listener:
         grammar: Grammar | None = None,
         rejected: Callable[[Rejection], None] | None = None,
         examined: Callable[[Examined], None] | None = None,
+        voice: SpeechDetector | None = None,
     ) -> None:
         self.recognizer, self.config = recognizer, config
         self.thresholds = thresholds_for(recognizer, words, threshold)
         reader = reader_for(recognizer, self.thresholds, config, grammar)
-        self._segmenter = Segmenter(config, reader.max_s)
+        self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, SAMPLE_RATE_HZ)
         self._rejected, self._examined = rejected, examined
         self.reset()
