@@ -23,6 +23,11 @@ CUTOFF_HZ = 100.0
 HYSTERESIS = 0.15
 """How far below `speech_probability` a hop must fall to count as silence again; silero-vad's own default."""
 
+OVER_FLOOR, OVER_PEAK = 4.0, 0.03
+"""A word's sound is this much stronger than the floor of its utterance, and at least this part of its peak."""
+REACH = 4 * HOP
+"""How far a word's sound may begin or end from where the speech does, in samples."""
+
 
 @dataclass(frozen=True)
 class ListenerConfig:
@@ -284,20 +289,20 @@ def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list
     return [utterance for utterance in found if utterance]
 
 
-def sound_bounds(waveform: Block) -> tuple[int, int]:
-    """First and last sample of what stands out of a short recording's own noise floor.
+def sound_bounds(utterance: Utterance) -> tuple[int, int]:
+    """Where the sound of an utterance begins and ends, in samples of its waveform; near its speech, which hops tell
+    only roughly.
 
-    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as its peak.
-
-    Args:
-        waveform: (time,) at 16 kHz.
+    Pre-emphasis raises the weak ends of "off" and "left" above the noise; a click is too short to count as the peak.
     """
     step = SAMPLE_RATE_HZ // 100
-    sharp = waveform - 0.9 * np.pad(waveform, (1, 0))[:-1]
+    sharp = utterance.waveform - 0.9 * np.pad(utterance.waveform, (1, 0))[:-1]
     power = np.square(sharp[: len(sharp) // step * step].reshape(-1, step)).mean(1)
-    if len(power) < 3:
-        return 0, len(waveform)
     level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
     floor, peak = np.quantile(level, [0.1, 0.95])
-    loud = np.flatnonzero(level > max(1.5 * floor, 0.03 * peak))
-    return (int(loud[0]) * step, int(loud[-1] + 1) * step) if len(loud) else (0, len(waveform))
+    loud = np.flatnonzero(level > max(OVER_FLOOR * floor, OVER_PEAK * peak)) * step
+    start, end = utterance.start - utterance.begin, utterance.end - utterance.begin
+    if not len(loud):
+        return start, end
+    first, last = int(loud[0]), int(loud[-1]) + step
+    return max(start - REACH, min(first, start + REACH)), max(end - REACH, min(last, end + REACH))

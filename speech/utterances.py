@@ -63,7 +63,7 @@ class WordReader:
     def read(self, utterance: Utterance) -> Reading:
         scores = self._recognizer.posteriors(utterance.waveform)
         word = max(scores, key=scores.__getitem__)
-        found = Word(word, *sound_bounds(utterance.waveform), scores[word])
+        found = Word(word, *sound_bounds(utterance), scores[word])
         return Reading((found,), self._objection(found), scores)
 
     def _objection(self, found: Word) -> Reason | None:
@@ -115,7 +115,7 @@ class SequenceReader:
         rate, time_s = self._recognizer.info.sample_rate_hz, self._recognizer.time_s
         starts = [round(time_s(span.start) * rate) for span in spans]
         ends = [round(time_s(span.end) * rate) for span in spans]
-        first, last = sound_bounds(utterance.waveform)
+        first, last = sound_bounds(utterance)
         starts[0], ends[-1] = min(starts[0], first), max(ends[-1], last)
         return tuple(Word(s.label, a, b, s.confidence) for s, a, b in zip(spans, starts, ends, strict=True))
 
