@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torchaudio.functional import edit_distance
 
-from recipes.live import bed, blocks
 from recipes.metrics import Share
+from recipes.scenes import bed, blocks
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer

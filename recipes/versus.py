@@ -282,7 +282,8 @@ def run(arguments: argparse.Namespace) -> Comparison:
     if recognizer.info.head != "ctc":
         raise SpeechError(f"{arguments.model} names single words; sequences need a bundle such as --model connected")
     recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-    corpus = Corpus(recordings, arguments.cache or arguments.root / "cache")
+    needed = [recording for recording in recordings if recording.part == arguments.part]
+    corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
     others = {search: pocketsphinx(KEYWORDS, search) for search in SEARCHES}
 
     words = recognizer.info.words
