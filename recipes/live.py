@@ -295,7 +295,7 @@ def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) 
         len(left),
         tuple(round(x, 3) for x in latencies),
         tuple((confidence, d not in left) for confidence, d in judged),
-        Counter(cause_of(command, examined) for command in missed),
+        dict(Counter(cause_of(command, examined) for command in missed)),
     )
 
 
