@@ -181,7 +181,8 @@ class VoiceActivity:
     def _begin(self) -> None:
         self._detector.process_array(np.zeros(HOP, np.float32))  # clears the context that `reset` leaves
         self._detector.reset()
-        self._age, self._probability = 0, 0.0
+        self._age = 0
+        self._probability = 0.0
 
 
 @dataclass(frozen=True)
