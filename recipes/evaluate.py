@@ -22,7 +22,7 @@ from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import told
 from speech.recognizer import Recognizer
-from speech.training.data import Corpus, index_others, index_words
+from speech.training.corpus import Corpus, index_others, index_words
 
 PARTS = ("training", "validation", "testing")
 PROTOCOLS = ("twelve", "words", "live", "connected", "speed")

@@ -18,7 +18,8 @@ from speech.errors import ConfigError
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
+from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.mixtures import Placed
 from speech.utterances import Decision, Reading, reader_for
 
@@ -111,7 +112,7 @@ def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
 
 def decide(heard: Heard, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:
     """What a Listener makes of a stream with these thresholds and this time after talk."""
-    decision = Decision(ReadBefore(heard, thresholds), config, SAMPLE_RATE_HZ)
+    decision = Decision(ReadBefore(heard, thresholds), config)
     return [decision.decide(utterance, heard.n_samples) for utterance in heard.utterances]
 
 

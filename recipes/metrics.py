@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speech.bundle import SILENCE, UNKNOWN
 from speech.calibrate import poisson_bound
-from speech.training.data import KEYWORDS, SILENCE, UNKNOWN
+from speech.training.corpus import KEYWORDS
 
 TWELVE = (*KEYWORDS, UNKNOWN, SILENCE)
 

@@ -15,7 +15,7 @@ from recipes.metrics import Share, summarize
 from recipes.speed import Speed
 from recipes.words import Evaluation, Mistake
 from speech.bundle import BundleInfo
-from speech.training.data import SAMPLE_RATE_HZ
+from speech.training.clips import SAMPLE_RATE_HZ
 
 Result = Evaluation | Live | Connected | Speed
 

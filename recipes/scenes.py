@@ -13,7 +13,8 @@ import torch
 from speech.activity import ListenerConfig, utterances_of
 from speech.errors import DataError
 from speech.training.augment import impulse_responses, reverberate
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform, extent, set_level
+from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.mixtures import SPEECH_DB, Placed
 
 TAIL = SAMPLE_RATE_HZ // 2

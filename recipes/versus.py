@@ -28,7 +28,8 @@ from recipes.metrics import write_json
 from speech.errors import DataError, SpeechError, told
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, index_others, index_words
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
+from speech.training.corpus import KEYWORDS, Corpus, index_others, index_words
 from speech.training.mixtures import fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0)

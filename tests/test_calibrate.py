@@ -34,7 +34,7 @@ from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
-from speech.training.data import KEYWORDS
+from speech.training.corpus import KEYWORDS
 
 RATE = 16000
 WORDS = ("low", "high")
