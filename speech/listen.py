@@ -5,18 +5,14 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO
-
-import numpy as np
 
 from speech.actions import Actions
 from speech.activity import ListenerConfig
-from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
+from speech.audio import Block, read_blocks, sample_rate_of
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.errors import AudioError, ConfigError, SpeechError
@@ -26,6 +22,7 @@ from speech.microphone import Microphone, list_devices
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
+from speech.sources import limited, paced, stdin_blocks, until
 from speech.status import Console
 
 DEMO = Path(__file__).parent / "demo.flac"
@@ -87,48 +84,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             "--stdin expects audio from a pipe, as in: arecord -t raw -f S16_LE -r 16000 | speech-listen --stdin"
         )
     return arguments
-
-
-def stdin_blocks(stream: IO[bytes], rate_hz: int, to_hz: int) -> Iterator[Block]:
-    """Raw 16-bit samples -> blocks, each as soon as it has come."""
-
-    def decoded() -> Iterator[Block]:
-        odd = b""
-        while data := os.read(stream.fileno(), 4096):
-            data = odd + data
-            whole = len(data) // 2 * 2
-            odd = data[whole:]
-            yield as_mono(np.frombuffer(data[:whole], "<i2").astype(np.int16))
-
-    return resample_stream(decoded(), check_rate(rate_hz), to_hz)
-
-
-def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
-    """Hand each block out when a microphone would have recorded it."""
-    begin, given = time.monotonic(), 0
-    for block in blocks:
-        given += len(block)
-        time.sleep(max(0.0, begin + given / rate_hz - time.monotonic()))
-        yield block
-
-
-def limited(blocks: Iterable[Block], n_samples: int | None) -> Iterator[Block]:
-    """The first `n_samples` of a stream; all of it for None."""
-    for block in blocks:
-        if n_samples is not None:
-            block, n_samples = block[:n_samples], n_samples - len(block)
-        yield block
-        if n_samples is not None and n_samples <= 0:
-            return
-
-
-def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
-    """End a stream that is only waiting (empty blocks) after that time; None: never."""
-    end = time.monotonic() + (float("inf") if seconds is None else seconds)
-    for block in blocks:
-        if not len(block) and time.monotonic() > end:
-            return
-        yield block
 
 
 def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
