@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from speech.recognizer import Recognizer
     from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Detection",
     "Examined",
@@ -26,6 +28,7 @@ __all__ = [
     "Rejection",
     "SpeechError",
     "SpokenWord",
+    "__version__",
 ]
 
 _HOME = {

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from speech import errors
 from speech.errors import ConfigError
 from speech.results import Detection
 
@@ -114,7 +115,7 @@ class Actions:
             if words is not None and word not in words:
                 raise ConfigError(f"[{word}] is not one of the words: {', '.join(words)}")
         self._actions = {word: a if isinstance(a, Action) else Action(a) for word, a in actions.items()}
-        self._tell = tell or _tell
+        self._tell = tell or errors.tell
         self._closing = threading.Event()
         self._runs: dict[str, _Run] = {}  # the last of each word
         self.reset()
@@ -309,7 +310,3 @@ def _one_line(text: str) -> str:
     """No line ends, no control characters, not too long."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -33,6 +33,8 @@ from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.sources import number_or_name
+from speech.status import settle_streams
 
 FLOOR = 0.3
 """Where the search begins with `allow_lower`."""
@@ -264,9 +266,8 @@ def first_interrupt() -> Iterator[threading.Event]:
 
 def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Iterator[Block]:
     """What a microphone hears for that long, or until Ctrl-C; nothing of it is kept."""
-    number_or_name = int(device) if device and device.isdigit() else device
     n_heard = 0
-    with Microphone(number_or_name, tell=progress.tell) as microphone, first_interrupt() as asked:
+    with Microphone(number_or_name(device), tell=progress.tell) as microphone, first_interrupt() as asked:
         progress.tell(
             f"listening on {microphone.device.name} for {minutes:g} min; no audio is kept; "
             "say no commands; Ctrl-C ends early"
@@ -390,6 +391,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    settle_streams()
     arguments, progress = parse(argv), Progress()
     try:
         return run(arguments, progress)

@@ -6,93 +6,42 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from speech.actions import Actions
 from speech.activity import ListenerConfig
-from speech.audio import Block, read_blocks, sample_rate_of
+from speech.audio import Block, open_recording, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
+from speech.containers import RawFormat
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.microphone import Microphone, list_devices
+from speech.options import parse
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
-from speech.sources import limited, paced, stdin_blocks, until
-from speech.status import Console
+from speech.sources import limited, number_or_name, paced, standard_input, until
+from speech.status import Console, settle_streams
 
 DEMO = Path(__file__).parent / "demo.flac"
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """They end the program."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; exits with status 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="speech-listen",
-        description="Print the commands that are spoken, offline.  Without a source: the default microphone.",
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
-    source.add_argument("--file", nargs="+", metavar="PATH", help="audio files instead of the microphone")
-    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
-    source.add_argument("--demo", action="store_true", help="a recording that ships with the package, in real time")
-    source.add_argument("--list-devices", action="store_true", help="show the input devices and exit")
-    parser.add_argument("--rate", type=int, metavar="HZ", help="sample rate of --stdin (default: 16000 Hz)")
-    parser.add_argument("--realtime", action="store_true", help="pace --file like a microphone")
-    parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
-    parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
-    parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
-    parser.add_argument(
-        "--after-talk", type=float, metavar="S",
-        help=f"time after talk in which commands are rejected (default: {ListenerConfig.after_talk_s} s); "
-        "0 hears a command right after a sentence, but more in a television",
-    )  # fmt: skip
-    parser.add_argument("--pause", type=float, dest="after_talk", help=argparse.SUPPRESS)  # its name up to 0.1
-    parser.add_argument(
-        "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
-    )
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument(
-        "--rejected", action="store_true", help="with --json: also the utterances that were not reported, and why"
-    )
-    parser.add_argument("--actions", metavar="FILE.toml", help="what each word sets off; see speech/actions.py")
-    parser.add_argument("--record", metavar="DIR", help="keep the audio of each command, and of what nearly was one")
-    parser.add_argument("--no-reconnect", action="store_true", help="end when the microphone goes away")
-    parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
-    arguments = parser.parse_args(argv)
-    if arguments.rate is not None and not arguments.stdin:
-        parser.error("--rate belongs to --stdin; files and devices know their rate")
-    if arguments.thresholds and arguments.threshold is not None:
-        parser.error("--threshold and --thresholds exclude each other")
-    if arguments.realtime and not arguments.file:
-        parser.error("--realtime belongs to --file")
-    if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
-        parser.error("--no-reconnect belongs to the microphone")
-    if arguments.rejected and not arguments.json:
-        parser.error("--rejected belongs to --json")
-    if arguments.seconds is not None and not arguments.seconds > 0:
-        parser.error("--seconds must be positive")
-    if arguments.stdin and sys.stdin.isatty():
-        parser.error(
-            "--stdin expects audio from a pipe, as in: arecord -t raw -f S16_LE -r 16000 | speech-listen --stdin"
-        )
-    return arguments
-
-
 def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
     """A grammar that is spelled out or lies in a file; in a stream its sentences follow one another."""
-    path = Path(text_or_path)
     try:
-        text = path.read_text("utf-8") if path.is_file() else text_or_path
+        is_file = Path(text_or_path).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+        is_file = False
+    try:
+        text = Path(text_or_path).read_text("utf-8") if is_file else text_or_path
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
+        raise ConfigError(f"{text_or_path} can't be read: {error}") from error
     return Grammar.parse(text, words).repeated()
 
 
@@ -153,17 +102,14 @@ class Session:
     def run(self) -> int:
         """Listen to the source until it ends and wait for what it set off; the exit status."""
         arguments = self.arguments
-        if arguments.file:
+        if arguments.stdin:
+            self._standard_input()
+        elif arguments.file:
             for path in arguments.file:
                 self._file(path)
         elif arguments.demo:
             self.console.inform(f"listening to the demo recording, model {self.model}")
             self._listen(paced(read_blocks(DEMO, self.rate), self.rate), DEMO.name)
-        elif arguments.stdin:
-            rate = self.rate if arguments.rate is None else arguments.rate
-            self.console.inform(f"listening to standard input at {rate} Hz, model {self.model}")
-            self._note_rate(rate)
-            self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate), "standard input")
         else:
             self._microphone()
         if self.actions:
@@ -172,12 +118,23 @@ class Session:
 
     def _file(self, path: str) -> None:
         try:
-            blocks = read_blocks(path, self.rate)
-            self._note_rate(sample_rate_of(path))
+            recording = standard_input(RawFormat(), tell=self.console.inform) if path == "-" else open_recording(path)
+            self._note_rate(recording.sample_rate_hz)
+            blocks = recording.blocks(self.rate)
             self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path)
         except AudioError as error:
             self.console.tell(f"error: {error}")
             self.failed = True  # the other files are still listened to
+
+    def _standard_input(self) -> None:
+        encoding, rate_hz, channels = self.arguments.format, self.arguments.rate, self.arguments.channels
+        raw = RawFormat(
+            encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if channels is None else channels
+        )
+        recording = standard_input(raw, encoding is None, self.console.inform)
+        self.console.inform(f"listening to standard input at {recording.sample_rate_hz} Hz, model {self.model}")
+        self._note_rate(recording.sample_rate_hz)
+        self._listen(recording.blocks(self.rate), "standard input")
 
     def _note_rate(self, rate_hz: int) -> None:
         if rate_hz < self.rate:
@@ -186,16 +143,15 @@ class Session:
             )
 
     def _microphone(self) -> None:
-        wanted, seconds = self.arguments.device, self.arguments.seconds
-        number_or_name = int(wanted) if wanted and wanted.isdigit() else wanted
-        with Microphone(number_or_name, not self.arguments.no_reconnect, self.console.tell) as microphone:
-            device = microphone.device
+        device, seconds = number_or_name(self.arguments.device), self.arguments.seconds
+        with Microphone(device, not self.arguments.no_reconnect, self.console.tell) as microphone:
+            found = microphone.device
             self.console.inform(
-                f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
+                f"listening on {found.name} at {found.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
             )
-            self._note_rate(device.sample_rate_hz)
+            self._note_rate(found.sample_rate_hz)
             try:
-                self._listen(until(microphone.blocks(self.rate), seconds), device.name)
+                self._listen(until(microphone.blocks(self.rate), seconds), found.name)
             finally:
                 self.overflows = microphone.overflows
 
@@ -207,8 +163,7 @@ class Session:
         if self.recorder:
             self.recorder.reset()
             self.recorder.about["source"] = source
-        seconds = self.arguments.seconds
-        for block in limited(blocks, None if seconds is None else round(seconds * self.rate)):
+        for block in limited(blocks, self.arguments.seconds, self.rate):
             self.n_heard += len(block)
             if self.recorder:
                 self.recorder.feed(block)
@@ -268,6 +223,7 @@ def watch_signals() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    settle_streams()
     arguments = parse(argv)
     console = Console(arguments.quiet)
     watch_signals()
@@ -298,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def drop_stdout() -> None:
     """Let what is still to be written vanish, so that Python does not try again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,27 +1,35 @@
 """Where the blocks of a stream come from, when, and for how long."""
 
+import math
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
+from speech.audio import Block, Recording, open_stream
+from speech.containers import RawFormat
+from speech.errors import AudioError, tell
 
-from speech.audio import Block, as_mono, check_rate, resample_stream
+
+def standard_input(raw: RawFormat, sniff: bool = True, tell: Callable[[str], None] = tell) -> Recording:
+    """What is piped in: a container, recognised by its first bytes, or raw samples.
+
+    Args:
+        raw: what samples without a header are.
+        sniff: whether it may be a container.
+        tell: takes one line when nothing can be heard before its end.
+    Raises:
+        AudioError: it is closed, empty, or a container that can't be read.
+    """
+    if sys.stdin is None:
+        raise AudioError("standard input is closed")
+    descriptor = sys.stdin.fileno()
+    return open_stream(lambda n_bytes: os.read(descriptor, n_bytes), "standard input", raw, sniff, tell)
 
 
-def stdin_blocks(stream: IO[bytes], rate_hz: int, to_hz: int) -> Iterator[Block]:
-    """Raw 16-bit samples -> blocks, each as soon as it has come."""
-
-    def decoded() -> Iterator[Block]:
-        odd = b""
-        while data := os.read(stream.fileno(), 4096):
-            data = odd + data
-            whole = len(data) // 2 * 2
-            odd = data[whole:]
-            yield as_mono(np.frombuffer(data[:whole], "<i2").astype(np.int16))
-
-    return resample_stream(decoded(), check_rate(rate_hz), to_hz)
+def number_or_name(text: str | None) -> int | str | None:
+    """What somebody typed to name a device: digits are its number."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
 def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
@@ -33,19 +41,22 @@ def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
         yield block
 
 
-def limited(blocks: Iterable[Block], n_samples: int | None) -> Iterator[Block]:
-    """The first `n_samples` of a stream; all of it for None."""
+def limited(blocks: Iterable[Block], seconds: float | None, rate_hz: int) -> Iterator[Block]:
+    """The beginning of a stream; all of it for None."""
+    if seconds is None or math.isinf(seconds):
+        yield from blocks
+        return
+    left = round(seconds * rate_hz)
     for block in blocks:
-        if n_samples is not None:
-            block, n_samples = block[:n_samples], n_samples - len(block)
-        yield block
-        if n_samples is not None and n_samples <= 0:
+        yield block[:left]
+        left -= len(block)
+        if left <= 0:
             return
 
 
 def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
     """End a stream that is only waiting (empty blocks) after that time; None: never."""
-    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    end = time.monotonic() + (math.inf if seconds is None else seconds)
     for block in blocks:
         if not len(block) and time.monotonic() > end:
             return

@@ -1,5 +1,6 @@
 """What is told on stderr: lines, and on a terminal a status line below them that is redrawn in place."""
 
+import io
 import os
 import shutil
 import sys
@@ -89,6 +90,23 @@ def meter(power: float, n_samples: int) -> str:
     level_db = 10 * np.log10(max(power / n_samples, 10 ** (QUIETEST_DB / 10)))
     filled = round(METER_WIDTH * (1 - level_db / QUIETEST_DB))
     return f"[{'#' * filled:<{METER_WIDTH}}] {level_db:3.0f} dB"
+
+
+def settle_streams() -> None:
+    """Make a program's standard streams fit for any text, and put nothing in the place of those that are closed.
+
+    A file that is opened later must not get the number of a closed one: what is written to stderr would end up in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or a window without a console
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in this encoding
 
 
 def _own_stderr() -> IO[str]:
