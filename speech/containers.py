@@ -124,7 +124,10 @@ def _is_adts(head: bytes) -> bool:
         frame = head[at : at + 7]
         if len(frame) < 7 or frame[0] != 0xFF or frame[1] & 0xF6 != 0xF0 or frame[1:3] != head[1:3]:
             return False
-        at += (frame[3] & 3) << 11 | frame[4] << 3 | frame[5] >> 5
+        n_bytes = (frame[3] & 3) << 11 | frame[4] << 3 | frame[5] >> 5
+        if n_bytes < len(frame):
+            return False
+        at += n_bytes
     return True
 
 
