@@ -44,6 +44,8 @@ MESSAGE_LENGTH = 200
 GRACE_S = 0.5
 """Time between asking a command to end and killing it."""
 POLL_S = 0.02
+MOST_S = 10**9
+"""Longer times are no times: `inf` says what is meant."""
 
 Callback = Callable[[Detection], object]
 
@@ -68,6 +70,8 @@ class Action:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{field}={value!r} must be a number")
+            if isinstance(value, int) and abs(value) > MOST_S:
+                raise ConfigError(f"{field} must be at most {MOST_S}, or inf")
         if not self.cooldown_s >= 0:
             raise ConfigError(f"cooldown_s={self.cooldown_s} must not be negative")
         if not self.timeout_s > 0:
@@ -126,8 +130,8 @@ class Actions:
         try:
             tables = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
         try:
             return cls(_parse(tables), words, tell)

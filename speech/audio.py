@@ -48,11 +48,15 @@ def as_mono(samples: Any) -> Block:
     Raises:
         AudioError: for another shape or type, no samples, NaN or infinity.
     """
+    return _average(_time_first(as_array(samples)))
+
+
+def as_array(samples: Any) -> NDArray[Any]:
+    """Whatever numpy can read.  Raises AudioError for all else."""
     try:
-        array = np.asarray(samples)
+        return np.asarray(samples)
     except (TypeError, ValueError, RuntimeError) as error:  # how ragged lists and tensors of a graph or a GPU refuse
         raise AudioError(f"numpy can't read the samples as an array: {error}") from error
-    return _average(_time_first(array))
 
 
 def _time_first(samples: NDArray[Any]) -> NDArray[Any]:

@@ -323,7 +323,7 @@ def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("thresholds")
     except OSError as error:
         raise ConfigError(f"can't read the thresholds in {path}: {error.strerror}") from error
-    except ValueError as error:  # also UnicodeDecodeError and TOMLDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError and TOMLDecodeError
         raise ConfigError(f"{path} is no TOML: {error}") from error
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")

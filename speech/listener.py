@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.audio import Block, as_mono
+from speech.audio import Block, as_array, as_mono
 from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
@@ -81,7 +81,7 @@ class Listener:
         Raises:
             AudioError: NaN, infinity or another type.
         """
-        block = np.asarray(block)
+        block = as_array(block)
         if not block.size:
             return []
         block = as_mono(block)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from speech.activity import ListenerConfig, high_pass, utterances_of
+from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
 from speech.audio import Block, as_mono, resample
 from speech.bundle import BLANK, DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import beam_search, confidences
@@ -54,6 +54,10 @@ class Recognizer:
             info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
+        if info.sample_rate_hz != SAMPLE_RATE_HZ:
+            raise BundleError(
+                f"{path}: made for {info.sample_rate_hz} Hz, but this version listens at {SAMPLE_RATE_HZ}"
+            )
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if [i.name for i in inputs] != ["waveform"] or not outputs or outputs[0].shape[-1] != len(info.labels):
             raise BundleError(f"{path}: the graph must map `waveform` to {len(info.labels)} scores")
@@ -71,8 +75,12 @@ class Recognizer:
             waveforms: (batch, time) float32 in -1..1 at `info.sample_rate_hz`; time >= `SHORTEST_S`.
         Returns:
             (batch, labels), or (batch, steps, labels) from a CTC head; each row sums to one.
+        Raises:
+            BundleError: its weights are damaged.
         """
         scores: NDArray[np.float32] = self._session.run(["scores"], {"waveform": waveforms})[0]
+        if not np.isfinite(scores).all():
+            raise BundleError("the bundle is damaged: its scores are not finite")
         return scores
 
     def posteriors(self, waveform: Block) -> dict[str, float]:
@@ -97,7 +105,7 @@ class Recognizer:
         Raises:
             AudioError: when it is empty or holds NaN or infinity.
         """
-        mono = resample(as_mono(np.asarray(waveform)), sample_rate, self.info.sample_rate_hz)
+        mono = resample(as_mono(waveform), sample_rate, self.info.sample_rate_hz)
         if len(mono) > WHOLE_S * self.info.sample_rate_hz:
             config = ListenerConfig()
             found = utterances_of(mono, config, config.max_word_s)
@@ -135,7 +143,7 @@ class Recognizer:
         info = self.info
         if info.head != "ctc":
             raise BundleError(f"a bundle with head {info.head!r} names single words; sequences need head 'ctc'")
-        mono = high_pass(resample(as_mono(np.asarray(waveform)), sample_rate, info.sample_rate_hz))
+        mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
         log_probs = log_of(self.steps(mono))
         spans = beam_search(log_probs, info.labels, grammar=grammar, language_model=language_model, threshold=threshold)
