@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from typing import IO, Any
 from speech import errors
 from speech.errors import ConfigError
 from speech.results import Detection
+from speech.settings import read_toml
 
 TAIL_BYTES = 4096
 """How much of each output of a command is kept."""
@@ -127,12 +127,7 @@ class Actions:
     @classmethod
     def load(cls, path: str | Path, words: Sequence[str], tell: Callable[[str], None] | None = None) -> "Actions":
         """Read and check a TOML file.  Raises ConfigError with the file, the table and the key."""
-        try:
-            tables = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        tables = read_toml(path)
         try:
             return cls(_parse(tables), words, tell)
         except ConfigError as error:

@@ -81,7 +81,7 @@ def _average(samples: NDArray[Any]) -> Block:
         samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
     elif samples.dtype.kind != "f":
         raise AudioError(f"expected float, int16 or int32 samples, got {samples.dtype}")
-    with np.errstate(over="ignore"):  # it becomes infinite and is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         mono: Block = samples.astype(np.float32)[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise AudioError("the audio holds NaN or infinite samples")

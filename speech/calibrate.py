@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.settings import read_toml
 from speech.sources import number_or_name
 from speech.status import settle_streams
 
@@ -319,12 +319,7 @@ def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: it can't be read, is malformed, names another word or a value outside 0..1.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("thresholds")
-    except OSError as error:
-        raise ConfigError(f"can't read the thresholds in {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError and TOMLDecodeError
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    table = read_toml(path).get("thresholds")
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")
     for word, value in table.items():

@@ -24,6 +24,7 @@ from speech.options import parse
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
+from speech.settings import read_text
 from speech.sources import limited, number_or_name, paced, standard_input, until
 from speech.status import Console, settle_streams
 
@@ -35,14 +36,10 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
     """A grammar that is spelled out or lies in a file; in a stream its sentences follow one another."""
     try:
-        is_file = Path(text_or_path).is_file()
+        is_file = Path(text_or_path).exists() and not Path(text_or_path).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a character that no name has
         is_file = False
-    try:
-        text = Path(text_or_path).read_text("utf-8") if is_file else text_or_path
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{text_or_path} can't be read: {error}") from error
-    return Grammar.parse(text, words).repeated()
+    return Grammar.parse(read_text(text_or_path) if is_file else text_or_path, words).repeated()
 
 
 def as_json(found: Detection | Rejection, file: str | None) -> str:

@@ -20,6 +20,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _add_hearing(parser)
     _add_results(parser)
     arguments = parser.parse_args(argv)
+    for name, value in vars(arguments).items():
+        if value == []:  # what argparse makes of --name=--
+            parser.error(f"--{name.replace('_', '-')} needs a value")
     arguments.stdin |= arguments.file == ["-"]
     _check(parser, arguments)
     return arguments

@@ -54,6 +54,8 @@ class Recognizer:
             info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path}: damaged bundle: its metadata is no text") from error
         if info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise BundleError(
                 f"{path}: made for {info.sample_rate_hz} Hz, but this version listens at {SAMPLE_RATE_HZ}"
