@@ -69,7 +69,7 @@ class SequenceReader:
 
     Args:
         thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
-        grammar: what may be said.
+        grammar: what may be said; other words are not sought.
     """
 
     PAUSE_S = 1.5
@@ -84,7 +84,8 @@ class SequenceReader:
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
         self._grammar = grammar
-        self._sought = Grammar.any_of(thresholds) if set(thresholds) < set(recognizer.info.words) else None
+        sought = [word for word in thresholds if not grammar or word in grammar.words]
+        self._sought = Grammar.any_of(sought) if set(sought) < set(recognizer.info.words) else None
         self.reset()
 
     def reset(self) -> None:
