@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from speech.audio import read
 from speech.errors import ConfigError, SpeechError
 from speech.training.data import SILENCE, UNKNOWN, Waveform, fit
 from speech.training.export import Scorer, load_network
 from speech.training.lstm import LSTM
-from speech.training.networks import Classifier, NetworkConfig
+from speech.training.networks import Classifier, Encoder, NetworkConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,35 +166,25 @@ def strongest(labels: Sequence[str], posteriors: Values, starts: NDArray[np.int6
 
 def trace(scorer: Scorer, waveform: Waveform) -> tuple[Values, Values, tuple[GateActivity, ...]]:
     """Posteriors (labels,), attention (steps,) and gates of one window (time,)."""
-    encoder, lstm = scorer.network.encoder, scorer.network.encoder.lstm
-    if not isinstance(lstm, LSTM):
+    network, encoder, lstm = scorer.network, scorer.network.encoder, scorer.network.encoder.lstm
+    if not isinstance(network, Classifier) or not isinstance(lstm, LSTM):
         raise TypeError("the LSTM must be the one written from its equations: load the checkpoint with `load`")
     window = torch.from_numpy(waveform)[None]
     features = scorer.mfcc(window)
-    thinned = encoder.thin(encoder.normalize(features.transpose(1, 2))).transpose(1, 2)  # (1, steps, channels)
-    _, attention = scorer.network.head(encoder(features))
+    _, attention = network.pool(encoder(features))  # (1, heads, steps)
     names = [f"l{layer}{direction}" for layer in range(lstm.num_layers) for direction in lstm.directions]
     gates = tuple(
         GateActivity(name, *(gate[0].mean(1).numpy() for gate in (g.forget, g.input, g.output)))
-        for name, g in zip(names, lstm.gates(thinned), strict=True)
+        for name, g in zip(names, lstm.gates(encoder.steps(features)), strict=True)
     )
-    return scorer(window)[0].numpy(), attention[0].numpy(), gates
+    return scorer(window)[0].numpy(), attention[0].mean(0).numpy(), gates
 
 
 def step_times(scorer: Scorer, n_steps: int) -> Values:
-    """Middle of what each LSTM step sees, in seconds from the beginning of the window: (n_steps,).
-
-    Frame j is centred on sample j * hop + window / 2.  Value n of a convolution with kernel k and stride s is made
-    of the values n * s to n * s + k - 1 before it, whose middle is n * s + (k - 1) / 2.  So each convolution moves
-    the first middle by (k - 1) / 2 of the distances before it and makes the distance s times as long.
-    """
+    """Middle of what each LSTM step sees, in seconds from the beginning of the window: (n_steps,)."""
     config = scorer.mfcc.config
-    first, distance = config.window / 2, config.hop
-    for layer in scorer.network.encoder.thin:
-        if isinstance(layer, nn.Conv1d):
-            first += distance * (layer.kernel_size[0] - 1) / 2
-            distance *= layer.stride[0]
-    return ((first + distance * np.arange(n_steps)) / config.sample_rate_hz).astype(np.float32)
+    distance_s, first_s = Encoder.timing(scorer.network.config, config.hop_ms / 1000, config.window_ms / 1000)
+    return (first_s + distance_s * np.arange(n_steps)).astype(np.float32)
 
 
 def draw(inspection: Inspection) -> "Figure":

@@ -1,39 +1,38 @@
 """The Lightning task and data module: what is trained, on what."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchaudio.functional import edit_distance
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from recipes.metrics import summarize
-from speech.bundle import BLANK, UNKNOWN
+from recipes.metrics import Share, fold, summarize
+from speech.bundle import BLANK, SILENCE, UNKNOWN
 from speech.ctc import greedy
 from speech.errors import ConfigError, DataError
 from speech.training.augment import Augment, AugmentConfig, impulse_responses
-from speech.training.data import (
-    SILENCE,
-    Corpus,
-    FixedExamples,
-    MixConfig,
-    TrainingExamples,
-    index_others,
-    index_words,
-    vocabulary,
-)
+from speech.training.corpus import KEYWORDS, Corpus, Recording, index_others, index_procedural, index_words, vocabulary
+from speech.training.examples import GROUPS, MixConfig, UtteranceBatches, Utterances, ValidationUtterances
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.mixtures import MixtureBatches, MixtureConfig, encode, fixed_mixtures
-from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network, fit_normalisation
+from speech.training.material import Material, NoiseMix
+from speech.training.mixtures import MixtureBatches, MixtureConfig, Mixtures, encode, fixed_mixtures
+from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.plan import as_bank, render
+from speech.training.teacher import Teacher, read_teacher
+
+SHARES = 10_000
+"""Steps of the schedule when it follows the clock."""
 
 
 def warm_cosine(step: int, total: int, warmup: float) -> float:
@@ -51,16 +50,20 @@ class CommandData(L.LightningDataModule):
     """Speech Commands with what else lies beside it.
 
     Args:
-        root: folder that holds SpeechCommands/ and, if there, negative_speech/, noise/, rooms/, synthetic/.
+        root: folder that holds SpeechCommands/ and, if there, voices/, synthetic/, synthetic_sentences/,
+            negative_speech/, events/, home/, noise/, rooms/.
         cache: where the decoded audio is kept; default ROOT/cache.
         download: fetch Speech Commands v0.02 (2.3 GB) into `root` first.
-        batch_size: examples in one step.
-        workers: processes that prepare examples.
+        batch_size: examples of each process in one step.
+        workers: processes that draw the plans; they are cheap.
         held_out: share of the training speakers of `on` and `off` who join validation.
-        per_kind: windows of speech and of noise in validation; for the CTC head, mixtures.
+        per_kind: pieces of speech, of events and of noise in validation; for the CTC head, mixtures.
+        procedural: made sounds that training draws from.
+        teacher: archive with the posteriors of networks that know the words; default none.
         seed: fixes what each epoch holds.
         mix: what an epoch is made of for the classification head.
         mixtures: the same for the CTC head.
+        noise: what the noise below both is made of.
         head: what the examples are for; taken from the model.
     """
 
@@ -73,15 +76,19 @@ class CommandData(L.LightningDataModule):
         workers: int = 0,
         held_out: float = 0.12,
         per_kind: int = 400,
+        procedural: int = 800,
+        teacher: Path | None = None,
         seed: int = 1,
         mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
         mixtures: MixtureConfig = MixtureConfig(),  # noqa: B008
+        noise: NoiseMix = NoiseMix(),  # noqa: B008
         head: Head = "classification",
     ) -> None:
         super().__init__()
         self.root, self.cache, self.download = root, cache or root / "cache", download
         self.batch_size, self.workers, self.held_out, self.per_kind = batch_size, workers, held_out, per_kind
-        self.seed, self.mix, self.mixtures, self.head = seed, mix, mixtures, head
+        self.procedural, self.teacher_path, self.seed = procedural, teacher, seed
+        self.mix, self.mixtures, self.noise, self.head = mix, mixtures, noise, head
 
     def prepare_data(self) -> None:
         if self.download:
@@ -95,41 +102,57 @@ class CommandData(L.LightningDataModule):
         recordings = self._index()
         self.labels = vocabulary(recordings, self.mix.rare)
         self.corpus = Corpus(recordings, self.cache)
-        self.rare = torch.tensor(
-            [0 < len(self.corpus.select("training", "words", label)) < self.mix.rare for label in self.labels]
-        )
         rooms = [torch.from_numpy(self.corpus[i]) for i in self.corpus.select("training", "rooms")]
         self.rooms = impulse_responses(rooms)
+        sources = self.mix if self.head == "classification" else self.mixtures
+        self.material = Material(self.corpus, "training", sources)
+        self.n_words = len(self.material.words)
         if self.head == "ctc":
             self.labels = (*(label for label in self.labels if label != SILENCE), BLANK)
             self.sequences = fixed_mixtures(self.corpus, "validation", self.per_kind, seed=0)
             return
-        self.validation = FixedExamples(self.corpus, self.labels, "validation", self.per_kind, seed=0)
-        if not len(self.validation):
+        path = self.teacher_path
+        self.teacher = read_teacher(path, recordings, self.labels) if path else Teacher(len(self.labels))
+        if not len(self.corpus.select("validation", "words")):
             raise DataError(f"no validation recordings under {self.root}: validation_list.txt is empty")
+        self.validation = ValidationUtterances(
+            self.corpus, self.labels, "validation", self.per_kind, 2 * self.batch_size
+        )
 
-    def _index(self) -> list[Any]:
-        return index_words(self.root, self.held_out) + index_others(self.root)
+    def _index(self) -> list[Recording]:
+        return index_words(self.root, self.held_out) + index_others(self.root) + index_procedural(self.procedural)
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         epoch = self.trainer.current_epoch if self.trainer else 0
+        batches: MixtureBatches | UtteranceBatches
         if self.head == "ctc":
-            batches = MixtureBatches(self.corpus, self.labels, self.mixtures, self.seed, epoch)
-            return DataLoader(batches, batch_size=None, num_workers=self.workers)
-        examples = TrainingExamples(self.corpus, self.labels, self.mix, self.seed, epoch)
-        return DataLoader(
-            examples, self.batch_size, shuffle=True, num_workers=self.workers, drop_last=len(examples) > self.batch_size
-        )
+            batches = MixtureBatches(
+                self.material, self.labels, self.mixtures, self.noise, self.seed, epoch, self._share
+            )
+        else:
+            batches = UtteranceBatches(
+                self.material, self.labels, self.mix, self.noise, self.teacher, self.batch_size, self.seed, epoch,
+                self._share,
+            )  # fmt: skip
+        return DataLoader(batches, batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        rank, world = self._share
+        items: Sequence[Any]
         if self.head == "ctc":
             items = [(torch.from_numpy(m.waveform)[None], *encode([m.transcript], self.labels)) for m in self.sequences]
-            return DataLoader(items, batch_size=None)  # type: ignore[arg-type]  # a list will do
-        return DataLoader(self.validation, 2 * self.batch_size)
+        else:
+            items = [self.validation[i] for i in range(len(self.validation))]
+        return DataLoader(items[rank::world], batch_size=None)  # type: ignore[arg-type]  # a list will do
 
 
 class CommandTask(L.LightningModule):
-    """Classification of one second of audio, or transcription of sequences with a CTC head.
+    """Classification of one utterance, or transcription of sequences with a CTC head.
 
     Args:
         head: what the scores mean.
@@ -137,9 +160,11 @@ class CommandTask(L.LightningModule):
         network: the encoder's size.
         augment: variation of the training examples.
         learning_rate: peak of the schedule (a warm-up, then a cosine to zero).
-        warmup: share of all steps in which the rate rises.
+        warmup: share of all steps in which the rate rises; of the time, where the trainer has a `max_time`.
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
+        soft_share: share of the teachers' posteriors in the targets, where there are any.
+        aux_weight: weight of the loss that tells all known words apart, those outside the vocabulary too.
         seed: of the augmentation.
         start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with
             the other head, the encoder's.
@@ -156,6 +181,8 @@ class CommandTask(L.LightningModule):
         warmup: float = 0.08,
         weight_decay: float = 0.02,
         label_smoothing: float = 0.1,
+        soft_share: float = 0.6,
+        aux_weight: float = 0.3,
         seed: int = 1,
         start: Path | None = None,
         lstm: LSTMKind = "torch",
@@ -163,22 +190,37 @@ class CommandTask(L.LightningModule):
         super().__init__()
         self.features, self.network, self.augment = features, network, augment
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
-        self.label_smoothing, self.seed, self.lstm = label_smoothing, seed, lstm
-        self.start, self.head = start, head
+        self.label_smoothing, self.soft_share, self.aux_weight = label_smoothing, soft_share, aux_weight
+        self.seed, self.lstm, self.start, self.head = seed, lstm, start, head
         self.labels: tuple[str, ...] = ()
+        self._bank: Tensor | None = None
+
+    @property
+    def data(self) -> CommandData:
+        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    @property
+    def bank(self) -> Tensor:
+        """All recordings, on the device of the network."""
+        if self._bank is None or self._bank.device != self.device:
+            self._bank = as_bank(self.data.corpus, self.device)
+        return self._bank
 
     def configure_model(self) -> None:
         if self.labels:
             return
-        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.labels = data.labels
+        self.labels = self.data.labels
         self.mfcc = MFCC(self.features)
-        network = build_network(self.head, self.features.n_mfcc, len(self.labels), self.network, self.lstm)
+        n_words = self.data.n_words if self.aux_weight and self.head == "classification" else 0
+        network = build_network(
+            self.head, self.features.n_mfcc, len(self.labels), self.network, self.lstm, n_words=n_words
+        )
         setattr(self, PREFIX[self.head].rstrip("."), network)
         if self.start:
             self._begin_with(network, self.start)
         if self.head == "classification":
-            self.confusion = MulticlassConfusionMatrix(len(self.labels))
+            self.confusions = nn.ModuleList(MulticlassConfusionMatrix(len(self.labels)) for _ in GROUPS)
         else:
             self.errors = MeanMetric()
 
@@ -190,13 +232,7 @@ class CommandTask(L.LightningModule):
         elif tuple(notes["labels"]) != self.labels:
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
         else:
-            network.load_state_dict(scorer.network.state_dict())
-        if notes.get("folded"):
-            data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
-            batches = islice(data.train_dataloader(), 8)
-            network.eval()
-            fit_normalisation(network.encoder, [self.mfcc(batch[0]) for batch in batches])
-            network.train()
+            network.load_state_dict(scorer.network.state_dict(), strict=False)  # but for the training-only layer
 
     @property
     def acoustic(self) -> Network:
@@ -211,42 +247,54 @@ class CommandTask(L.LightningModule):
         return self.acoustic(features)
 
     def on_train_epoch_start(self) -> None:
-        data: CommandData = self.trainer.datamodule  # type: ignore[attr-defined]
         seed = (self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank
         generator = torch.Generator(self.device).manual_seed(seed)
-        self.vary = Augment(self.augment, data.rooms.to(self.device), generator)
-        self.rare = data.rare.to(self.device)
+        self.vary = Augment(self.augment, self.data.rooms.to(self.device), generator)
 
-    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
-        loss = self._classify(*batch) if self.head == "classification" else self._transcribe(*batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[0]))
+    def training_step(self, batch: Utterances | Mixtures, _: int) -> Tensor:
+        loss = self._classify(batch) if isinstance(batch, Utterances) else self._transcribe(batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.plan.n_rows)
         return loss
 
-    def _classify(self, waveform: Tensor, noise: Tensor, label: Tensor) -> Tensor:
-        spoken = label != self.labels.index(SILENCE)
-        logits = self._logits(waveform, noise, spoken, self.rare[label])
-        return nn.functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+    @torch.no_grad()
+    def _features(self, batch: Utterances | Mixtures, sounding: Tensor) -> Tensor:
+        """Of the batch, rendered and varied."""
+        with torch.autocast(self.device.type, enabled=False):
+            waveform, noise = render(batch.plan, self.bank)
+            return self.vary.features(self.mfcc(self.vary.waveform(waveform, noise, sounding)))
 
-    def _transcribe(self, waveform: Tensor, noise: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
+    def _classify(self, batch: Utterances) -> Tensor:
+        """Cross-entropy with the softened label, and with the word that is said."""
+        features = self._features(batch, batch.sounding)
+        if not self.aux_weight:
+            return weighted_loss(self.acoustic(features).float(), self._targets(batch), batch.weight)
+        logits, words = self.acoustic.both(features)  # type: ignore[union-attr]
+        known = batch.word >= 0
+        losses = nn.functional.cross_entropy(words.float(), batch.word.clamp(min=0), reduction="none")
+        auxiliary = (losses * known).sum() / known.sum().clamp(min=1)
+        return weighted_loss(logits.float(), self._targets(batch), batch.weight) + self.aux_weight * auxiliary
+
+    def _targets(self, batch: Utterances) -> Tensor:
+        """(batch, classes): the smoothed label, mixed with the teachers' posteriors where there are any."""
+        n = len(self.labels)
+        hard = nn.functional.one_hot(batch.label, n).float()
+        hard = hard * (1 - self.label_smoothing) + self.label_smoothing / n
+        soft = self.soft_share * (batch.teacher.sum(1, keepdim=True) > 0)
+        return soft * batch.teacher + (1 - soft) * hard
+
+    def _transcribe(self, batch: Mixtures) -> Tensor:
         """CTC loss of each mixture, summed over its tokens, divided by the batch."""
-        spoken = torch.ones_like(n_targets, dtype=torch.bool)
-        posteriors = self._logits(waveform, noise, spoken, ~spoken).log_softmax(2)
-        n_steps = torch.full_like(n_targets, posteriors.shape[1])
+        sounding = torch.ones_like(batch.n_targets, dtype=torch.bool)
+        posteriors = self.acoustic(self._features(batch, sounding)).float().log_softmax(2)
+        n_steps = torch.full_like(batch.n_targets, posteriors.shape[1])
         blank = self.labels.index(BLANK)
         loss = nn.functional.ctc_loss(
-            posteriors.transpose(0, 1), targets, n_steps, n_targets, blank, reduction="none", zero_infinity=True
-        )
+            posteriors.transpose(0, 1), batch.targets, n_steps, batch.n_targets, blank, reduction="none",
+            zero_infinity=True,
+        )  # fmt: skip
         return loss.mean()
 
-    def _logits(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> Tensor:
-        """Of the batch, varied."""
-        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
-            waveform = self.vary.waveform(waveform, noise, spoken, rare)
-            features = self.vary.features(self.mfcc(waveform))
-        logits: Tensor = self.acoustic(features).float()
-        return logits
-
-    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
+    def validation_step(self, batch: Any, _: int) -> None:
         if self.head == "ctc":
             waveform, targets, n_targets = batch
             posteriors = self(waveform).float().log_softmax(2)[0].cpu().numpy()
@@ -254,39 +302,50 @@ class CommandTask(L.LightningModule):
             said = [self.labels[n] for n in targets[0, : n_targets[0]]]
             self.errors.update(edit_distance(said, heard) / len(said), weight=len(said))
             return
-        waveform, label = batch
+        waveform, _noise = render(batch.plan, self.bank)
         logits = self(waveform).float()
-        self.confusion.update(logits, label)
-        self.log("val/loss", nn.functional.cross_entropy(logits, label), sync_dist=True, batch_size=len(label))
+        for group, confusion in enumerate(self.confusions):
+            chosen = batch.group == group
+            if chosen.any():
+                confusion.update(logits[chosen], batch.label[chosen])
+        loss = nn.functional.cross_entropy(logits, batch.label)
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch.label))
 
     def on_validation_epoch_end(self) -> None:
         if self.head == "ctc":
             self.log("val/commands", 1 - self.errors.compute(), prog_bar=True, sync_dist=True)
             self.errors.reset()
             return
-        summary = summarize(self.confusion.compute().cpu().numpy(), self.labels)
-        self.confusion.reset()
-        figures = {
-            "val/balanced": summary.balanced,
-            "val/accuracy": summary.accuracy.value,
-            "val/keywords": summary.keywords.value,
-            "val/on": summary.recall["on"].value,
-            "val/off": summary.recall["off"].value,
-            "val/unknown_as_command": summary.unknown_as_command.value,
-            "val/silence_as_command": summary.silence_as_command.value,
-        }
-        for name, value in figures.items():
-            self.log(name, value, prog_bar=name in ("val/balanced", "val/accuracy"), sync_dist=True)
+        confusions = {}
+        for name, confusion in zip(GROUPS, self.confusions, strict=True):
+            confusions[name] = confusion.compute().cpu().numpy()  # type: ignore[union-attr,operator]
+            confusion.reset()  # type: ignore[union-attr,operator]
+        for name, share in figures(confusions, self.labels).items():
+            value = share.value if isinstance(share, Share) else share
+            if not math.isnan(value):
+                self.log(f"val/{name}", value, prog_bar=name in ("balanced", "score"))
 
     def configure_optimizers(self) -> Any:
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        # A function of the trainer's own length, so that a resumed run may be longer than it was meant to be.
-        rate = partial(warm_cosine, total=int(self.trainer.estimated_stepping_batches), warmup=self.warmup)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Share of the peak learning rate.
+
+        It follows the trainer's own length, so that a resumed run may be longer than it was meant to be; or its clock.
+        """
+        clock = next((c for c in self.trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
+        if clock is None or clock.time_remaining() is None:
+            return warm_cosine(step, int(self.trainer.estimated_stepping_batches), self.warmup)
+        elapsed_s, left_s = clock.time_elapsed(), max(0.0, clock.time_remaining() or 0.0)
+        share = elapsed_s / (elapsed_s + left_s)
+        if self.trainer.world_size > 1:  # all processes must step alike
+            share = self.trainer.strategy.broadcast(share)
+        return warm_cosine(round(share * (SHARES - 1)), SHARES, self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["speech"] = {
@@ -297,3 +356,37 @@ class CommandTask(L.LightningModule):
             "head": self.head,
             "epoch": self.current_epoch + 1,
         }
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Mean cross-entropy with soft targets (batch, classes), each example by its weight (batch,)."""
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (losses * weight).sum() / weight.sum()
+
+
+def figures(confusions: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Share | float]:
+    """The figures of validation from the confusion matrices of its groups; NaN for what it does not hold.
+
+    `score` is the one to choose by: the mean of `keywords`, `home` and one minus the mean of the shares of unknown
+    words, speech, events and noise that are taken for a command; what is not there is left out.
+    """
+    official = summarize(confusions["official"], labels)
+    home = fold(confusions["home"], labels)
+    taken = {"unknown_as_command": official.unknown_as_command}
+    for group in ("speech", "events", "noise"):
+        folded = fold(confusions[group], labels)
+        taken[f"{group}_as_command"] = Share(int(folded[:, : len(KEYWORDS)].sum()), int(folded.sum()))
+    at_home = int(np.trace(home)) + int(home[len(KEYWORDS), len(KEYWORDS) + 1])  # a colour heard as nothing is right
+    found: dict[str, Share | float] = {
+        "balanced": official.balanced,
+        "keywords": official.keywords,
+        "on": official.recall["on"],
+        "off": official.recall["off"],
+        "home": Share(at_home, int(home.sum())),
+        **taken,
+    }
+    alarms = [share.value for share in taken.values() if share.total]
+    good = [found["keywords"], found["home"]]
+    values = [share.value for share in good if isinstance(share, Share) and share.total]
+    found["score"] = float(np.mean([*values, 1 - np.mean(alarms)] if alarms else values))
+    return found

@@ -30,7 +30,7 @@ from speech.errors import SpeechError, told
 from speech.recognizer import Recognizer
 from speech.training.export import Scorer, best_temperature, bundle_info, export, load_checkpoint, parity
 
-MONITOR = {"classification": "val/balanced", "ctc": "val/commands"}
+MONITOR = {"classification": "val/score", "ctc": "val/commands"}
 """The figure by which the best epoch of each head is chosen; more is better."""
 
 
@@ -59,7 +59,8 @@ class TrainCLI(LightningCLI):
         monitor = MONITOR[config.model.head]
         callbacks: list[L.Callback] = [
             ModelCheckpoint(run / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
-            ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False),  # every epoch, to resume from
+            # Every epoch, to resume from.
+            ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True),
             LearningRateMonitor("epoch"),
             EMAWeightAveraging(decay=config.average),
         ]
@@ -72,6 +73,7 @@ class TrainCLI(LightningCLI):
             "logger": CSVLogger(run, name="", version=f"curves-{len(list(run.glob('curves-*'))) + 1}"),
             "default_root_dir": run,
             "reload_dataloaders_every_n_epochs": 1,
+            "use_distributed_sampler": False,  # the batches are each process's own already
         }
         return super().instantiate_trainer(**kwargs)
 

@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 
-from recipes.inspect import HOP_S, Inspection, inspect, load, main, step_times
+from recipes.inspect import HOP_S, Inspection, inspect, load, main
 from recipes.metrics import TWELVE
 from recipes.toy import RATE, glide
 from speech.bundle import DEFAULT_MODEL
 from speech.recognizer import Recognizer
-from speech.training.export import Scorer, load_checkpoint
-from speech.training.features import MFCC, FeatureConfig
+from speech.training.export import load_checkpoint
+from speech.training.features import FeatureConfig
 from speech.training.networks import Classifier, LSTMKind, NetworkConfig
 
 NETWORK = NetworkConfig(channels=12, stacking_channels=14, hidden=10, layers=2)
@@ -87,28 +87,11 @@ def test_the_first_gates_follow_from_the_weights(checkpoint: Path, waveform: np.
     begin = round(0.9 * RATE)
     with torch.no_grad():
         features = load_checkpoint(checkpoint)[0].mfcc(torch.from_numpy(waveform[begin : begin + RATE])[None])
-        x = network.encoder.thin(network.encoder.normalize(features.transpose(1, 2)))[0, :, 0]
+        x = network.encoder.steps(features)[0, 0]
     total = state["weight_ih_l0"] @ x + state["bias_ih_l0"] + state["bias_hh_l0"]
     in_torch_order = torch.sigmoid(total).reshape(4, hidden).mean(1)  # input, forget, candidate, output
     l0 = seen.gates[0]
     assert [l0.input[0], l0.forget[0], l0.output[0]] == pytest.approx(in_torch_order[[0, 1, 3]].tolist(), abs=1e-5)
-
-
-def test_a_step_stands_in_the_middle_of_the_samples_that_reach_it() -> None:
-    """Which samples change a step is asked of the gradient; another stride than the usual tells more."""
-    config = NetworkConfig(channels=12, stride=3, stacking_channels=14, stacking=2, hidden=4)
-    torch.manual_seed(0)
-    features = FeatureConfig()
-    scorer = Scorer(MFCC(features), Classifier(features.n_mfcc, 3, config)).eval()
-    waveform = torch.randn(1, RATE, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    encoder = scorer.network.encoder
-    thinned = encoder.thin(encoder.normalize(scorer.mfcc(waveform).transpose(1, 2)))  # (1, channels, steps)
-    times = step_times(scorer, thinned.shape[2])
-    for step in (0, 7, thinned.shape[2] - 1):
-        (gradient,) = torch.autograd.grad(thinned[0, :, step].sum(), waveform, retain_graph=True)
-        reached = gradient[0].nonzero().squeeze(1)
-        middle_s = (int(reached[0]) + int(reached[-1])) / 2 / RATE
-        assert times[step] == pytest.approx(middle_s, abs=2e-3)
 
 
 def test_times_lie_in_the_window(seen: Inspection) -> None:

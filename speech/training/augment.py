@@ -1,4 +1,7 @@
-"""Variation for training: on a batch of waveforms, then on its features.  Randomness is passed in."""
+"""Variation for training: on a batch of waveforms, then on its features.  Randomness is passed in.
+
+Everything is computed for the whole batch at once, on the device of the waveforms.
+"""
 
 from dataclasses import dataclass
 
@@ -6,35 +9,61 @@ import torch
 from torch import Generator, Tensor
 
 from speech.errors import ConfigError
+from speech.training.clips import FRAME, SAMPLE_RATE_HZ
+
+CURVE_POINTS = 257
+"""Frequencies at which a microphone's response is drawn, 0 to 8 kHz; linear in between."""
+LOUD_FRAMES = 25
+"""Frames that count for the signal-to-noise ratio: the loudest quarter of a second, or third of a shorter waveform."""
+DEEPEST_DB = -70.0
+"""What a response takes away at most."""
+BRICK_WALL_DB = 400.0
+"""Slope of a narrow band's end, per octave."""
+FFT_STEP = 2048
+"""The Fourier transforms have a multiple of so many points, so that few different ones are needed."""
+MOST_GAIN = 100.0
+"""Most by which a waveform is amplified to keep its level."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How far training examples are varied."""
 
-    shift_ms: float = 100.0
-    """Largest shift in time, either way."""
-    speed: float = 0.12
-    """Largest relative change of speed, which moves pitch and formants along."""
-    speed_rare: float = 0.2
-    """The same for classes with few speakers."""
-    gain_db: tuple[float, float] = (-24.0, 8.0)
+    gain_db: tuple[float, float] = (-24.0, 12.0)
     """Range of the gain."""
     noisy: float = 0.75
     """Share of examples that get noise."""
-    snr_db: tuple[float, float] = (0.0, 35.0)
-    """Range of the ratio of the word's loud parts to the noise."""
-    roomy: float = 0.25
+    snr_db: tuple[float, float] = (-3.0, 35.0)
+    """Range of the ratio of the loudest quarter of a second to the noise."""
+    faint: float = 0.15
+    """Share of examples that get noise which is hardly heard, as in a quiet room; the rest gets none."""
+    faint_snr_db: tuple[float, float] = (35.0, 60.0)
+    """Range of the ratio there."""
+    roomy: float = 0.35
     """Share of examples that are heard in a room."""
-    narrow: float = 0.0
+    tilt: float = 0.5
+    """Share of examples whose spectrum is tilted."""
+    tilt_db: float = 4.0
+    """Steepest tilt, either way, per octave."""
+    peaks: float = 0.5
+    """Share of examples heard through an equaliser of three broad peaks or dips."""
+    peak_db: float = 8.0
+    """Highest peak, deepest dip."""
+    muffled: float = 0.12
+    """Share of examples without treble."""
+    muffled_hz: tuple[float, float] = (700.0, 4000.0)
+    """Range of where the treble begins to fall."""
+    thin: float = 0.15
+    """Share of examples without bass."""
+    thin_hz: tuple[float, float] = (80.0, 400.0)
+    """Range of where the bass begins to fall."""
+    narrow: float = 0.12
     """Share of examples without the upper band, as over a telephone or a headset's radio link."""
     narrow_hz: tuple[float, float] = (3000.0, 7000.0)
     """Range of where that band ends."""
-    muted: float = 0.15
-    """Share of examples whose beginning is silenced, as the live loop does behind a detected word."""
     stretch: float = 0.15
     """Largest relative change of tempo, on the features: pitch stays."""
-    colour: float = 1.5
+    colour: float = 0.5
     """Standard deviation of a constant offset on the low coefficients: another microphone."""
     time_mask: int = 10
     """Longest masked run of frames."""
@@ -42,12 +71,13 @@ class AugmentConfig:
     """Most coefficients masked at once."""
 
     def __post_init__(self) -> None:
-        for field in ("noisy", "roomy", "narrow", "muted"):
+        for field in ("noisy", "faint", "roomy", "tilt", "peaks", "muffled", "thin", "narrow"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
-        for field in ("speed", "speed_rare", "stretch"):
-            if not 0 <= getattr(self, field) < 0.5:
-                raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..0.5")
+        if self.noisy + self.faint > 1:
+            raise ConfigError(f"noisy={self.noisy} and faint={self.faint} must not exceed 1 together")
+        if not 0 <= self.stretch < 0.5:
+            raise ConfigError(f"stretch={self.stretch} must lie in 0..0.5")
 
 
 def uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
@@ -73,16 +103,21 @@ def warp(signal: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
 
 
 def speech_power(waveform: Tensor) -> Tensor:
-    """(batch, 1) mean power of the louder third of each waveform's 10-ms pieces."""
-    pieces = waveform.unfold(1, 160, 160).square().mean(2)
-    return pieces.topk(max(1, pieces.shape[1] // 3), dim=1).values.mean(1, keepdim=True)
+    """(batch, 1) mean power of the loudest quarter of a second of each waveform, or of a third of a shorter one."""
+    frames = waveform.unfold(1, FRAME, FRAME).square().mean(2)
+    loudest = max(1, min(LOUD_FRAMES, frames.shape[1] // 3))
+    return frames.topk(loudest, dim=1).values.mean(1, keepdim=True)
+
+
+def noise_gain(waveform: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
+    """(batch, 1) what brings `noise` (batch, time) `snr_db` (batch, 1) below the waveform's loud parts."""
+    wanted = speech_power(waveform) / 10 ** (snr_db / 10)
+    return (wanted / (noise.square().mean(1, keepdim=True) + 1e-10)).sqrt().clamp(max=1e3)
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
     """`noise` (batch, time) mixed in, `snr_db` (batch, 1) below the waveform's loud parts."""
-    noise_power = noise.square().mean(1, keepdim=True)
-    wanted = speech_power(waveform) / 10 ** (snr_db / 10)
-    return waveform + noise * (wanted / (noise_power + 1e-10)).sqrt().clamp(max=1e3)
+    return waveform + noise * noise_gain(waveform, noise, snr_db)
 
 
 def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
@@ -103,59 +138,88 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig, rooms: Tensor, generator: Generator) -> None:
-        self.config, self.rooms, self.generator = config, rooms, generator
+        self.config, self.generator = config, generator
+        taps = rooms.shape[1] if len(rooms) else 1
+        none = torch.zeros(1, taps, device=rooms.device)
+        none[0, 0] = 1.0
+        self.rooms = torch.cat([none, rooms]) if len(rooms) else none
+        """(1 + rooms, taps); the first one is no room at all."""
+        self._spectra: dict[int, Tensor] = {}
 
     def _chosen(self, n: int, probability: float, like: Tensor) -> Tensor:
         return uniform(n, 0, 1, like, self.generator) < probability  # (n, 1)
 
-    def waveform(self, waveform: Tensor, noise: Tensor, spoken: Tensor, rare: Tensor) -> Tensor:
-        """Shift, speed, room, gain, noise, narrow band, clipping, muted beginning.
+    def _between(self, n: int, limits: tuple[float, float], like: Tensor) -> Tensor:
+        return uniform(n, *limits, like, self.generator)
+
+    def waveform(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
+        """Room, gain, noise, then the microphone: tilt, equaliser, low-pass, high-pass, clipping.
 
         Args:
             waveform, noise: (batch, time).
-            spoken: (batch,) bool: it holds speech; the rest (silence) keeps its level and gets no other noise.
-            rare: (batch,) bool: vary its speed by `speed_rare`.
+            sounding: (batch,) bool: it holds a sound; the rest keeps its level and gets no room and no other noise.
         """
-        config, generator, n = self.config, self.generator, len(waveform)
-        spoken, rare = spoken[:, None], rare[:, None]
-        limit = torch.where(rare, config.speed_rare, config.speed)
-        factor = 1 + limit * uniform(n, -1, 1, waveform, generator)
-        shift = uniform(n, -16 * config.shift_ms, 16 * config.shift_ms, waveform, generator)
-        waveform = self._rooms(warp(waveform, factor, shift), spoken)
-        gain_db = uniform(n, *config.gain_db, waveform, generator) * spoken
-        waveform = waveform * 10 ** (gain_db / 20)
-        snr_db = uniform(n, *config.snr_db, waveform, generator)
-        noisy = self._chosen(n, config.noisy, waveform) & spoken
-        waveform = torch.where(noisy, add_noise(waveform, noise, snr_db), waveform)
-        return self._mute_beginning(self._narrow(waveform).clamp(-1, 1))
-
-    def _narrow(self, waveform: Tensor) -> Tensor:
         n, time = waveform.shape
-        chosen = self._chosen(n, self.config.narrow, waveform)
-        end_hz = uniform(n, *self.config.narrow_hz, waveform, self.generator)[chosen][:, None]
-        if not len(end_hz):
-            return waveform
-        rows = chosen.squeeze(1).nonzero().squeeze(1)
-        spectrum = torch.fft.rfft(waveform[rows])
-        frequency_hz = torch.linspace(0, 8000, spectrum.shape[1], device=waveform.device)  # 16 kHz audio
-        return waveform.index_copy(0, rows, torch.fft.irfft(spectrum * (frequency_hz < end_hz), time))
+        sounding = sounding[:, None]
+        points = -(-(time + self.rooms.shape[1]) // FFT_STEP) * FFT_STEP
+        gain = 10 ** (self._between(n, self.config.gain_db, waveform) * sounding / 20)
+        level = self._noise_level(waveform, noise, sounding)
+        dry = torch.fft.rfft(waveform, points)
+        wet = dry * self._room_spectrum(points)[self._room_numbers(sounding)]
+        wet = wet * keep_level(dry, wet)
+        mixed = (wet + level * torch.fft.rfft(noise, points)) * gain
+        heard = mixed * self._response(n, points, waveform)
+        heard = heard * keep_level(mixed, heard)
+        return torch.fft.irfft(heard, points)[:, :time].clamp(-1, 1)
 
-    def _rooms(self, waveform: Tensor, spoken: Tensor) -> Tensor:
-        if not len(self.rooms):
-            return waveform
-        chosen = (self._chosen(len(waveform), self.config.roomy, waveform) & spoken).squeeze(1).nonzero().squeeze(1)
-        if not len(chosen):
-            return waveform
-        which = torch.randint(len(self.rooms), (len(chosen),), generator=self.generator, device=waveform.device)
-        return waveform.index_copy(0, chosen, reverberate(waveform[chosen], self.rooms[which]))
+    def _noise_level(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
+        """(batch, 1) gain of the noise before that of the whole."""
+        config, n = self.config, len(waveform)
+        drawn = uniform(n, 0, 1, waveform, self.generator)
+        snr_db = torch.where(
+            drawn < config.noisy,
+            self._between(n, config.snr_db, waveform),
+            self._between(n, config.faint_snr_db, waveform),
+        )
+        heard = (drawn < config.noisy + config.faint) & sounding
+        return noise_gain(waveform, noise, snr_db) * heard
 
-    def _mute_beginning(self, waveform: Tensor) -> Tensor:
-        """Silence a beginning that holds at most 2 % of the energy, so that no word is cut."""
-        n, time = waveform.shape
-        energy = waveform.square().cumsum(1)
-        free = (energy < 0.02 * energy[:, -1:]).sum(1, keepdim=True)
-        end = free * uniform(n, 0, 1, waveform, self.generator) * self._chosen(n, self.config.muted, waveform)
-        return waveform * (torch.arange(time, device=waveform.device) >= end)
+    def _room_numbers(self, sounding: Tensor) -> Tensor:
+        """(batch,) the room of each example, 0 for none."""
+        n, rooms = len(sounding), len(self.rooms) - 1
+        number = 1 + torch.randint(max(1, rooms), (n, 1), generator=self.generator, device=sounding.device)
+        chosen = self._chosen(n, self.config.roomy if rooms else 0.0, number) & sounding
+        return (number * chosen).squeeze(1)
+
+    def _room_spectrum(self, points: int) -> Tensor:
+        """(1 + rooms, points // 2 + 1), remembered."""
+        if points not in self._spectra:
+            self._spectra[points] = torch.fft.rfft(self.rooms, points)
+        return self._spectra[points]
+
+    def _response(self, n: int, points: int, like: Tensor) -> Tensor:
+        """(n, points // 2 + 1) gain of each example's microphone at each frequency."""
+        config, generator = self.config, self.generator
+        frequency_hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, CURVE_POINTS, device=like.device).clamp(min=20.0)
+        octave = (frequency_hz / 1000).log2()[None]  # above 1 kHz
+
+        def beyond(limits_hz: tuple[float, float], share: float, slope_db: Tensor | float, side: int) -> Tensor:
+            edge = (self._between(n, limits_hz, like) / 1000).log2()
+            return (side * (octave - edge)).clamp(min=0) * -slope_db * self._chosen(n, share, like)
+
+        tilt_db = uniform(n, -config.tilt_db, config.tilt_db, like, generator) * self._chosen(n, config.tilt, like)
+        curve_db = tilt_db * octave
+        has_peaks = self._chosen(n, config.peaks, like)
+        for _ in range(3):
+            height_db = uniform(n, -config.peak_db, config.peak_db, like, generator) * has_peaks
+            distance = (octave - uniform(n, -3.3, 3.0, like, generator)) / uniform(n, 0.3, 1.2, like, generator)
+            curve_db = curve_db + height_db * torch.exp(-0.5 * distance.square())
+        curve_db = curve_db + beyond(config.muffled_hz, config.muffled, uniform(n, 12, 40, like, generator), 1)
+        curve_db = curve_db + beyond(config.thin_hz, config.thin, uniform(n, 6, 24, like, generator), -1)
+        curve_db = curve_db + beyond(config.narrow_hz, config.narrow, BRICK_WALL_DB, 1)
+        curve = 10 ** (curve_db.clamp(DEEPEST_DB, -DEEPEST_DB) / 20)
+        size = points // 2 + 1
+        return torch.nn.functional.interpolate(curve[:, None], size, mode="linear", align_corners=True).squeeze(1)
 
     def features(self, features: Tensor) -> Tensor:
         """Tempo, microphone and masks on (batch, frames, n_mfcc); masked values take the item's mean."""
@@ -175,6 +239,15 @@ class Augment:
             masked = (position >= start) & (position < start + length)  # (n, size)
             features = torch.where(masked[:, :, None] if axis == 1 else masked[:, None], mean, features)
         return features
+
+
+def keep_level(before: Tensor, after: Tensor) -> Tensor:
+    """(batch, 1) what gives the spectra `after` the energy of `before`; both (batch, bins).
+
+    The two ends of the spectrum count twice, which does not matter here.
+    """
+    energy = [torch.view_as_real(x).square().sum((1, 2)) for x in (before, after)]
+    return (energy[0] / (energy[1] + 1e-10)).sqrt().clamp(max=MOST_GAIN)[:, None]
 
 
 def impulse_responses(recordings: list[Tensor], taps: int = 8000) -> Tensor:

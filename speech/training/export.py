@@ -19,14 +19,26 @@ from speech.bundle import FORMAT, BundleInfo
 from speech.errors import BundleError, ConfigError
 from speech.recognizer import Recognizer
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.networks import Classifier, Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
 
 PREFIX: dict[Head, str] = {"classification": "classifier.", "ctc": "transcriber."}
 """Where a checkpoint holds the network of each head."""
 WINDOW_S: dict[Head, float] = {"classification": 1.0, "ctc": 3.0}
 """What the live loop shows the network at a time."""
 TOLERANCE = 1e-4
-"""Largest difference of a score between torch and ONNX Runtime."""
+"""Largest difference of an output between torch and ONNX Runtime."""
+EXAMPLE_S = 1
+"""Length of the waveform that the exporter follows through the network."""
+SCORER = "scorer"
+"""What the names of a bundle's weights begin with."""
+AXES = {
+    "waveform": {0: "batch", 1: "time"},
+    "embedding": {0: "batch"},
+    "attention": {0: "batch", 2: "steps"},
+    "features": {0: "batch", 1: "frames"},
+}
+SCORE_AXES: dict[str, dict[int, str]] = {"classification": {0: "batch"}, "ctc": {0: "batch", 1: "steps"}}
+"""Axes whose length differs from call to call."""
 
 
 class Scorer(nn.Module):
@@ -62,6 +74,34 @@ class Scorer(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         return torch.softmax(self.logits(waveform) / self.temperature, dim=-1)
 
+    def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
+        """All that a bundle gives, in the order of its outputs.
+
+        Returns:
+            `scores`, as above; `features` (batch, frames, n_mfcc); of single words also `embedding` (batch, n), the
+            vector that the class layer sees, and `attention` (batch, heads, steps).
+        """
+        features = self.mfcc(waveform)
+        if not isinstance(self.network, Classifier):
+            logits = self.network(features)
+            more = {"features": features}
+        else:
+            embedding, attention = self.network.pooled(features)
+            logits = self.network.classes(embedding)
+            more = {"embedding": embedding, "attention": attention, "features": features}
+        return {"scores": torch.softmax((logits + self.offsets) / self.temperature, dim=-1), **more}
+
+
+class _Graph(nn.Module):
+    """A scorer with all its outputs, for the exporter, which calls `forward`."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.scorer.outputs(waveform).values())
+
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature with which a share of p of the answers at confidence p is right, as nearly as one number can.
@@ -82,124 +122,107 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
     """The network of a checkpoint, in evaluation mode, and what the recipe noted beside it.
 
     Raises:
-        BundleError: when the file is no checkpoint of this project's recipe.
+        BundleError: when the file is no checkpoint of this project's recipe, or one of an older network.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         notes = checkpoint["speech"]
+        prefix = PREFIX[notes.get("head", "classification")]
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        return build_scorer(notes, state), notes
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BundleError(f"{path} is no checkpoint of recipes.train: {reason}") from error
-    features = FeatureConfig(**notes["features"])
-    lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
-    head: Head = notes.get("head", "classification")
-    network = build_network(head, features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
-    prefix = PREFIX[head]
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    network.load_state_dict(state)
-    return Scorer(MFCC(features), network).eval(), notes
+        raise BundleError(f"{path} is no checkpoint of this version's recipes.train: {_first_line(error)}") from error
+
+
+def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
+    """The network that a bundle was exported from, in evaluation mode, and what is needed to build it again.
+
+    Raises:
+        BundleError: the file is no bundle of this project, or holds no network that this version builds.
+    """
+    info = Recognizer.load(path).info
+    try:
+        network = info.training["network"]
+        notes = {"labels": list(info.labels), "features": info.features, "head": info.head, "network": network}
+        notes["lstm"] = info.training.get("lstm", "torch")
+        state = _initializers(onnx.load(str(path)).graph)
+        prefix = f"{SCORER}.network."
+        scorer = build_scorer(notes, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        scorer.offsets = state[f"{SCORER}.offsets"]
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise BundleError(f"{path} does not hold a network that training can go on from: {reason}") from error
+    scorer.temperature = info.training.get("temperature", 1.0)
+    return scorer, notes
 
 
 def load_network(path: Path) -> tuple[Scorer, dict[str, Any]]:
     """The network of a checkpoint or of a bundle, in evaluation mode, and what was noted beside it.
 
     Raises:
-        BundleError: the file is neither, or a bundle of another make.
+        BundleError: the file is neither.
     """
     return load_bundle(path) if path.suffix == ".onnx" else load_checkpoint(path)
 
 
-def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
-    """The network that a bundle was exported from, so that training can go on from it.
+def build_scorer(notes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scorer:
+    """The network that `notes` describe, with the weights of `state`, in evaluation mode.
 
-    The exporter folds each normalisation into the convolution before it; here it does nothing but add the bias, which
-    the notes tell as "folded": to train on, see `fit_normalisation`.
+    The layer over words that only training uses is left out.
 
     Raises:
-        BundleError: the file is no bundle of this project, or not of a network that this version builds.
+        RuntimeError: when weights are missing, left over or of another shape.
     """
-    info = Recognizer.load(path).info
-    graph = onnx.load(str(path)).graph
+    features = FeatureConfig(**notes["features"])
+    lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
+    head: Head = notes.get("head", "classification")
+    network = build_network(head, features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
+    counters = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}  # not in a bundle
+    network.load_state_dict(counters | {k: v for k, v in state.items() if not k.startswith("words.")})
+    return Scorer(MFCC(features), network).eval()
+
+
+def _initializers(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    """The weights of a graph by name; of several equal ones it keeps one, and an Identity for each other name."""
     arrays = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in graph.initializer}
-    used = {
-        kind: [[arrays[name] for name in node.input if name in arrays] for node in graph.node if node.op_type == kind]
-        for kind in ("Conv", "LSTM", "MatMul")
-    }
-    try:
-        features = FeatureConfig(**info.features)
-        config = NetworkConfig(**info.training["network"])
-        head: Head = "ctc" if info.head == "ctc" else "classification"
-        network = build_network(head, features.n_mfcc, len(info.labels), config, "torch")
-        state = {k.removeprefix("network."): v for k, v in arrays.items() if k.startswith("network.")}
-        state |= _unfolded(network, [c for c in used["Conv"] if c])
-        for layer, (gates, recurrent, bias) in enumerate(used["LSTM"]):
-            state |= _lstm_state(layer, gates, recurrent, bias)
-        products = [m for m in used["MatMul"] if m]
-        weights = {"classification": ("attention.0.weight", "attention.2.weight"), "ctc": ("weight",)}[head]
-        state |= {f"head.{name}": weight.T for name, (weight,) in zip(weights, products, strict=True)}
-        network.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BundleError(f"{path} does not hold a network that training can go on from: {error}") from error
-    notes = {"labels": list(info.labels), "features": asdict(features), "network": asdict(config), "head": head}
-    scorer = Scorer(MFCC(features), network).eval()
-    scorer.shift(info.training.get("offsets", {}), info.labels)
-    scorer.temperature = info.training.get("temperature", 1.0)
-    return scorer, {**notes, "folded": True}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in arrays:
+            arrays[node.output[0]] = arrays[node.input[0]]
+    return arrays
 
 
-def _unfolded(network: Network, convolutions: list[list[Tensor]]) -> dict[str, Tensor]:
-    """The state of the encoder's convolutions and of the fresh normalisation behind each, from weights and biases."""
-    modules = [(f"encoder.thin.{name}", module) for name, module in network.encoder.thin.named_modules()]
-    convs = [name for name, module in modules if isinstance(module, nn.Conv1d)]
-    norms = [(name, module) for name, module in modules if isinstance(module, nn.BatchNorm1d)]
-    state = {"encoder.normalize.num_batches_tracked": torch.tensor(0)}
-    for conv, (norm, module), (weight, bias) in zip(convs, norms, convolutions, strict=True):
-        state |= {f"{norm}.{name}": value for name, value in module.state_dict().items()}
-        state |= {f"{conv}.weight": weight, f"{norm}.bias": bias}
-        state[f"{norm}.running_var"] = torch.ones_like(bias) - module.eps
-    return state
-
-
-def _lstm_state(layer: int, gates: Tensor, recurrent: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """ONNX stacks the gates as input, output, forget, cell; torch as input, forget, cell, output."""
-
-    def ordered(stacked: Tensor) -> Tensor:
-        i, o, f, c = stacked.chunk(4)
-        return torch.cat([i, f, c, o])
-
-    state: dict[str, Tensor] = {}
-    for direction, suffix in enumerate(("", "_reverse")):
-        b_ih, b_hh = bias[direction].chunk(2)
-        parts = {"weight_ih": gates[direction], "weight_hh": recurrent[direction], "bias_ih": b_ih, "bias_hh": b_hh}
-        state |= {f"encoder.lstm.{name}_l{layer}{suffix}": ordered(part) for name, part in parts.items()}
-    return state
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
     """Write the bundle and compare it with torch on noise at several levels and lengths.
 
+    Nothing is folded or fused in the file, so that each weight keeps its name and a bundle can be loaded again;
+    ONNX Runtime does that when it opens the file.
+
     Returns:
-        the largest difference of a score.
+        the largest difference of an output.
     Raises:
         BundleError: when it exceeds `TOLERANCE`; the file is removed.
     """
-    example = torch.zeros(2, round(info.window_s * info.sample_rate_hz))
-    dynamic = {"waveform": {0: "batch", 1: "time"}, "scores": {0: "batch"}}
-    if info.head == "ctc":
-        dynamic["scores"][1] = "steps"
-    graph = io.BytesIO()
+    example, axes = torch.zeros(2, EXAMPLE_S * info.sample_rate_hz), AXES | {"scores": SCORE_AXES[info.head]}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        names = list(scorer.outputs(example))
+        graph = io.BytesIO()
         # The exporter based on torch.export takes an LSTM of unknown length apart; this one keeps it whole.
         torch.onnx.export(
-            scorer,
+            _Graph(scorer),
             (example,),
             graph,  # type: ignore[arg-type]  # a file object will do
             dynamo=False,
-            dynamic_axes=dynamic,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+            dynamic_axes={name: axes[name] for name in ("waveform", *names)},
             opset_version=18,
             input_names=["waveform"],
-            output_names=["scores"],
+            output_names=names,
         )
     model = onnx.load_model_from_string(graph.getvalue())
     for key, value in info.as_metadata().items():
@@ -213,21 +236,26 @@ def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
     return difference
 
 
-def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: list[Tensor] | None = None) -> float:
-    """Largest difference of a score between torch and the bundle, on noise and on `recordings` (each (time,))."""
+def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: Sequence[Tensor] = ()) -> float:
+    """Largest difference of an output between torch and the bundle, on noise and on `recordings` (each (time,)).
+
+    An output larger than 1, such as the MFCC, counts by its share of the largest value.
+    """
     session = onnxruntime.InferenceSession(str(bundle), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     noise = [
         level * torch.randn(int(seconds * sample_rate_hz), generator=generator)
         for level in (0.0, 1e-4, 1e-2, 0.3)
-        for seconds in (0.5, 1.0, 1.7)
+        for seconds in (0.2, 0.5, 1.0, 1.7)
     ]
     worst = 0.0
-    for waveform in noise + (recordings or []):
+    for waveform in [*noise, *recordings]:
         with torch.no_grad():
-            ours = scorer(waveform[None]).numpy()
-        theirs = session.run(None, {"waveform": waveform[None].numpy()})[0]
-        worst = max(worst, float(np.abs(ours - theirs).max()))
+            ours = scorer.outputs(waveform[None])
+        theirs = session.run(list(ours), {"waveform": waveform[None].numpy()})
+        for one, other in zip(ours.values(), theirs, strict=True):
+            scale = max(1.0, float(one.abs().max()))
+            worst = max(worst, float(np.abs(one.numpy() - other).max()) / scale)
     return worst
 
 
@@ -238,7 +266,10 @@ def bundle_info(
     figures: dict[str, Any],
     thresholds: Mapping[str, float] | None = None,
 ) -> BundleInfo:
-    """The metadata of a bundle for a checkpoint's notes; `thresholds` of single words go before `threshold`."""
+    """The metadata of a bundle for a checkpoint's notes; `thresholds` of single words go before `threshold`.
+
+    `training` gets what it takes to build the network again.
+    """
     feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
     head: Head = notes.get("head", "classification")
     timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)
@@ -248,11 +279,11 @@ def bundle_info(
         labels=tuple(notes["labels"]),
         sample_rate_hz=feature_config.sample_rate_hz,
         window_s=WINDOW_S[head],
-        step_s=timing[0] if head == "ctc" else 0.0,
-        offset_s=timing[1] if head == "ctc" else 0.0,
+        step_s=timing[0],
+        offset_s=timing[1],
         threshold=threshold,
         thresholds=dict(thresholds or {}),
         features=json.loads(json.dumps(asdict(feature_config))),
-        training=training,
+        training={**training, "network": asdict(network), "lstm": notes.get("lstm", "torch")},
         figures=figures,
     )

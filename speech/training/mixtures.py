@@ -6,7 +6,7 @@ Noise, rooms and levels come on top, from `speech.training.augment`.  A seed giv
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,22 +16,25 @@ from torch.utils.data import Dataset
 
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.training.data import (
-    KEYWORDS,
-    SAMPLE_RATE_HZ,
-    Corpus,
-    Waveform,
-    extent,
-    halve,
-    isolate,
-    procedural_noise,
-    set_level,
-    speaker_of,
-)
+from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals, Waveform, set_level
+from speech.training.corpus import KEYWORDS, Corpus, speaker_of
+from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
+from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
 FADE = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)
 SPEECH_DB = -26.0
 """RMS level of a word in a mixture, below full scale."""
+MOST_ELEMENTS = 8
+"""Elements that a mixture holds at most."""
+MARGIN_S = (0.02, 0.08)
+"""How much of a recording is heard before and after its word."""
+GAPS_S = ((-0.05, 0.0), (0.0, 0.15), (0.15, 0.6), (0.6, 1.5))
+GAP_SHARES = (0.1, 0.3, 0.4, 0.2)
+"""Pauses between two elements, and how often each kind comes: one in ten overlaps slightly."""
+NOTHING = -1
+"""Label of what is not transcribed."""
+
+FIELDS = ("recording", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -58,50 +61,43 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
+class MixtureConfig(SourceMix):
     """What one training epoch of the CTC head is made of."""
 
     batches: int = 60
     """Steps of an epoch."""
     audio_s: float = 512.0
-    """Seconds of audio in a batch."""
+    """Seconds of audio in a batch of one process."""
     lengths_s: tuple[float, ...] = (1.2, 2.0, 3.5, 6.0)
     """Lengths of the mixtures; all of one batch are equally long."""
-    command: float = 0.5
+    command: float = 0.6
     """Share of elements that are one of the ten commands; these shares need not sum to one."""
-    command_rare: float = 1.0
+    command_rare: float = 1.8
     """How many times as often as another a command with fewer than `rare` recordings is drawn."""
     word: float = 0.2
     """Share of elements that are other words of the vocabulary."""
-    unknown_word: float = 0.1
+    unknown_word: float = 0.15
     """The same for words outside it: `_unknown_`."""
-    speech: float = 0.12
+    speech: float = 0.15
     """The same for pieces of running speech, up to 2 s: `_unknown_`."""
-    partial: float = 0.04
-    """The same for less than half of a word: `_unknown_`."""
-    event: float = 0.04
+    event: float = 0.06
     """The same for short sounds, which are not transcribed."""
     repeat: float = 0.1
     """Share of words that are said once more."""
-    one_speaker: float = 0.4
+    one_speaker: float = 0.25
     """Share of mixtures in which one speaker says all the words."""
     empty: float = 0.06
     """Share of mixtures that hold noise only."""
-    running: float = 0.2
+    running: float = 0.22
     """Share of mixtures that are running speech without a command from end to end."""
-    synthetic: float = 0.06
-    """Share of synthetic voices in a word with plenty of recordings."""
-    synthetic_rare: float = 0.3
-    """The same for words with fewer than `rare` recordings."""
-    rare: int = 500
-    """Recordings under which a word counts as rare, or has no token."""
-    speed: float = 0.15
-    """Largest relative change of an element's speed, which moves pitch and formants along."""
-    level_db: float = 4.0
+    speed: float = 0.2
+    """Largest relative change of a mixture's speed, which moves pitch and formants along."""
+    level_db: float = 5.0
     """Largest difference of an element's level from the mixture's."""
 
     def __post_init__(self) -> None:
-        for field in ("repeat", "one_speaker", "empty", "running", "synthetic", "synthetic_rare", "speed"):
+        super().__post_init__()
+        for field in ("repeat", "one_speaker", "empty", "running", "speed"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
         if not self.lengths_s or min(self.lengths_s) < 1:
@@ -112,81 +108,302 @@ class MixtureConfig:
             raise ConfigError("batches and audio_s must allow for one mixture of the longest length")
 
 
-def trim(clip: Waveform, bounds: tuple[int, int], rng: np.random.Generator) -> tuple[Waveform, int, int]:
-    """A clip cut to its word (`bounds`) with 20 to 80 ms around it and soft ends; where the word lies in the cut."""
-    start, end = bounds
-    before, after = (int(m) for m in rng.uniform(0.02, 0.08, 2) * SAMPLE_RATE_HZ)
-    begin = max(0, start - before)
-    cut = clip[begin : end + after].copy()
-    fade = FADE[: len(cut)]
-    cut[: len(fade)] *= fade
-    cut[len(cut) - len(fade) :] *= fade[::-1]
-    return cut, start - begin, end - begin
+@dataclass(frozen=True)
+class Mixtures(Movable):
+    """One batch of the CTC head."""
+
+    plan: Plan
+    targets: Tensor
+    """(batch, most words) tokens, padded with 0."""
+    n_targets: Tensor
+    """(batch,)"""
 
 
-def change_speed(waveform: Waveform, factor: float) -> Waveform:
-    """`factor` times as fast, by linear interpolation."""
-    place = np.arange(int(len(waveform) / factor)) * factor
-    return np.interp(place, np.arange(len(waveform)), waveform).astype(np.float32)
+@dataclass(frozen=True)
+class Row:
+    """Elements of mixtures before they are placed; arrays (mixtures, elements)."""
+
+    sounds: Sounds
+    margin: Numbers
+    """Samples of the recording that are heard before and after the sound."""
+    label: Numbers
+    """Number of the token; `NOTHING` for what is not transcribed."""
+    speed: Reals
+    gain: Reals
 
 
-def draw_gap_s(rng: np.random.Generator) -> float:
-    """A pause between two elements: one in ten overlaps slightly, one in five is longer than 0.6 s."""
-    low, high = ((-0.05, 0.0), (0.0, 0.15), (0.15, 0.6), (0.6, 1.5))[rng.choice(4, p=[0.1, 0.3, 0.4, 0.2])]
-    return float(rng.uniform(low, high))
-
-
-def pick(items: list[int] | NDArray[np.int64], rng: np.random.Generator) -> int:
-    """One of many; `rng.choice` would copy them all first."""
-    return int(items[rng.integers(len(items))])
-
-
-class WordPool:
-    """Where the elements of one part come from.
+class MixtureMaker:
+    """Draws many mixtures at once.
 
     Args:
-        labels: the vocabulary; words outside it are `_unknown_`.
+        material: the training part.
+        labels: tokens; words outside them are `_unknown_`.
     """
 
-    def __init__(self, corpus: Corpus, part: str, labels: Sequence[str], config: MixtureConfig) -> None:
-        self.corpus, self.config = corpus, config
-        self.words = [word for word in labels if not word.startswith("_")]
-        self.others = [word for word in self.words if word not in KEYWORDS]
-        self._clips: dict[tuple[str, str], list[int]] = {}
-        self._by_speaker: dict[str, list[int]] = {}
-        self._bounds: dict[int, tuple[int, int]] = {}
-        for i, recording in enumerate(corpus.recordings):
-            if recording.part != part or recording.source not in ("words", "synthetic"):
-                continue
-            self._clips.setdefault((recording.source, recording.word), []).append(i)
-            if recording.source == "words":
-                self._by_speaker.setdefault(speaker_of(recording.path), []).append(i)
-        self.outside = sorted({word for _, word in self._clips} - set(self.words))
-        self.speech, self.noise = corpus.select(part, "speech"), corpus.select(part, "noise")
+    def __init__(self, material: Material, labels: Sequence[str], config: MixtureConfig) -> None:
+        self.material, self.config = material, config
+        label = {name: number for number, name in enumerate(labels)}
+        self.unknown = label[UNKNOWN]
+        self.token = np.array([label.get(word, self.unknown) for word in material.words], np.int64)
+        """(words,) the token of each word of the material."""
+        commands = [material.number(word) for word in KEYWORDS if material.number(word) >= 0]
+        known = self.token != self.unknown
+        others = [n for n in np.flatnonzero(known) if n not in commands]
+        self.pools = {
+            "command": np.array(commands, np.int64),
+            "word": np.array(others, np.int64),
+            "unknown_word": np.flatnonzero(~known),
+        }
+        shares = {
+            "command": config.command,
+            "word": config.word if others else 0.0,
+            "unknown_word": config.unknown_word if not known.all() else 0.0,
+            "speech": config.speech if material.has("speech") else 0.0,
+            "event": config.event if material.has("events") or material.has("procedural") else 0.0,
+        }
+        self.kinds = list(shares)
+        self.shares = np.array(list(shares.values())) / sum(shares.values())
+        rare = [material.is_rare(material.words[n]) for n in commands]
+        weights = np.where(rare, config.command_rare, 1.0)
+        self.likely = weights / weights.sum()
 
-    def is_rare(self, word: str) -> bool:
-        return len(self._clips.get(("words", word), [])) < self.config.rare
+    def make(self, length: int, size: int, rng: np.random.Generator) -> tuple[Plan, Tensor, Tensor]:
+        """`size` mixtures of `length` samples: the plan without noise, targets, their numbers."""
+        row = self._elements(size, rng)
+        offset, fits = lay_in_a_row(self._n_samples(row), self._gaps(size, rng), length, rng)
+        wanted = np.where(rng.random(size) < 0.6, MOST_ELEMENTS, rng.integers(1, MOST_ELEMENTS, size))
+        kind = rng.random(size)
+        fits &= (np.arange(MOST_ELEMENTS) < wanted[:, None]) & (kind >= self.config.empty)[:, None]
+        running = (kind >= self.config.empty) & (kind < self.config.empty + self.config.running)
+        if self.material.has("speech"):
+            row, offset = self._running(row, offset, running, length, rng)
+            fits = np.where(running[:, None], np.arange(MOST_ELEMENTS) == 0, fits)
+        tokens, n_tokens = transcripts(np.where(fits, row.label, NOTHING), self.unknown)
+        return self._plan(row, offset, fits, length), torch.from_numpy(tokens), torch.from_numpy(n_tokens)
+
+    def _elements(self, size: int, rng: np.random.Generator) -> Row:
+        """Eight elements for each mixture."""
+        config, material = self.config, self.material
+        kinds = rng.choice(len(self.kinds), (size, MOST_ELEMENTS), p=self.shares)
+        one_speaker = rng.random(size) < config.one_speaker
+        last = np.full(size, -1)  # the recording of the last word
+        recording, start, end = (np.zeros((size, MOST_ELEMENTS), np.int64) for _ in range(3))
+        label = np.full((size, MOST_ELEMENTS), NOTHING)
+        for slot in range(MOST_ELEMENTS):
+            again = (last >= 0) & (rng.random(size) < config.repeat)
+            chosen = self._words(kinds[:, slot], again, one_speaker, last, rng)
+            spoken = chosen >= 0
+            safe = np.maximum(chosen, 0)
+            last = np.where(spoken & ~again, chosen, last)
+            other = self._others(kinds[:, slot], rng)
+            recording[:, slot] = np.where(spoken, safe, other.recording)
+            start[:, slot] = np.where(spoken, material.corpus.start[safe], other.start)
+            end[:, slot] = np.where(spoken, material.corpus.end[safe], other.end)
+            is_speech = kinds[:, slot] == self.kinds.index("speech")
+            label[:, slot] = np.where(
+                spoken, self.token[material.word[safe]], np.where(is_speech, self.unknown, NOTHING)
+            )
+        sounds = Sounds(recording, start, end)
+        margin = (rng.uniform(*MARGIN_S, (2, size, MOST_ELEMENTS)) * SAMPLE_RATE_HZ).astype(np.int64)
+        is_word = kinds < 3
+        speed = (1 + config.speed * rng.uniform(-1, 1, (size, 1))) * (1 + 0.05 * rng.uniform(-1, 1, label.shape))
+        level_db = SPEECH_DB + config.level_db * rng.uniform(-1, 1, label.shape)
+        return Row(sounds, margin * is_word, label, speed, material.gain(sounds, level_db))
+
+    def _words(
+        self,
+        kinds: Numbers,
+        again: NDArray[np.bool_],
+        one_speaker: NDArray[np.bool_],
+        last: Numbers,
+        rng: np.random.Generator,
+    ) -> Numbers:
+        """(mixtures,) a recording of a word where one is to be said, else -1."""
+        material, n = self.material, len(kinds)
+        word = np.full(n, -1)
+        for number, kind in enumerate(self.kinds[:3]):
+            pool = self.pools[kind]
+            if len(pool):
+                drawn = rng.choice(pool, n, p=self.likely if kind == "command" else None)
+                word = np.where(kinds == number, drawn, word)
+        word = np.where(again, material.word[np.maximum(last, 0)], word)
+        drawn = material.draw_words(np.maximum(word, 0), rng)
+        same = material.draw_same_speaker(np.maximum(last, 0), rng)
+        keeps = one_speaker & (last >= 0) & (kinds < 2) & ~again
+        return np.where(word >= 0, np.where(keeps, same, drawn), -1)
+
+    def _others(self, kinds: Numbers, rng: np.random.Generator) -> Sounds:
+        """(mixtures,) a piece of speech or a short sound, whichever is to come."""
+        material, n = self.material, len(kinds)
+        none = np.zeros(n, np.int64)
+        found = Sounds(none, none, none)
+        if material.has("speech"):
+            found = material.cut_speech("speech", n, 0.3, 2.0, rng)
+        for source in ("procedural", "events"):
+            if material.has(source):
+                some = material.crop_pieces(material.draw_pieces(source, n, rng), 0.1, 0.7, rng)
+                chosen = (kinds == self.kinds.index("event")) & (rng.random(n) < (1 if source == "procedural" else 0.6))
+                found = Sounds(*(np.where(chosen, getattr(some, f), getattr(found, f)) for f in FIELDS))
+        return found
+
+    def _running(
+        self, row: Row, offset: Numbers, chosen: NDArray[np.bool_], length: int, rng: np.random.Generator
+    ) -> tuple[Row, Numbers]:
+        """The first element of these mixtures is running speech from end to end."""
+        speech = self.material.stretches("speech", np.full(len(chosen), length), rng)
+        level_db = SPEECH_DB + self.config.level_db * rng.uniform(-1, 1, len(chosen))
+        new = {
+            "recording": speech.recording, "start": speech.start, "end": speech.end, "margin": np.zeros(len(chosen), int),
+            "label": np.full(len(chosen), self.unknown), "speed": np.ones(len(chosen)),
+            "gain": self.material.gain(speech, level_db),
+        }  # fmt: skip
+        old = {
+            "recording": row.sounds.recording, "start": row.sounds.start, "end": row.sounds.end, "label": row.label,
+            "speed": row.speed, "gain": row.gain,
+        }  # fmt: skip
+        for name, values in old.items():
+            values[:, 0] = np.where(chosen, new[name], values[:, 0])
+        row.margin[:, :, 0] = np.where(chosen, 0, row.margin[:, :, 0])
+        offset[:, 0] = np.where(chosen, 0, offset[:, 0])
+        return row, offset
+
+    def _bounds(self, row: Row) -> tuple[Numbers, Numbers]:
+        """First and last sample of each element in its recording, with its margins."""
+        length = self.material.corpus.length[row.sounds.recording]
+        start = np.maximum(row.sounds.start - row.margin[0], 0)
+        return start, np.minimum(row.sounds.end + row.margin[1], length)
+
+    def _n_samples(self, row: Row) -> Numbers:
+        start, end = self._bounds(row)
+        return played(end - start, row.speed)
+
+    def _gaps(self, size: int, rng: np.random.Generator) -> Numbers:
+        limits = np.array(GAPS_S)[rng.choice(len(GAPS_S), (size, MOST_ELEMENTS), p=GAP_SHARES)]
+        gap_s = limits[:, :, 0] + rng.random((size, MOST_ELEMENTS)) * (limits[:, :, 1] - limits[:, :, 0])
+        return (gap_s * SAMPLE_RATE_HZ).astype(np.int64)
+
+    def _plan(self, row: Row, offset: Numbers, fits: NDArray[np.bool_], length: int) -> Plan:
+        number, slot = np.nonzero(fits)
+        start, end = self._bounds(row)
+        elements = plan_elements(
+            self.material.corpus,
+            row=number.astype(np.int64),
+            place=offset[number, slot],
+            recording=row.sounds.recording[number, slot],
+            start=start[number, slot],
+            end=end[number, slot],
+            speed=row.speed[number, slot],
+            gain=row.gain[number, slot],
+        )
+        return Plan(len(fits), length, elements, no_noise())
+
+
+def lay_in_a_row(
+    n_samples: Numbers, gaps: Numbers, length: int, rng: np.random.Generator
+) -> tuple[Numbers, NDArray[np.bool_]]:
+    """Where each element begins, and which of them fit; what is left over is split before and after them.
+
+    Args:
+        n_samples, gaps: (mixtures, elements), each gap before its element; the first one does not count.
+    """
+    gaps = np.where(np.arange(gaps.shape[1]) == 0, 0, gaps)
+    end = np.cumsum(gaps + n_samples, 1)
+    fits = np.logical_and.accumulate(end <= length, axis=1)
+    used = np.where(fits, end, 0).max(1)
+    offset = (rng.random(len(used)) * (length - used + 1)).astype(np.int64)
+    return offset[:, None] + end - n_samples, fits
+
+
+def transcripts(labels: Numbers, unknown: int) -> tuple[Numbers, Numbers]:
+    """Labels of elements (mixtures, elements) -> tokens padded with 0, and how many there are (mixtures,).
+
+    What is not transcribed is left out; `_unknown_` after `_unknown_` is one token.
+    """
+    keep = labels != NOTHING
+    before = np.full(len(labels), NOTHING)
+    for slot in range(labels.shape[1]):
+        here = labels[:, slot]
+        keep[:, slot] &= (here != unknown) | (before != unknown)
+        before = np.where(here != NOTHING, here, before)
+    n_tokens = keep.sum(1)
+    order = np.argsort(~keep, axis=1, kind="stable")
+    tokens = np.take_along_axis(np.where(keep, labels, 0), order, 1)
+    return tokens[:, : max(1, int(n_tokens.max(initial=0)))], n_tokens
+
+
+class MixtureBatches(Dataset[Mixtures]):
+    """One epoch of batches, drawn anew from `seed` and `epoch`.
+
+    Args:
+        material: the training part.
+        labels: tokens.
+        config, noise: what the mixtures and the noise below them are made of.
+        share: number of this process and how many there are: each makes its own mixtures, equally long ones.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        labels: Sequence[str],
+        config: MixtureConfig,
+        noise: NoiseMix,
+        seed: int,
+        epoch: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.material, self.config, self.noise, self.seed, self.epoch = material, config, noise, seed, epoch
+        self.maker = MixtureMaker(material, labels, config)
+        self.rank, world = share
+        self.n_batches = max(1, config.batches // world)
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, position: int) -> Mixtures:
+        if position >= len(self):
+            raise IndexError(position)
+        length_s = float(np.random.default_rng([self.seed, self.epoch, position]).choice(self.config.lengths_s))
+        rng = np.random.default_rng([self.seed, self.epoch, position, self.rank])
+        length, size = round(length_s * SAMPLE_RATE_HZ), max(1, int(self.config.audio_s / length_s))
+        plan, targets, n_targets = self.maker.make(length, size, rng)
+        noise = draw_noise(self.material, self.noise, size, rng).of(np.arange(size), self.material.corpus)
+        return Mixtures(replace(plan, noises=noise), targets, n_targets)
+
+
+def encode(transcripts: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Transcripts -> token numbers (batch, most words) padded with 0, and how many there are (batch,)."""
+    number = {label: n for n, label in enumerate(labels)}
+    n_words = torch.tensor([len(t) for t in transcripts])
+    targets = torch.zeros(len(transcripts), max(1, int(n_words.max())), dtype=torch.long)
+    for row, transcript in zip(targets, transcripts, strict=True):
+        row[: len(transcript)] = torch.tensor([number[word] for word in transcript], dtype=torch.long)
+    return targets, n_words
+
+
+class FixedPool:
+    """The recorded words of one part, to draw from."""
+
+    def __init__(self, corpus: Corpus, part: str) -> None:
+        self.corpus = corpus
+        self._clips: dict[str, list[int]] = {}
+        self._by_speaker: dict[str, list[int]] = {}
+        for i, recording in enumerate(corpus.recordings):
+            if recording.part == part and recording.source == "words":
+                self._clips.setdefault(recording.word, []).append(i)
+                self._by_speaker.setdefault(speaker_of(recording.path), []).append(i)
 
     def draw(self, word: str, rng: np.random.Generator) -> int:
-        """A recording of a word, at times a synthetic one."""
-        real, synthetic = self._clips.get(("words", word), []), self._clips.get(("synthetic", word), [])
-        share = self.config.synthetic_rare if self.is_rare(word) else self.config.synthetic
-        return pick(synthetic if not real or (synthetic and rng.random() < share) else real, rng)
+        """A recording of a word."""
+        return pick(self._clips[word], rng)
 
     def draw_same_speaker(self, like: int, rng: np.random.Generator) -> int:
         """Another recording by the speaker of recording `like`."""
-        recording = self.corpus.recordings[like]
-        return pick(self._by_speaker.get(speaker_of(recording.path), [like]), rng)
+        return pick(self._by_speaker[speaker_of(self.corpus.recordings[like].path)], rng)
 
-    def bounds(self, index: int) -> tuple[int, int]:
-        """Where the word of a recording lies, in samples; remembered."""
-        if index not in self._bounds:
-            self._bounds[index] = extent(self.corpus[index])
-        return self._bounds[index]
 
-    def label(self, index: int) -> str:
-        word = self.corpus.recordings[index].word
-        return word if word in self.words else UNKNOWN
+def pick(items: list[int], rng: np.random.Generator) -> int:
+    """One of many."""
+    return items[rng.integers(len(items))]
 
 
 @dataclass(frozen=True)
@@ -199,87 +416,16 @@ class Element:
     end: int
 
 
-class MixtureMaker:
-    """Draws elements and lays them in a row."""
-
-    def __init__(self, pool: WordPool, config: MixtureConfig) -> None:
-        self.pool, self.config = pool, config
-        kinds = {
-            "command": config.command,
-            "word": config.word if pool.others else 0.0,
-            "unknown_word": config.unknown_word if pool.outside else 0.0,
-            "speech": config.speech if len(pool.speech) else 0.0,
-            "partial": config.partial,
-            "event": config.event,
-        }
-        self._kinds = list(kinds)
-        self._shares = np.array(list(kinds.values())) / sum(kinds.values())
-        weights = np.array([config.command_rare if pool.is_rare(word) else 1.0 for word in KEYWORDS])
-        self._likely = weights / weights.sum()
-
-    def make(self, length: int, rng: np.random.Generator) -> Mixture:
-        """A mixture of `length` samples: as many elements as it holds, up to eight."""
-        if rng.random() < self.config.empty:
-            return Mixture(np.zeros(length, np.float32), ())
-        if len(self.pool.speech) and rng.random() < self.config.running:
-            return self._running(length, rng)
-        elements = self._elements(length, rng)
-        return lay(elements, [draw_gap_s(rng) for _ in elements], length, rng)
-
-    def _running(self, length: int, rng: np.random.Generator) -> Mixture:
-        speech = self.pool.corpus.crop(pick(self.pool.speech, rng), rng, length)
-        speech = set_level(speech, SPEECH_DB + rng.uniform(-1, 1) * self.config.level_db)
-        return Mixture(speech, (Placed(UNKNOWN, 0.0, length / SAMPLE_RATE_HZ),))
-
-    def _elements(self, length: int, rng: np.random.Generator) -> list[Element]:
-        wanted = 8 if rng.random() < 0.6 else int(rng.integers(1, 8))
-        one_speaker = rng.random() < self.config.one_speaker
-        elements: list[Element] = []
-        last: int | None = None  # the recording of the last word
-        speed = 1 + self.config.speed * rng.uniform(-1, 1)
-        room = length
-        while len(elements) < wanted and room > 0:
-            if last is not None and rng.random() < self.config.repeat:
-                index = self.pool.draw(self.pool.corpus.recordings[last].word, rng)
-                element = self._word(index, speed, rng)
-            else:
-                kind = str(rng.choice(self._kinds, p=self._shares))
-                if kind in ("command", "word", "unknown_word"):
-                    words = {"command": KEYWORDS, "word": self.pool.others, "unknown_word": self.pool.outside}[kind]
-                    likely = self._likely if kind == "command" else None
-                    index = self.pool.draw(str(rng.choice(words, p=likely)), rng)
-                    if one_speaker and last is not None and kind != "unknown_word":
-                        index = self.pool.draw_same_speaker(last, rng)
-                    last = index
-                    element = self._word(index, speed, rng)
-                else:
-                    element = self._other(kind, rng)
-            elements.append(element)
-            room -= len(element.waveform)
-        return elements
-
-    def _word(self, index: int, speed: float, rng: np.random.Generator) -> Element:
-        cut, start, end = trim(self.pool.corpus[index], self.pool.bounds(index), rng)
-        speed *= 1 + 0.05 * rng.uniform(-1, 1)
-        cut = self._level(change_speed(cut, speed), rng)
-        return Element(cut, self.pool.label(index), int(start / speed), int(end / speed))
-
-    def _other(self, kind: str, rng: np.random.Generator) -> Element:
-        pool = self.pool
-        if kind == "speech":
-            piece = pool.corpus.crop(pick(pool.speech, rng), rng, int(rng.uniform(0.3, 2.0) * SAMPLE_RATE_HZ))
-            return Element(self._level(piece, rng), UNKNOWN, 0, len(piece))
-        if kind == "partial":
-            piece = halve(pool.corpus[pool.draw(str(rng.choice(pool.words)), rng)], rng)
-            piece, start, end = trim(piece, extent(piece), rng)
-            return Element(self._level(piece, rng), UNKNOWN, start, end)
-        noise = pool.corpus.crop(pick(pool.noise, rng), rng) if len(pool.noise) else procedural_noise(rng)
-        alone = isolate(noise, rng)
-        piece, start, end = trim(alone, extent(alone), rng)
-        return Element(self._level(piece, rng), "", start, end)
-
-    def _level(self, waveform: Waveform, rng: np.random.Generator) -> Waveform:
-        return set_level(waveform, SPEECH_DB + rng.uniform(-1, 1) * self.config.level_db)
+def trim(clip: Waveform, bounds: tuple[int, int], rng: np.random.Generator) -> tuple[Waveform, int, int]:
+    """A clip cut to its word (`bounds`) with 20 to 80 ms around it and soft ends; where the word lies in the cut."""
+    start, end = bounds
+    before, after = (int(m) for m in rng.uniform(0.02, 0.08, 2) * SAMPLE_RATE_HZ)
+    begin = max(0, start - before)
+    cut = clip[begin : end + after].copy()
+    fade = FADE[: len(cut)]
+    cut[: len(fade)] *= fade
+    cut[len(cut) - len(fade) :] *= fade[::-1]
+    return cut, start - begin, end - begin
 
 
 def lay(elements: Sequence[Element], gaps_s: Sequence[float], length: int, rng: np.random.Generator) -> Mixture:
@@ -303,48 +449,6 @@ def lay(elements: Sequence[Element], gaps_s: Sequence[float], length: int, rng: 
     return Mixture(np.clip(waveform, -1, 1), tuple(placed))
 
 
-class MixtureBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """One epoch of batches, drawn anew from `seed` and `epoch`.
-
-    Item: waveform (batch, time), a noise to mix in (batch, time), targets (batch, most words) padded with 0, their
-    numbers (batch,).
-    """
-
-    def __init__(self, corpus: Corpus, labels: Sequence[str], config: MixtureConfig, seed: int, epoch: int) -> None:
-        self.labels, self.config, self.seed, self.epoch = list(labels), config, seed, epoch
-        self.pool = WordPool(corpus, "training", labels, config)
-        self.maker = MixtureMaker(self.pool, config)
-
-    def __len__(self) -> int:
-        return self.config.batches
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if position >= len(self):
-            raise IndexError(position)
-        rng = np.random.default_rng([self.seed, self.epoch, position])
-        length_s = float(rng.choice(self.config.lengths_s))
-        length, size = round(length_s * SAMPLE_RATE_HZ), max(1, int(self.config.audio_s / length_s))
-        mixtures = [self.maker.make(length, rng) for _ in range(size)]
-        targets, n_targets = encode([m.transcript for m in mixtures], self.labels)
-        noise = np.stack([self._noise(length, rng) for _ in mixtures])
-        return torch.from_numpy(np.stack([m.waveform for m in mixtures])), torch.from_numpy(noise), targets, n_targets
-
-    def _noise(self, length: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        if not len(self.pool.noise) or rng.random() < 0.1:
-            return np.resize(procedural_noise(rng), length)
-        return self.pool.corpus.crop(pick(self.pool.noise, rng), rng, length)
-
-
-def encode(transcripts: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Transcripts -> token numbers (batch, most words) padded with 0, and how many there are (batch,)."""
-    number = {label: n for n, label in enumerate(labels)}
-    n_words = torch.tensor([len(t) for t in transcripts])
-    targets = torch.zeros(len(transcripts), max(1, int(n_words.max())), dtype=torch.long)
-    for row, transcript in zip(targets, transcripts, strict=True):
-        row[: len(transcript)] = torch.tensor([number[word] for word in transcript], dtype=torch.long)
-    return targets, n_words
-
-
 def fixed_mixtures(
     corpus: Corpus,
     part: str,
@@ -360,18 +464,18 @@ def fixed_mixtures(
     he has said enough, 0.3 to 0.6 s of nothing before and 0.8 s behind.
     """
     rng = np.random.default_rng(seed)
-    pool = WordPool(corpus, part, words, MixtureConfig(synthetic=0.0, synthetic_rare=0.0))
+    pool = FixedPool(corpus, part)
     mixtures = []
     for number in range(n):
         size = int(rng.integers(sizes[0], sizes[1] + 1))
         chosen = [pool.draw(str(rng.choice(words)), rng) for _ in range(size)]
         if number % 2:
             same = [pool.draw_same_speaker(chosen[0], rng) for _ in chosen]
-            chosen = [i for i in same if pool.label(i) != UNKNOWN] or chosen
+            chosen = [i for i in same if corpus.recordings[i].word in words] or chosen
         elements = []
         for index in chosen:
-            cut, start, end = trim(corpus[index], pool.bounds(index), rng)
-            elements.append(Element(set_level(cut, SPEECH_DB), pool.label(index), start, end))
+            cut, start, end = trim(corpus[index], (int(corpus.start[index]), int(corpus.end[index])), rng)
+            elements.append(Element(set_level(cut, SPEECH_DB), corpus.recordings[index].word, start, end))
         spoken = sum(len(e.waveform) for e in elements)
         gaps = rng.uniform(*gaps_s, len(elements))
         length = spoken + int(gaps[1:].sum() * SAMPLE_RATE_HZ) + 1

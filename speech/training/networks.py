@@ -1,8 +1,7 @@
-"""The encoder (stacked bidirectional LSTM) and its heads."""
+"""The encoder (convolutions, stacked bidirectional LSTM) and its heads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,27 @@ from speech.training.lstm import LSTM
 LSTMKind = Literal["torch", "equations", "rnn"]
 """The fast LSTM; the one written from its equations, which takes the same weights; a plain RNN for contrast."""
 
-
 Head = Literal["classification", "ctc"]
 """One word in a window, or a sequence of words."""
 
 
+Normalisation = Literal["none", "mean", "mean_variance"]
+"""What is taken from the MFCC of each utterance: nothing; the mean over time; the mean and the deviation."""
+
+DEVIATION_FLOOR = 1.0
+"""Added, squared, to the variance over time (MFCC units): white noise deviates by 0.5 to 1, a word by 0.7 to 20."""
+ATTENTION_UNITS = 64
+"""Width of the layer that scores each step for the attention."""
+WORD_SCALE = 16.0
+"""What the training-only layer multiplies its cosines by at first; learned.  Source: Wang et al. 2017, NormFace."""
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Size of the encoder."""
+    """Size of the encoder and of the pooling."""
 
+    cmn: Normalisation = "mean"
+    """Cepstral mean (and variance) normalisation of each utterance: it removes the colour of a microphone."""
     channels: int = 128
     """Channels of the first convolution over time, which sees the MFCC frames."""
     stride: int = 2
@@ -30,50 +41,121 @@ class NetworkConfig:
     """Channels of the second convolution: the width of the LSTM's input."""
     stacking: int = 2
     """Frames of the first convolution that the second one moves on by (frame stacking)."""
+    blocks: int = 0
+    """Residual blocks of separable convolutions over time between these two and the LSTM."""
+    block_kernel: int = 9
+    """Steps that each block sees at once; odd."""
     hidden: int = 160
     """LSTM units in each direction."""
     layers: int = 2
     """Stacked bidirectional LSTM layers."""
+    attention_heads: int = 1
+    """Distributions over time that the classifier pools with; their means are concatenated."""
+    embedding: int = 0
+    """Length of the pooled vector after a linear layer; 0 leaves that layer out."""
     dropout: float = 0.2
     """Probability of dropping a value between the layers and before the head."""
 
     def __post_init__(self) -> None:
-        for field in ("channels", "stride", "stacking_channels", "stacking", "hidden", "layers"):
+        if self.cmn not in get_args(Normalisation):
+            raise ConfigError(f"cmn={self.cmn} must be one of {', '.join(get_args(Normalisation))}")
+        sizes = ("channels", "stride", "stacking_channels", "stacking", "hidden", "layers", "attention_heads")
+        for field in sizes:
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in ("blocks", "embedding"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must not be negative")
+        if self.block_kernel < 1 or self.block_kernel % 2 == 0:
+            raise ConfigError(f"block_kernel={self.block_kernel} must be odd and positive")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must lie in 0..1")
 
+    @property
+    def n_pooled(self) -> int:
+        """Length of the vector that the class layer sees, and that a bundle gives as `embedding`."""
+        return self.embedding or self.attention_heads * 2 * self.hidden
 
-class Encoder(nn.Module):
-    """Two convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
+
+class UtteranceNorm(nn.Module):
+    """Takes the mean over time from each coefficient of each utterance and, if asked, divides by the deviation.
 
     Args of forward:
-        features: (batch, frames, n_features)
+        features: (batch, frames, n_features), each item one whole utterance
+    Returns of forward:
+        the same shape; the deviation divided by is sqrt(variance + DEVIATION_FLOOR ** 2)
+
+    Source: Furui 1981 (the mean); Viikki and Laurila 1998 (the deviation).
+    """
+
+    def __init__(self, kind: Normalisation) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.kind == "none":
+            return features
+        centred = features - features.mean(1, keepdim=True)
+        if self.kind == "mean":
+            return centred
+        variance = (centred * centred).mean(1, keepdim=True)
+        return centred / (variance + DEVIATION_FLOOR**2).sqrt()
+
+
+class SeparableBlock(nn.Module):
+    """A residual block: a convolution of each channel over time, one across the channels at each step.
+
+    Args of forward:
+        x: (batch, channels, steps)
+    Returns of forward:
+        the same shape; beyond the ends of the utterance lie zeros
+
+    Source: Majumdar and Ginsburg 2020, MatchboxNet.
+    """
+
+    def __init__(self, channels: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False),
+            nn.Conv1d(channels, channels, 1, bias=False),
+            nn.BatchNorm1d(channels),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: Tensor = self.dropout(torch.relu(x + self.change(x)))
+        return kept
+
+
+class Encoder(nn.Module):
+    """Convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
+
+    Args of forward:
+        features: (batch, frames, n_features), each item one whole utterance
     Returns of forward:
         (batch, steps, 2 * hidden), steps = ((frames - 5) // stride + 1 - 3) // stacking + 1
     """
 
     def __init__(self, n_features: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
         super().__init__()
+        self.cmn = UtteranceNorm(config.cmn)
         self.normalize = nn.BatchNorm1d(n_features)
+        width = config.stacking_channels
         self.thin = nn.Sequential(
             nn.Conv1d(n_features, config.channels, 5, config.stride, bias=False),
             nn.BatchNorm1d(config.channels),
             nn.ReLU(),
             nn.Dropout(config.dropout / 2),
-            nn.Conv1d(config.channels, config.stacking_channels, 3, config.stacking, bias=False),
-            nn.BatchNorm1d(config.stacking_channels),
+            nn.Conv1d(config.channels, width, 3, config.stacking, bias=False),
+            nn.BatchNorm1d(width),
             nn.ReLU(),
         )
-        arguments = (config.stacking_channels, config.hidden, config.layers)
+        blocks = [SeparableBlock(width, config.block_kernel, config.dropout / 2) for _ in range(config.blocks)]
+        self.blocks = nn.Sequential(*blocks)
         between = config.dropout if config.layers > 1 else 0.0
-        self.lstm: nn.Module
-        if lstm == "equations":
-            self.lstm = LSTM(*arguments, dropout=between, bidirectional=True)
-        else:
-            fast = nn.LSTM if lstm == "torch" else nn.RNN
-            self.lstm = fast(*arguments, batch_first=True, dropout=between, bidirectional=True)
+        kind = {"torch": nn.LSTM, "equations": LSTM, "rnn": nn.RNN}[lstm]
+        options = {"bidirectional": True} if lstm == "equations" else {"bidirectional": True, "batch_first": True}
+        self.lstm: nn.Module = kind(width, config.hidden, config.layers, dropout=between, **options)
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in self.lstm.named_parameters():
             if "bias_ih" in name and lstm != "rnn":  # a forget gate that starts open lets gradients through time
@@ -82,51 +164,102 @@ class Encoder(nn.Module):
     @staticmethod
     def timing(config: NetworkConfig, hop_s: float, window_s: float) -> tuple[float, float]:
         """Distance of two steps and the middle of the first one, in seconds, for frames of `window_s` every `hop_s`."""
-        middle = 2 + config.stride  # the kernels are five and three frames long
+        middle = 2 + config.stride  # the kernels are five and three frames long; the blocks see as much on either side
         return config.stride * config.stacking * hop_s, middle * hop_s + window_s / 2
 
+    def steps(self, features: Tensor) -> Tensor:
+        """What the LSTM reads: (batch, frames, n_features) -> (batch, steps, stacking_channels)."""
+        normalised = self.normalize(self.cmn(features).transpose(1, 2))  # (batch, n_features, frames)
+        thinned: Tensor = self.blocks(self.thin(normalised))
+        return thinned.transpose(1, 2)
+
     def forward(self, features: Tensor) -> Tensor:
-        thinned = self.thin(self.normalize(features.transpose(1, 2)))  # (batch, stacking_channels, steps)
-        hidden, _ = self.lstm(thinned.transpose(1, 2))
+        hidden, _ = self.lstm(self.steps(features))
         return self.dropout(hidden)
 
 
-class ClassificationHead(nn.Module):
-    """Attention pooling over time, then one score for each class.
+class AttentionPooling(nn.Module):
+    """Weighted means over time.
 
     Args of forward:
         hidden: (batch, steps, n_hidden)
     Returns of forward:
-        logits (batch, classes), attention (batch, steps) that sums to one over the steps
+        pooled (batch, heads * n_hidden), one head after the other;
+        attention (batch, heads, steps), that of each head sums to one over the steps
+
+    Source: Lin et al. 2017, A Structured Self-attentive Sentence Embedding.
     """
 
-    def __init__(self, n_hidden: int, n_classes: int) -> None:
+    def __init__(self, n_hidden: int, heads: int = 1) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.Linear(n_hidden, 64), nn.Tanh(), nn.Linear(64, 1))
-        self.classes = nn.Linear(n_hidden, n_classes)
+        self.score = nn.Sequential(nn.Linear(n_hidden, ATTENTION_UNITS), nn.Tanh(), nn.Linear(ATTENTION_UNITS, heads))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        attention = torch.softmax(self.attention(hidden).squeeze(2), dim=1)
-        pooled = (attention[:, None] @ hidden).squeeze(1)  # (batch, n_hidden)
-        return self.classes(pooled), attention
+        attention = torch.softmax(self.score(hidden), dim=1).transpose(1, 2)  # (batch, heads, steps)
+        return (attention @ hidden).flatten(1), attention
+
+
+class CosineLayer(nn.Module):
+    """Scaled cosines between an embedding and one vector for each word.
+
+    Args of forward:
+        embedding: (batch, n)
+    Returns of forward:
+        logits (batch, n_words), within -scale..scale
+    """
+
+    def __init__(self, n: int, n_words: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_words, n))
+        self.log_scale = nn.Parameter(torch.tensor(WORD_SCALE).log())
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        cosine = nn.functional.normalize(embedding, dim=1) @ nn.functional.normalize(self.weight, dim=1).T
+        return self.log_scale.exp() * cosine
 
 
 class Classifier(nn.Module):
-    """Encoder and classification head.
+    """Encoder, attention pooling and one score for each class.
 
+    Args:
+        n_words: rows of a second, training-only layer that tells words apart by the direction of their embedding, so
+            that words the classes do not know lie apart from each other too; 0 leaves it out.
     Args of forward:
-        features: (batch, frames, n_features)
+        features: (batch, frames, n_features), each item one whole utterance
     Returns of forward:
         logits (batch, classes)
     """
 
-    def __init__(self, n_features: int, n_classes: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
+    def __init__(
+        self, n_features: int, n_classes: int, config: NetworkConfig, lstm: LSTMKind = "torch", n_words: int = 0
+    ) -> None:
         super().__init__()
+        self.config = config
         self.encoder = Encoder(n_features, config, lstm)
-        self.head = ClassificationHead(2 * config.hidden, n_classes)
+        self.pool = AttentionPooling(2 * config.hidden, config.attention_heads)
+        pooled = config.attention_heads * 2 * config.hidden
+        self.project = nn.Linear(pooled, config.embedding) if config.embedding else nn.Identity()
+        self.classes = nn.Linear(config.n_pooled, n_classes)
+        self.words = CosineLayer(config.n_pooled, n_words) if n_words else None
+
+    def pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding, (batch, n_pooled), which the class layer sees, and the attention (batch, heads, steps)."""
+        pooled, attention = self.pool(self.encoder(features))
+        return self.project(pooled), attention
+
+    def embedding(self, features: Tensor) -> Tensor:
+        """The vector that the class layer sees: (batch, n_pooled)."""
+        return self.pooled(features)[0]
+
+    def both(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (batch, classes) and those of the training-only layer (batch, n_words), in one pass."""
+        if self.words is None:
+            raise ConfigError("the network was built without n_words, so it has no layer for them")
+        embedding = self.embedding(features)
+        return self.classes(embedding), self.words(embedding)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits, _ = self.head(self.encoder(features))
+        logits: Tensor = self.classes(self.embedding(features))
         return logits
 
 
@@ -141,6 +274,7 @@ class Transcriber(nn.Module):
 
     def __init__(self, n_features: int, n_tokens: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
         super().__init__()
+        self.config = config
         self.encoder = Encoder(n_features, config, lstm)
         self.head = nn.Linear(2 * config.hidden, n_tokens)
 
@@ -152,40 +286,10 @@ class Transcriber(nn.Module):
 Network = Classifier | Transcriber
 
 
-def build_network(head: Head, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind) -> Network:
-    """The network of one head."""
-    kind = Classifier if head == "classification" else Transcriber
-    return kind(n_features, n_scores, config, lstm)
-
-
-@torch.no_grad()
-def fit_normalisation(network: nn.Module, features: Sequence[Tensor]) -> None:
-    """Give every normalisation the mean and variance that its input has, without a change of what the network computes.
-
-    Training normalises by its batches.  A network whose normalisations hold other figures, such as one from a bundle,
-    where they are folded away, would compute something else as soon as it is trained on.
-
-    Args:
-        network: in evaluation mode.
-        features: batches of (batch, frames, n_features).
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
-    sums = {norm: [torch.zeros_like(norm.running_mean) for _ in range(2)] for norm in norms}  # type: ignore[arg-type]
-
-    def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for total, power in zip(sums[norm], (1, 2), strict=True):  # type: ignore[index]
-            total += inputs[0].pow(power).mean((0, 2)) / len(features)
-
-    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
-    for batch in features:
-        network(batch)
-    for hook in hooks:
-        hook.remove()
-    for norm, (mean, square) in sums.items():
-        variance = (square - mean * mean).clamp(min=1e-8)
-        state = norm.state_dict()  # the tensors themselves
-        scale = state["weight"] / (state["running_var"] + norm.eps).sqrt()
-        state["bias"] += scale * (mean - state["running_mean"])
-        state["weight"].copy_(scale * (variance + norm.eps).sqrt())
-        state["running_mean"].copy_(mean)
-        state["running_var"].copy_(variance)
+def build_network(
+    head: Head, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind, n_words: int = 0
+) -> Network:
+    """The network of one head; `n_words` as in `Classifier`, and without effect on a CTC head."""
+    if head == "ctc":
+        return Transcriber(n_features, n_scores, config, lstm)
+    return Classifier(n_features, n_scores, config, lstm, n_words)

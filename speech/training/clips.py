@@ -1,0 +1,165 @@
+"""Waveforms as numpy arrays: levels, where the sound is, where speech can be cut, sounds made from nothing."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16000
+CLIP = SAMPLE_RATE_HZ
+"""Samples of a Speech Commands clip: one second."""
+FRAME = SAMPLE_RATE_HZ // 100
+"""Samples over which a level is measured: 10 ms."""
+PRE_EMPHASIS = 0.9
+"""Share of the last sample that is subtracted before the extent of a sound is measured."""
+PAUSE_FRAMES = 25
+"""Frames of quiet that end an utterance: 250 ms, as the live endpointer has it."""
+SHORTEST_FRAMES = 6
+"""Frames under which a sound is not cut out as an utterance: 60 ms."""
+
+Waveform = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+Reals = NDArray[np.float64]
+
+
+def as_float(samples: NDArray[np.int16]) -> Waveform:
+    """16-bit samples -> float32 in -1..1."""
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+def fit(waveform: Waveform, length: int = CLIP) -> Waveform:
+    """The waveform centred in `length` samples: zeros around a shorter one, the middle of a longer one."""
+    if len(waveform) >= length:
+        start = (len(waveform) - length) // 2
+        return waveform[start : start + length]
+    left = (length - len(waveform)) // 2
+    return np.pad(waveform, (left, length - len(waveform) - left))
+
+
+def set_level(waveform: Waveform, level_db: float) -> Waveform:
+    """The waveform at an RMS of `level_db` dB below full scale."""
+    rms = np.sqrt(np.square(waveform).mean()) + 1e-9
+    return np.clip(waveform * (10 ** (level_db / 20) / rms), -1, 1)
+
+
+def frame_power(waveform: Waveform) -> NDArray[np.float32]:
+    """Mean power of each whole 10 ms: (samples,) -> (samples // 160,)."""
+    return np.square(waveform[: len(waveform) // FRAME * FRAME].reshape(-1, FRAME)).mean(1)
+
+
+def loud_frames(waveform: Waveform) -> NDArray[np.bool_]:
+    """Which frames are above the recording's own noise floor: (samples,) -> (samples // 160,).
+
+    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as its peak.
+    """
+    power = frame_power(waveform - PRE_EMPHASIS * np.pad(waveform, (1, 0))[:-1])
+    if len(power) < 3:
+        return np.ones(len(power), bool)
+    level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
+    floor, peak = np.quantile(level, [0.1, 0.95])
+    return level > max(1.5 * floor, 0.03 * peak)
+
+
+def extent(waveform: Waveform) -> tuple[int, int]:
+    """First and last sample of what is above the recording's own noise floor; all of it where nothing is."""
+    if len(waveform) < 3 * FRAME:
+        return 0, len(waveform)
+    loud = np.flatnonzero(loud_frames(waveform))
+    return (int(loud[0]) * FRAME, int(loud[-1] + 1) * FRAME) if len(loud) else (0, len(waveform))
+
+
+def cut_utterances(waveform: Waveform) -> Numbers:
+    """Where an endpointer cuts a recording: (utterances, 2), first and last sample of each.
+
+    Sounds less than 250 ms apart are one utterance.
+    """
+    loud = np.flatnonzero(loud_frames(waveform))
+    if not len(loud):
+        return np.zeros((0, 2), np.int64)
+    breaks = np.flatnonzero(np.diff(loud) > PAUSE_FRAMES)
+    first, last = loud[np.r_[0, breaks + 1]], loud[np.r_[breaks, len(loud) - 1]] + 1
+    found = np.stack([first, last], 1)[last - first >= SHORTEST_FRAMES]
+    return found.astype(np.int64) * FRAME
+
+
+def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
+    """Noise of a random spectral slope, a few tones, a chord that glides or some clicks, peaking at 1."""
+    makers = (sloped_noise, steady_tones, gliding_chord, clicks)
+    noise = makers[rng.integers(len(makers))](rng, length)
+    return (noise / (np.abs(noise).max() + 1e-9)).astype(np.float32)
+
+
+def sloped_noise(rng: np.random.Generator, length: int) -> Reals:
+    """White noise tilted by a random power of the frequency."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** -rng.uniform(-0.5, 1.2)
+    return np.fft.irfft(spectrum, length)
+
+
+def steady_tones(rng: np.random.Generator, length: int) -> Reals:
+    """One to four tones that may die away, as of a beeper."""
+    pitch_hz = rng.uniform(50, 4000, size=(rng.integers(1, 5), 1))
+    phase = 2 * np.pi * pitch_hz * np.arange(length) / SAMPLE_RATE_HZ + rng.uniform(0, 6, pitch_hz.shape)
+    return np.sin(phase).sum(0) * np.exp(-np.arange(length) * rng.uniform(0, 5) / SAMPLE_RATE_HZ)
+
+
+def gliding_chord(rng: np.random.Generator, length: int) -> Reals:
+    """Three notes with their partials, gliding by up to an octave a second, with tremolo."""
+    time = np.arange(length) / SAMPLE_RATE_HZ
+    root_hz = rng.uniform(60, 600) * 2 ** (rng.uniform(-1, 1) * time)
+    partials = np.outer(rng.choice([1, 1.25, 1.5, 2], 3), np.arange(1, 7)).ravel()
+    phase = 2 * np.pi * np.cumsum(root_hz) / SAMPLE_RATE_HZ
+    weight = rng.uniform(0, 1, len(partials)) / partials
+    chord = (weight[:, None] * np.sin(partials[:, None] * phase)).sum(0)
+    return chord * (0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.5, 8) * time + rng.uniform(0, 6)))
+
+
+def clicks(rng: np.random.Generator, length: int) -> Reals:
+    """A few clicks of the same colour at random times."""
+    noise = np.zeros(length)
+    noise[rng.integers(length, size=rng.integers(1, 12))] = rng.uniform(-1, 1)
+    return np.convolve(noise, rng.standard_normal(80) * np.exp(-np.arange(80) / rng.uniform(1, 30)), "same")
+
+
+def struck(rng: np.random.Generator, length: int) -> Reals:
+    """One blow on a thing: a burst of noise and some damped modes.
+
+    From a key (bright, some milliseconds) to a knock on a door (dark, a tenth of a second).
+    Source: modal synthesis, as in van den Doel and Pai 1998, The Sounds of Physical Shapes.
+    """
+    size = rng.uniform()  # 0: a small, bright thing; 1: a large, dark one
+    pitch_hz = np.exp(rng.uniform(np.log(900 - 820 * size), np.log(7000 - 6000 * size), (rng.integers(2, 9), 1)))
+    decay_s = (0.002 + 0.08 * size * rng.uniform(0.2, 1)) * (pitch_hz.min() / pitch_hz) ** rng.uniform(0, 1)
+    if rng.random() < 0.2:
+        decay_s *= 6  # glass, metal
+    time = np.arange(length) / SAMPLE_RATE_HZ
+    modes = rng.uniform(0.2, 1, pitch_hz.shape) * np.exp(-time / decay_s)
+    ringing = (modes * np.sin(2 * np.pi * pitch_hz * time + rng.uniform(0, 6, pitch_hz.shape))).sum(0)
+    burst = rng.standard_normal(length) * np.exp(-time / rng.uniform(0.0005, 0.01))
+    return ringing + rng.uniform(0, 1.5) * burst
+
+
+def impacts(rng: np.random.Generator, length: int) -> Waveform:
+    """Knocks, ticks, keys, switches: blows one at a time, in pairs or in rhythm, peaking at 1."""
+    kinds = [struck(rng, length) for _ in range(rng.integers(1, 3))]
+    duration_s = length / SAMPLE_RATE_HZ
+    pattern = rng.integers(4)
+    if pattern == 0:
+        times_s = rng.uniform(0, 0.5, 1)
+    elif pattern == 1:  # down and up again, as a switch
+        times_s = rng.uniform(0, 0.4) + np.array([0, rng.uniform(0.04, 0.25)])
+    elif pattern == 2:  # a clock, knocks at a door
+        times_s = rng.uniform(0, 0.3) + np.arange(rng.integers(2, 12)) / rng.uniform(1.5, 8)
+    else:  # somebody typing
+        times_s = np.cumsum(rng.exponential(rng.uniform(0.06, 0.3), rng.integers(3, 16)))
+    sound = np.zeros(length)
+    for number, time_s in enumerate(times_s + rng.normal(0, 0.005, len(times_s))):
+        at = round(max(0.0, time_s) * SAMPLE_RATE_HZ)
+        if time_s < duration_s and at < length:
+            sound[at:] += rng.uniform(0.5, 1) * kinds[number % len(kinds)][: length - at]
+    return (sound / (np.abs(sound).max() + 1e-9)).astype(np.float32)
+
+
+def procedural_sound(seed: int) -> Waveform:
+    """Two seconds of noise, tones, clicks or impacts, the same for a seed; half of them are impacts."""
+    rng = np.random.default_rng(seed)
+    maker = impacts if rng.random() < 0.5 else procedural_noise
+    return 0.5 * maker(rng, 2 * SAMPLE_RATE_HZ)

@@ -1,0 +1,304 @@
+"""Recordings on disk -> index, speaker-disjoint parts, one memory-mapped bank of samples with what is known of each."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from speech.bundle import SILENCE, UNKNOWN
+from speech.errors import DataError
+from speech.training.clips import (
+    CLIP,
+    FRAME,
+    SAMPLE_RATE_HZ,
+    Numbers,
+    Reals,
+    Waveform,
+    as_float,
+    cut_utterances,
+    extent,
+    frame_power,
+    procedural_sound,
+)
+
+KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+WORDS_FOLDER = Path("SpeechCommands/speech_commands_v0.02")
+ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
+BACKGROUND = "_background_noise_"
+HOMOPHONES = {"know": "no", "write": "right", "won": "one"}
+"""Words of the synthetic voices that sound like a word of the vocabulary: they are that word."""
+CUT = ("speech", "sentences", "events", "procedural")
+"""Sources that hold several sounds, which an endpointer would cut apart."""
+PARTS = ("training", "validation", "testing")
+VERSION = 3
+"""Of the files in the cache: raise it when what is measured of a recording changes."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One audio file and its place in the experiment."""
+
+    path: Path
+    word: str
+    """What is said; "" where nobody says one of the words."""
+    part: str
+    """training, validation or testing."""
+    source: str
+    """words, voices, synthetic, speech, sentences (synthetic speech), home, events, procedural, noise or rooms."""
+
+
+def share(name: str) -> float:
+    """A number in 0..1 that depends on nothing but the name: the same split on every machine."""
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def part_of(group: str, validation: float, testing: float) -> str:
+    """The part to which everything of one group (a speaker, a place) belongs."""
+    position = share(group)
+    return "validation" if position < validation else "testing" if position < validation + testing else "training"
+
+
+def speaker_of(path: Path) -> str:
+    """The speaker's hash in the file name of Speech Commands."""
+    return path.name.split("_nohash_")[0]
+
+
+def index_words(root: Path, held_out: float) -> list[Recording]:
+    """All words of Speech Commands by the official lists.
+
+    Args:
+        root: the folder that holds `SpeechCommands/speech_commands_v0.02`.
+        held_out: share of the training speakers of `on` and `off` who join validation with all they said,
+            because the official validation list of a partial data set holds only a dozen of these clips.
+    Raises:
+        DataError: when the folder or its lists are missing; says how to get them.
+    """
+    folder = root / WORDS_FOLDER
+    lists = {part: folder / f"{part}_list.txt" for part in ("validation", "testing")}
+    missing = [str(path) for path in lists.values() if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"no Speech Commands under {root}: {missing[0]} is missing; "
+            "give the right --data.root, or let recipes.train fetch it with --data.download true (2.3 GB)"
+        )
+    listed = {line: part for part, path in lists.items() for line in path.read_text().split()}
+    recordings = []
+    for path in sorted(folder.glob("[!_]*/*.wav")):
+        part = listed.get(f"{path.parent.name}/{path.name}", "training")
+        recordings.append(Recording(path, path.parent.name, part, "words"))
+    if not recordings:
+        raise DataError(f"{folder} holds no <word>/<speaker>_nohash_<n>.wav")
+    scarce = {
+        speaker_of(r.path)
+        for r in recordings
+        if r.part == "training" and r.word in ("on", "off") and share(speaker_of(r.path)) < held_out
+    }
+    return [
+        Recording(r.path, r.word, "validation", r.source)
+        if r.part == "training" and speaker_of(r.path) in scarce
+        else r
+        for r in recordings
+    ]
+
+
+def index_others(root: Path) -> list[Recording]:
+    """Synthetic voices, speech without commands, words at home, events, noise and rooms, as far as they are there.
+
+    Speech is split by speaker, noise and rooms by place, so that validation hears other ones than training.
+    """
+    found: list[Recording] = []
+    for source in ("synthetic", "voices"):
+        for path in sorted(root.glob(f"{source}/*/*.wav")):
+            found.append(Recording(path, HOMOPHONES.get(path.parent.name, path.parent.name), "training", source))
+    for path in sorted(root.glob("home/*/*.wav")):
+        found.append(Recording(path, path.parent.name, "validation", "home"))
+    for path in sorted(root.glob("synthetic_sentences/*.wav")):
+        found.append(Recording(path, "", "training", "sentences"))
+    for path in sorted(root.glob("negative_speech/training/*/*.wav")):
+        found.append(Recording(path, "", part_of(path.stem.rsplit("-", 2)[0], 0.1, 0.0), "speech"))
+    for path in sorted(root.glob("negative_speech/false_alarm_test/*/*.wav")):
+        found.append(Recording(path, "", "testing", "speech"))
+    for part in PARTS:
+        for path in sorted(root.glob(f"events/{part}/*/*.wav")):
+            found.append(Recording(path, "", part, "events"))
+    for path in sorted((root / WORDS_FOLDER / BACKGROUND).glob("*.wav")):
+        found.append(Recording(path, "", "training", "noise"))
+    for path in sorted(root.glob("noise/*/*.wav")):
+        found.append(Recording(path, "", part_of(path.stem, 0.1, 0.2), "noise"))
+    for path in sorted(root.glob("rooms/*/*.wav")):
+        found.append(Recording(path, "", part_of(path.stem.split("_ch")[0], 0.1, 0.2), "rooms"))
+    return found
+
+
+def index_procedural(count: int) -> list[Recording]:
+    """`count` made sounds for training; the path holds nothing but the number that makes the sound."""
+    return [Recording(Path(f"procedural/{number}"), "", "training", "procedural") for number in range(count)]
+
+
+def vocabulary(recordings: Sequence[Recording], rare: int) -> tuple[str, ...]:
+    """The ten commands, the other words with at least `rare` training recordings, `_unknown_`, `_silence_`."""
+    counts = Counter(r.word for r in recordings if r.source == "words" and r.part == "training")
+    others = sorted(word for word, count in counts.items() if count >= rare and word not in KEYWORDS)
+    return (*KEYWORDS, *others, UNKNOWN, SILENCE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of one recording."""
+
+    samples: NDArray[np.int16]
+    bounds: tuple[int, int]
+    """Where its sound begins and ends."""
+    power: NDArray[np.float32]
+    """Of each 10 ms."""
+    pieces: Numbers
+    """(pieces, 2), where an endpointer would cut it; empty for single words."""
+
+
+def read_recording(recording: Recording) -> NDArray[np.int16]:
+    """Its samples.
+
+    Raises:
+        DataError: it can't be read, is not 16 kHz mono, or holds nothing.
+    """
+    if recording.source == "procedural":
+        return np.round(procedural_sound(int(recording.path.name)) * 32767).astype(np.int16)
+    try:
+        samples, rate_hz = soundfile.read(recording.path, dtype="int16")
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{recording.path} can't be read: {error}") from error
+    if rate_hz != SAMPLE_RATE_HZ or samples.ndim != 1 or not len(samples):
+        raise DataError(f"{recording.path} must be {SAMPLE_RATE_HZ} Hz mono with at least one sample")
+    return np.asarray(samples, np.int16)
+
+
+def measure(recording: Recording) -> Measured:
+    """Read a recording and find out where its sound is."""
+    samples = read_recording(recording)
+    waveform = as_float(samples)
+    pieces = cut_utterances(waveform) if recording.source in CUT else np.zeros((0, 2), np.int64)
+    return Measured(samples, extent(waveform), frame_power(waveform), pieces)
+
+
+@contextmanager
+def measured(recordings: Sequence[Recording]) -> Iterator[Iterable[Measured]]:
+    """Each recording measured, in order; by as many processes as there are processors where that is worth it."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if n_cores < 2 or len(recordings) < 1000 or "fork" not in multiprocessing.get_all_start_methods():
+        yield map(measure, recordings)
+        return
+    # Forked, as a fresh process would import the whole training program again.  The children use numpy only.
+    with ProcessPoolExecutor(n_cores, multiprocessing.get_context("fork")) as pool:
+        yield pool.map(measure, recordings, chunksize=64)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Sounds that an endpointer would cut out of longer recordings; three arrays (pieces,)."""
+
+    recording: Numbers
+    start: Numbers
+    end: Numbers
+
+
+class Corpus:
+    """Recordings decoded once into one memory-mapped file of 16-bit samples, with what was measured of them.
+
+    `corpus[i]` is recording i: (samples,), float32 in -1..1.
+
+    Attributes:
+        samples: all recordings one after the other, int16.
+        begin, length: (recordings,) where each lies in `samples`.
+        start, end: (recordings,) where the sound of each begins and ends, counted from its begin.
+        pieces: sounds within the longer recordings.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], cache: Path) -> None:
+        self.recordings = list(recordings)
+        key = hashlib.sha1(json.dumps([VERSION, *map(stamp, self.recordings)]).encode()).hexdigest()[:16]
+        samples, known = cache / f"{key}.int16", cache / f"{key}.npz"
+        if not known.is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            self._decode(samples, known)
+        with np.load(known) as arrays:
+            self.length: Numbers = arrays["length"]
+            self.start: Numbers
+            self.end: Numbers
+            self.start, self.end = arrays["bounds"].T
+            self.power: NDArray[np.float32] = arrays["power"]
+            self.pieces = Pieces(*arrays["pieces"].T)
+        self.begin: Numbers = np.cumsum(self.length) - self.length
+        n_frames = self.length // FRAME
+        self.first_frame: Numbers = np.cumsum(n_frames) - n_frames
+        self._energy: Reals = np.concatenate([[0.0], np.cumsum(self.power, dtype=np.float64)])
+        self.samples = np.memmap(samples, np.int16, mode="c")  # never written to; torch wants it writable
+
+    def _decode(self, samples: Path, known: Path) -> None:
+        length, bounds, power, pieces = [], [], [], []
+        part = samples.with_suffix(f".{os.getpid()}")
+        with open(part, "wb") as file, measured(self.recordings) as found:
+            for number, one in enumerate(found):
+                file.write(one.samples.tobytes())
+                length.append(len(one.samples))
+                bounds.append(one.bounds)
+                power.append(one.power)
+                pieces.append(np.column_stack([np.full(len(one.pieces), number), one.pieces]))
+        part.replace(samples)
+        np.savez(
+            known,
+            length=np.array(length, np.int64),
+            bounds=np.array(bounds, np.int64).reshape(-1, 2),
+            power=np.concatenate(power or [np.zeros(0, np.float32)]),
+            pieces=np.concatenate(pieces or [np.zeros((0, 3), np.int64)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> Waveform:
+        return as_float(self._stored(index))
+
+    def _stored(self, index: int) -> NDArray[np.int16]:
+        return self.samples[self.begin[index] : self.begin[index] + self.length[index]]
+
+    def crop(self, index: int, rng: np.random.Generator, length: int = CLIP) -> Waveform:
+        """`length` samples from a random place of recording `index`; a shorter one goes round and round."""
+        stored = self._stored(index)
+        if len(stored) < length:
+            stored = np.tile(stored, -(-length // len(stored)))
+        start = rng.integers(len(stored) - length + 1)
+        return as_float(stored[start : start + length])
+
+    def select(self, part: str, source: str, word: str | None = None) -> Numbers:
+        """Positions of the recordings of one part and source, and one word if given."""
+        chosen = [
+            i for i, r in enumerate(self.recordings) if r.part == part and r.source == source and word in (None, r.word)
+        ]
+        return np.array(chosen, np.int64)
+
+    def rms(self, recording: Numbers, start: Numbers, end: Numbers) -> Reals:
+        """RMS of `start` to `end` of each recording, to the next 10 ms."""
+        n_frames = self.length[recording] // FRAME
+        first = np.minimum(start // FRAME, np.maximum(0, n_frames - 1))
+        last = np.maximum(np.minimum(-(-end // FRAME), n_frames), first + 1)
+        base = self.first_frame[recording]
+        energy = self._energy[np.minimum(base + last, len(self.power))] - self._energy[base + first]
+        return np.sqrt(np.maximum(energy, 0) / (last - first))
+
+
+def stamp(recording: Recording) -> tuple[str, str, int, int]:
+    """What tells whether a recording is still the one in the cache."""
+    if recording.source == "procedural":
+        return str(recording.path), recording.source, 0, 0
+    status = recording.path.stat()
+    return str(recording.path), recording.source, status.st_size, status.st_mtime_ns

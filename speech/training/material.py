@@ -1,0 +1,304 @@
+"""Drawing from the corpus, many at a time: words by source, pieces of speech, sounds, noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.errors import ConfigError
+from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
+from speech.training.corpus import Corpus, speaker_of
+from speech.training.plan import Noises
+
+SOURCES = ("words", "voices", "synthetic")
+"""Where the recordings of a word come from: people, a neural synthesiser, formant and unit synthesisers."""
+NEAR_FRAMES = 12
+"""Frames within which the weakest one is looked for when speech is cut: 120 ms."""
+QUIETEST_RMS = 1e-4
+"""RMS below which a sound is not amplified any further."""
+MOST_VOICES = 4
+"""Most recordings of speech that make one babble."""
+
+
+@dataclass(frozen=True)
+class SourceMix:
+    """How much of each word comes from which source."""
+
+    voices: float = 0.08
+    """Share of neural voices in a word with plenty of recordings."""
+    voices_rare: float = 0.25
+    """The same for words with fewer than `rare` recordings, where they add speakers."""
+    synthetic: float = 0.05
+    """Share of other synthetic voices in a word with plenty of recordings."""
+    synthetic_rare: float = 0.10
+    """The same for words with fewer than `rare` recordings."""
+    rare: int = 500
+    """Recordings under which a word counts as rare; a word outside the ten needs this many for a class."""
+
+    def __post_init__(self) -> None:
+        for field in ("voices", "voices_rare", "synthetic", "synthetic_rare"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..1")
+        for kind in ("", "_rare"):
+            if getattr(self, f"voices{kind}") + getattr(self, f"synthetic{kind}") > 1:
+                raise ConfigError(f"voices{kind} and synthetic{kind} must not exceed 1 together")
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Stretches of recordings; three arrays (sounds,)."""
+
+    recording: Numbers
+    start: Numbers
+    end: Numbers
+
+    def __len__(self) -> int:
+        return len(self.recording)
+
+    def at(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Sounds":
+        return Sounds(self.recording[rows], self.start[rows], self.end[rows])
+
+
+def joined(sounds: Sequence[Sounds]) -> Sounds:
+    """Several lots of sounds, one after the other."""
+    none = np.zeros(0, np.int64)
+    return Sounds(
+        np.concatenate([none, *(s.recording for s in sounds)]),
+        np.concatenate([none, *(s.start for s in sounds)]),
+        np.concatenate([none, *(s.end for s in sounds)]),
+    )
+
+
+class Groups:
+    """Items by key, to draw one of a key's items for many keys at once.
+
+    Args:
+        keys: (items,) in 0..n_keys - 1.
+        items: (items,)
+    """
+
+    def __init__(self, keys: Numbers, items: Numbers, n_keys: int) -> None:
+        order = np.argsort(keys, kind="stable")
+        self.items = items[order]
+        self.count = np.bincount(keys, minlength=n_keys).astype(np.int64)
+        self.first = np.cumsum(self.count) - self.count
+
+    def of(self, key: int) -> Numbers:
+        """All items of a key."""
+        return self.items[self.first[key] : self.first[key] + self.count[key]]
+
+    def draw(self, keys: Numbers, rng: np.random.Generator) -> Numbers:
+        """One item of each key; every key must have some."""
+        number = (rng.random(len(keys)) * self.count[keys]).astype(np.int64)
+        return self.items[self.first[keys] + number]
+
+
+class Material:
+    """What there is to draw from in one part of the corpus.
+
+    Args:
+        corpus: all recordings.
+        part: training or validation.
+        mix: how much of each word comes from which source.
+    """
+
+    def __init__(self, corpus: Corpus, part: str, mix: SourceMix) -> None:
+        self.corpus, self.part, self.mix = corpus, part, mix
+        spoken = [i for i, r in enumerate(corpus.recordings) if r.part == part and r.source in SOURCES]
+        self.words = tuple(sorted({corpus.recordings[i].word for i in spoken}))
+        number = {word: n for n, word in enumerate(self.words)}
+        self.word = np.full(len(corpus), -1, np.int64)
+        """(recordings,) which of `words` is said; -1 where none is."""
+        self.word[spoken] = [number[corpus.recordings[i].word] for i in spoken]
+        source = np.array([SOURCES.index(corpus.recordings[i].source) for i in spoken], np.int64)
+        chosen = np.array(spoken, np.int64)
+        n_words = len(self.words)
+        self._spoken = Groups(source * n_words + self.word[chosen], chosen, len(SOURCES) * n_words)
+        self.counts = self._spoken.count.reshape(len(SOURCES), n_words)
+        """(sources, words) how many recordings there are."""
+        self.shares = self._shares()
+        people = sorted({speaker_of(corpus.recordings[i].path) for i in spoken if source_is_real(corpus, i)})
+        name = {speaker: n for n, speaker in enumerate(people)}
+        self.speaker = np.full(len(corpus), -1, np.int64)
+        real = np.array([i for i in spoken if source_is_real(corpus, i)], np.int64)
+        self.speaker[real] = [name[speaker_of(corpus.recordings[i].path)] for i in real]
+        self._by_speaker = Groups(self.speaker[real], real, len(people))
+        self._sources = {s: corpus.select(part, s) for s in ("speech", "sentences", "events", "noise", "procedural")}
+        self._pieces = {s: self._group_pieces(s) for s in ("speech", "sentences", "events", "procedural")}
+
+    def _shares(self) -> Reals:
+        """(words, sources) probability of each source."""
+        mix, there = self.mix, self.counts > 0
+        rare = self.counts[0] < mix.rare
+        shares = np.zeros((len(self.words), len(SOURCES)))
+        shares[:, 1] = np.where(rare, mix.voices_rare, mix.voices)
+        shares[:, 2] = np.where(rare, mix.synthetic_rare, mix.synthetic)
+        shares[:, 0] = 1 - shares.sum(1)
+        shares = np.where(there.T, shares + 1e-9, 0)  # a word that only one source knows comes from there
+        return shares / shares.sum(1, keepdims=True)
+
+    def _group_pieces(self, source: str) -> tuple[Numbers, Groups]:
+        """The recordings of a source that hold a sound, and the numbers of each one's pieces."""
+        pieces = self.corpus.pieces
+        inside = np.zeros(len(self.corpus), bool)
+        inside[self._sources[source]] = True
+        numbers = np.flatnonzero(inside[pieces.recording])
+        keys = pieces.recording[numbers]
+        return np.unique(keys), Groups(keys, numbers, len(self.corpus))
+
+    def has(self, source: str) -> bool:
+        """Is there anything of this source?"""
+        return len(self._pieces[source][0] if source in self._pieces else self._sources[source]) > 0
+
+    def number(self, word: str) -> int:
+        """Which of `words` it is; -1 for none."""
+        return self.words.index(word) if word in self.words else -1
+
+    def is_rare(self, word: str) -> bool:
+        number = self.number(word)
+        return number < 0 or int(self.counts[0, number]) < self.mix.rare
+
+    def whole(self, recordings: Numbers) -> Sounds:
+        """The sound of each recording."""
+        return Sounds(recordings, self.corpus.start[recordings], self.corpus.end[recordings])
+
+    def draw_words(self, words: Numbers, rng: np.random.Generator) -> Numbers:
+        """A recording of each word (numbers in `self.words`), from one source or another."""
+        source = (rng.random((len(words), 1)) > self.shares[words].cumsum(1)[:, :-1]).sum(1)
+        return self._spoken.draw(source * len(self.words) + words, rng)
+
+    def draw_same_speaker(self, recordings: Numbers, rng: np.random.Generator) -> Numbers:
+        """Another recording by the speaker of each one, or the same where the speaker is not known."""
+        speaker = self.speaker[recordings]
+        other = self._by_speaker.draw(np.maximum(speaker, 0), rng) if len(self._by_speaker.items) else recordings
+        return np.where(speaker >= 0, other, recordings)
+
+    def draw_evenly(self, word: int, source: int, count: int, rng: np.random.Generator) -> Numbers:
+        """`count` recordings of a word from a source, each about equally often."""
+        there = self._spoken.of(source * len(self.words) + word)
+        rounds = [rng.permutation(there) for _ in range(-(-count // len(there)))] if count else []
+        return np.concatenate([np.zeros(0, np.int64), *rounds])[:count]
+
+    def draw_pieces(self, source: str, count: int, rng: np.random.Generator) -> Sounds:
+        """Sounds as an endpointer cuts them out of longer recordings, each recording about equally often."""
+        recordings, groups = self._pieces[source]
+        number = groups.draw(rng.choice(recordings, count), rng)
+        pieces = self.corpus.pieces
+        return Sounds(pieces.recording[number], pieces.start[number], pieces.end[number])
+
+    def crop_pieces(self, sounds: Sounds, low_s: float, high_s: float, rng: np.random.Generator) -> Sounds:
+        """Of each sound that is longer than `high_s` a stretch of between `low_s` and `high_s`."""
+        length = sounds.end - sounds.start
+        wanted = (rng.uniform(low_s, high_s, len(sounds)) * SAMPLE_RATE_HZ).astype(np.int64)
+        keep = length <= high_s * SAMPLE_RATE_HZ
+        wanted = np.where(keep, length, np.minimum(wanted, length))
+        start = sounds.start + (rng.random(len(sounds)) * (length - wanted + 1)).astype(np.int64)
+        return Sounds(sounds.recording, start, start + wanted)
+
+    def cut_speech(self, source: str, count: int, low_s: float, high_s: float, rng: np.random.Generator) -> Sounds:
+        """Pieces of between `low_s` and `high_s` of running speech, cut where it is weakest."""
+        corpus = self.corpus
+        longest = round(high_s / 0.01) + 2 * NEAR_FRAMES
+        n_frames = corpus.length // FRAME
+        usable = self._sources[source]
+        usable = usable[n_frames[usable] > longest]
+        if not len(usable):
+            return self.crop_pieces(self.draw_pieces(source, count, rng), low_s, high_s, rng)
+        recording = rng.choice(usable, count, p=n_frames[usable] / n_frames[usable].sum())
+        start = (rng.random(count) * (n_frames[recording] - longest)).astype(np.int64)
+        start += self._weakest(recording, start)
+        end = start + np.round(rng.uniform(low_s, high_s, count) / 0.01).astype(np.int64)
+        end = np.minimum(end - NEAR_FRAMES // 2, n_frames[recording] - NEAR_FRAMES)
+        end += self._weakest(recording, end)
+        return Sounds(recording, start * FRAME, end * FRAME)
+
+    def _weakest(self, recording: Numbers, frame: Numbers) -> Numbers:
+        """How many frames after `frame` each recording is weakest, 0 to `NEAR_FRAMES` - 1."""
+        near = (self.corpus.first_frame[recording] + frame)[:, None] + np.arange(NEAR_FRAMES)
+        return self.corpus.power[near].argmin(1)
+
+    def stretches(self, source: str, n_samples: Numbers, rng: np.random.Generator) -> Sounds:
+        """A stretch from anywhere of recordings of a source, each `n_samples` long where the recording is."""
+        recording = rng.choice(self._sources[source], len(n_samples))
+        length = np.minimum(n_samples, self.corpus.length[recording])
+        start = (rng.random(len(n_samples)) * (self.corpus.length[recording] - length + 1)).astype(np.int64)
+        return Sounds(recording, start, start + length)
+
+    def gain(self, sounds: Sounds, level_db: Reals) -> Reals:
+        """What brings each sound to an RMS of `level_db` below full scale."""
+        rms = self.corpus.rms(sounds.recording, sounds.start, sounds.end)
+        return 10 ** (level_db / 20) / np.maximum(rms, QUIETEST_RMS)
+
+
+@dataclass(frozen=True)
+class NoiseMix:
+    """Of what the noise below the words is made; the rest is recorded noise."""
+
+    babble: float = 0.12
+    """Share of two to four people who talk at once."""
+    events: float = 0.12
+    """Share of barking, clocks, sneezes ..."""
+    procedural: float = 0.1
+    """Share of made sounds."""
+
+    def __post_init__(self) -> None:
+        if min(self.babble, self.events, self.procedural) < 0 or self.babble + self.events + self.procedural > 1:
+            raise ConfigError("babble, events and procedural must be shares that do not exceed 1 together")
+
+
+@dataclass(frozen=True)
+class NoiseDraws:
+    """The noise of many waveforms: up to four recordings each, (waveforms, 4), -1 for none."""
+
+    recording: Numbers
+    offset: Numbers
+    gain: Reals
+
+    def of(self, rows: Numbers, corpus: Corpus) -> Noises:
+        """The part of a plan that holds the noise of these waveforms."""
+        import torch
+
+        row, slot = np.nonzero(self.recording[rows] >= 0)
+        recording = self.recording[rows][row, slot]
+        return Noises(
+            row=torch.from_numpy(row.astype(np.int64)),
+            begin=torch.from_numpy(corpus.begin[recording]),
+            length=torch.from_numpy(corpus.length[recording]),
+            offset=torch.from_numpy(self.offset[rows][row, slot]),
+            gain=torch.from_numpy(self.gain[rows][row, slot].astype(np.float32)),
+        )
+
+
+def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Generator) -> NoiseDraws:
+    """Noise for `count` waveforms, each recording at an RMS of 1."""
+    corpus = material.corpus
+    shares = [
+        ("babble", mix.babble if material.has("speech") else 0.0),
+        ("events", mix.events if material.has("events") else 0.0),
+        ("procedural", mix.procedural if material.has("procedural") else 0.0),
+        ("noise", 1 - mix.babble - mix.events - mix.procedural if material.has("noise") else 0.0),
+    ]
+    total = sum(share for _, share in shares)
+    recording = np.full((count, MOST_VOICES), -1, np.int64)
+    if total:
+        kind = rng.choice(len(shares), count, p=[share / total for _, share in shares])
+        n_voices = rng.integers(2, MOST_VOICES + 1, count)
+        for number, (name, share) in enumerate(shares):
+            rows = np.flatnonzero(kind == number)
+            if share and len(rows):
+                pool = material._sources["speech" if name == "babble" else name]
+                recording[rows, 0] = rng.choice(pool, len(rows))
+                if name == "babble":
+                    others = rng.choice(pool, (len(rows), MOST_VOICES))
+                    recording[rows] = np.where(np.arange(MOST_VOICES) < n_voices[rows, None], others, -1)
+    length = np.where(recording >= 0, corpus.length[recording], 1)
+    offset = (rng.random(recording.shape) * length).astype(np.int64)
+    flat = np.maximum(recording, 0).ravel()
+    rms = corpus.rms(flat, corpus.start[flat], corpus.end[flat]).reshape(recording.shape)
+    return NoiseDraws(recording, offset, 1 / np.maximum(rms, QUIETEST_RMS))
+
+
+def source_is_real(corpus: Corpus, index: int) -> bool:
+    """Did a person say it?"""
+    return corpus.recordings[index].source == "words"
