@@ -55,5 +55,7 @@ class ScriptedRecognizer(Recognizer):
         self.heard.append(waveform)
         labels = [label.strip("_") for label in self.info.labels]
         columns = {label[0]: [n] for n, label in enumerate(labels)} | {".": [labels.index("blank")], "?": [0, 1]}
-        scores = [np.isin(np.arange(len(labels)), columns[letter]) / len(columns[letter]) for letter in next(self._script)]
+        scores = [
+            np.isin(np.arange(len(labels)), columns[letter]) / len(columns[letter]) for letter in next(self._script)
+        ]
         return (0.96 * np.array(scores) + 0.01).astype(np.float32)
