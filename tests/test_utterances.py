@@ -14,6 +14,7 @@ from speech.results import Examined, Reason
 from speech.utterances import Decision, SequenceReader, WordReader, reader_for
 
 RATE = 16000
+DEFAULT = ListenerConfig()
 PRE_ROLL_S, SILENCE_S = 0.3, 0.25
 WORDS = BundleInfo(
     format=FORMAT, head="classification", labels=("low", "high", "_unknown_", "_silence_"), sample_rate_hz=RATE,
@@ -46,7 +47,7 @@ class Case:
     said: list[Said]
     decided: list[str]
     thresholds: dict[str, float] = field(default_factory=lambda: {"low": 0.6, "high": 0.8})
-    config: ListenerConfig = ListenerConfig()
+    config: ListenerConfig = DEFAULT
     grammar: str = ""
 
 
@@ -100,7 +101,7 @@ SEVERAL = {
     "other speech among the words": Case([Said(1, 1.5, "....ll..uu..ll.........")], [Reason.ANOTHER_WORD]),
     "one token of two is unsure": Case([Said(1, 1.0, "....ll..?......")], [Reason.UNSURE]),
     "both are good enough": Case([Said(1, 1.0, "....ll..?......")], ["low high"], {"low": 0.4, "high": 0.4}),
-    "a word nobody asked for": Case([Said(1, 1.0, "....hh..ll......")], [Reason.UNSURE], ONLY_HIGH),
+    "a word nobody asked for": Case([Said(1, 1.0, "....hh..ll......")], [Reason.NOT_ASKED_FOR], ONLY_HIGH),
     "talk": Case([talk(1, 9.0)], [Reason.TOO_LONG]),
     "after talk": Case([Said(1, 1.6, "..uu.."), Said(4, 0.5, "..ll..")], [Reason.ANOTHER_WORD, Reason.AFTER_TALK]),
     "another word is no talk": Case([Said(1, 1.3, "..uu.."), Said(3, 0.5, "..ll..")], [Reason.ANOTHER_WORD, "low"]),
