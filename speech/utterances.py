@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Utterance, n_hops, sound_bounds
 from speech.bundle import SILENCE, UNKNOWN
 from speech.ctc import Span, beam_search
@@ -96,7 +99,10 @@ class SequenceReader:
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
         self._grammar = grammar
-        self._sought = Grammar.any_of(thresholds) if set(thresholds) < set(recognizer.info.words) else None
+        self._others = set(recognizer.info.words) - {
+            word for word in thresholds if not grammar or word in grammar.words
+        }
+        self._sought = Grammar.any_of([word for word in recognizer.info.words if word not in self._others])
         self.reset()
 
     def reset(self) -> None:
@@ -104,12 +110,19 @@ class SequenceReader:
         self._state, self._end = self._grammar.start if self._grammar else 0, 0
 
     def read(self, utterance: Utterance) -> Reading:
-        info = self._recognizer.info
         log_probs = log_of(self._recognizer.steps(utterance.waveform))
-        spans = beam_search(log_probs, info.labels, grammar=self._sought)
+        spans = self._spans(log_probs)
         if not spans:
             return Reading((Word(SILENCE, 0, len(utterance.waveform), 1.0),), Reason.NO_WORD, {})
         return Reading(self._placed(spans, utterance), self._objection(spans, utterance), {})
+
+    def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
+        """The tokens: all that there are where another word than the wanted ones is sure, else the best wanted ones."""
+        labels, known = self._recognizer.info.labels, self._recognizer.thresholds
+        spans = beam_search(log_probs, labels)
+        if not self._others or any(s.label in self._others and s.confidence >= known[s.label] for s in spans):
+            return spans
+        return beam_search(log_probs, labels, grammar=self._sought)
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
         """The tokens' places, the outer two widened to where the sound begins and ends."""
@@ -120,8 +133,11 @@ class SequenceReader:
         return tuple(Word(s.label, a, b, s.confidence) for s, a, b in zip(spans, starts, ends, strict=True))
 
     def _objection(self, spans: list[Span], utterance: Utterance) -> Reason | None:
-        if any(span.label == UNKNOWN for span in spans):
+        heard = {span.label for span in spans}
+        if UNKNOWN in heard:
             return Reason.ANOTHER_WORD
+        if not heard <= set(self._thresholds):
+            return Reason.NOT_ASKED_FOR
         if any(span.confidence < self._thresholds[span.label] for span in spans):
             return Reason.UNSURE
         return None if self._follows([span.label for span in spans], utterance) else Reason.NOT_IN_GRAMMAR
