@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -118,7 +119,10 @@ class Session:
             recording = standard_input(RawFormat(), tell=self.console.inform) if path == "-" else open_recording(path)
             self._note_rate(recording.sample_rate_hz)
             blocks = recording.blocks(self.rate)
-            self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path)
+            if self.arguments.realtime:
+                self._listen(paced(blocks, self.rate), path)
+            else:
+                self._listen(blocks, path, recording.seconds)
         except AudioError as error:
             self.console.tell(f"error: {error}")
             self.failed = True  # the other files are still listened to
@@ -152,8 +156,10 @@ class Session:
             finally:
                 self.overflows = microphone.overflows
 
-    def _listen(self, blocks: Iterable[Block], source: str) -> None:
+    def _listen(self, blocks: Iterable[Block], source: str, seconds: float | None = None) -> None:
+        """Hear a source; `seconds` is the length of one that is heard as fast as it goes."""
         self.listener.reset()
+        self.console.begin(min(seconds, self.arguments.seconds or math.inf) if seconds else None)
         self.source = source
         if self.actions:
             self.actions.reset()
@@ -165,7 +171,7 @@ class Session:
             if self.recorder:
                 self.recorder.feed(block)
             self._react(self.listener.feed(block))
-            self.console.heard(block)
+            self.console.heard(block, self.listener.heard_s)
         self._react(self.listener.flush())
 
     @property

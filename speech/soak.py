@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 from speech.audio import Block, read, resample_stream
@@ -140,14 +141,12 @@ class Soak:
 
     def _blocks(self, n_periods: int) -> Iterator[Block]:
         size = round(BLOCK_S * DEVICE_HZ)
-        for number in range(n_periods):
+        for _ in tqdm(range(n_periods), unit="period", disable=None, leave=False):
             for begin in range(0, len(self.audio), size):
                 self.kind = kind_at(begin / DEVICE_HZ)
                 block = self.audio[begin : begin + size]
                 self.audio_s[self.kind] += len(block) / DEVICE_HZ
                 yield block
-            print(f"\r{(number + 1) * PERIOD_S / 3600:.1f} h", end="", file=sys.stderr, flush=True)
-        print("\r", end="", file=sys.stderr)
 
 
 def kind_at(second: float) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,6 +20,8 @@ QUIETEST_DB = -60.0
 """Level of an empty meter, relative to full scale."""
 N_WORDS = 4
 ERASE = "\r\x1b[K"
+LONG_S = 60.0
+"""A file from this length on gets a bar."""
 
 
 class Console:
@@ -36,6 +38,15 @@ class Console:
         self._is_drawn, self._drawn_s = False, -float("inf")
         self._words: deque[str] = deque(maxlen=N_WORDS)
         self._power, self._n_samples = 0.0, 0
+        self._bar: Any = None  # of tqdm, in the place of the level
+
+    def begin(self, seconds: float | None = None) -> None:
+        """Another source; one that is heard as fast as it goes tells its length and gets a bar."""
+        with self._lock:
+            self._erase()
+            self._bar = None
+            if self._is_live and seconds and seconds >= LONG_S:
+                self._bar = _bar(seconds, self._stream)
 
     def tell(self, text: str) -> None:
         """A line that everybody needs to see; from any thread."""
@@ -57,9 +68,18 @@ class Console:
         with self._lock:
             self._erase()
 
-    def heard(self, block: Block) -> None:
-        """Redraw the status line when it is time to; no samples mean that the device is waited for."""
+    def heard(self, block: Block, heard_s: float) -> None:
+        """Redraw the status line when it is time to.
+
+        Args:
+            block: the next samples (time,); none mean that the device is waited for.
+            heard_s: where in the source they end.
+        """
         if not self._is_live:
+            return
+        if self._bar is not None:
+            with self._lock:
+                self._is_drawn |= bool(self._bar.update(heard_s - self._bar.n))
             return
         self._power += float(np.square(block).sum())
         self._n_samples += len(block)
@@ -81,6 +101,14 @@ class Console:
         with suppress(OSError, ValueError):  # nobody is there to be told
             self._stream.write(text)
             self._stream.flush()
+
+
+def _bar(seconds: float, stream: IO[str]) -> Any:
+    from tqdm import tqdm  # not needed for what is heard at once
+
+    tqdm.monitor_interval = 0  # no thread of its own: it would draw between two lines
+    shape = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    return tqdm(total=seconds, file=stream, disable=None, leave=False, bar_format=shape, delay=REDRAW_S)
 
 
 def meter(power: float, n_samples: int) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from test_listen import with_terminal
 
 from speech import listen
 from speech.sources import limited, number_or_name, until
@@ -214,6 +216,22 @@ def test_odd_settings_end_in_one_line(arguments: list[str], status: int, message
 def test_without_an_end_means_all() -> None:
     done = pipe_in(demo_as("WAV"), "--stdin", "--seconds", "inf")
     assert heard(done.stdout) == SPOKEN
+
+
+@posix
+def test_a_long_file_shows_how_far_it_is(tmp_path: Path) -> None:
+    samples, rate = soundfile.read(listen.DEMO)
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.concatenate([samples, np.zeros(600 * rate)]), rate)
+    output, sent, status = with_terminal("--json", "--file", str(path))
+    assert status == 0
+    assert heard(output) == SPOKEN
+    assert re.search(r"\d%\|.*\| \d+/617 s \[", sent)
+    assert "dB" not in sent, "no level beside it"
+    assert sent.endswith("heard 617.0 s, 10 commands\r\n")
+    assert re.search(r"\r\x1b\[Kheard|\rheard", sent), "the bar is gone before"
+    _, sent, _ = with_terminal("--json", "--file", str(path), "--quiet", "--seconds", "70")
+    assert sent == ""
 
 
 def test_the_version_is_told() -> None:
