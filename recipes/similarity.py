@@ -1,6 +1,6 @@
 """Let a bundle learn own words: `python -m recipes.similarity --model BUNDLE --data.root DIR`.
 
-Cuts training words and speech as the live path does, embeds them, and writes into the bundle's metadata what
+Cuts training speech as the live path does, embeds it and training words, and writes into the bundle's metadata what
 `speech.similarity` describes.  The bundle stays as it is otherwise.  What was cut is cached: the next bundle takes
 only as long as its network.
 """
@@ -8,44 +8,31 @@ only as long as its network.
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import soundfile
-from numpy.typing import NDArray
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
-from speech.audio import Block
-from speech.bundle import DEFAULT_MODEL, SILENCE, UNKNOWN
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass, sound_bounds
+from speech.audio import Block, read
+from speech.bundle import DEFAULT_MODEL
 from speech.errors import DataError, told
 from speech.recognizer import Recognizer
 from speech.similarity import METADATA, Similarity, make_similarity
 from speech.training.data import Recording, as_float, index_others, index_words, speaker_of
 
-PER_WORD = 40
+PER_WORD = 24
 """Recordings of a word of the bundle, each by another speaker where there are so many."""
-PER_OTHER = 12
+PER_OTHER = 8
 """Recordings of a word outside it."""
 LEAST = 3
 """Recordings under which a word is left out."""
-SPEECH_H = 3.0
-"""Hours of speech for the background."""
+MARGINS_S = (0.3, 0.3)
+"""Audio before and after a word alone."""
 MOST_BACKGROUND = 3000
 """Utterances of the background that are kept."""
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Utterances as the endpointer cuts them."""
-
-    words: tuple[str, ...]
-    """Of each; "" for running speech."""
-    waveforms: tuple[NDArray[np.int16], ...]
-    hours: float
-    """Of running speech."""
 
 
 def choose(root: Path, known: Sequence[str], rng: np.random.Generator) -> list[Recording]:
@@ -65,60 +52,48 @@ def choose(root: Path, known: Sequence[str], rng: np.random.Generator) -> list[R
         paths = sorted(folder.glob("*.wav"))
         some = rng.permutation(len(paths))[:PER_OTHER]
         chosen += [Recording(paths[n], folder.name, "training", "voices") for n in some]
-    return chosen
+    counts = Counter(recording.word for recording in chosen)
+    return [recording for recording in chosen if counts[recording.word] >= LEAST]
 
 
-def utterances(path: Path, config: ListenerConfig) -> Iterator[Block]:
-    """Those of a recording that a bundle of single words reads; silence is set around a short one."""
-    stored, rate = soundfile.read(path, dtype="int16")
-    if rate != SAMPLE_RATE_HZ or stored.ndim != 1:
-        raise DataError(f"{path} must be {SAMPLE_RATE_HZ} Hz mono")
-    waveform = as_float(stored)
-    if len(waveform) < 2 * SAMPLE_RATE_HZ:
-        waveform = np.pad(waveform, round(0.4 * SAMPLE_RATE_HZ))
-    yield from (u.waveform for u in utterances_of(waveform, config, config.max_word_s) if not u.is_long)
+def word_alone(path: Path) -> Block:
+    """A recording of one word with about the margins that the endpointer leaves."""
+    before, after = (round(seconds * SAMPLE_RATE_HZ) for seconds in MARGINS_S)
+    waveform = high_pass(np.pad(read(path, SAMPLE_RATE_HZ), (before, after)))
+    start, end = sound_bounds(waveform)
+    return waveform[max(0, start - before) : end + after]
 
 
-def cut(root: Path, known: Sequence[str], rng: np.random.Generator) -> Cuts:
-    """Utterances of words, and of running speech without commands."""
+def cut_speech(root: Path) -> tuple[list[Block], float]:
+    """The training speech as one stream: the utterances short enough for a bundle of single words, and its hours."""
     config = ListenerConfig()
-    speech = [r for r in index_others(root) if r.source == "speech" and r.part == "training"]
-    words: list[str] = []
-    waveforms: list[NDArray[np.int16]] = []
-
-    def keep(word: str, found: Iterable[Block]) -> None:
-        for waveform in found:
-            words.append(word)
-            waveforms.append((np.clip(waveform, -1, 1) * 32767).round().astype(np.int16))
-
-    for recording in choose(root, known, rng):
-        found = list(utterances(recording.path, config))
-        keep(recording.word, found if len(found) == 1 else [])  # a word in two pieces is not one
-    n_samples = 0
-    for n in rng.permutation(len(speech)):
-        if n_samples >= SPEECH_H * 3600 * SAMPLE_RATE_HZ:
-            break
-        n_samples += soundfile.info(speech[n].path).frames
-        keep("", utterances(speech[n].path, config))
-    return Cuts(tuple(words), tuple(waveforms), n_samples / SAMPLE_RATE_HZ / 3600)
+    segmenter = Segmenter(config, config.max_word_s)
+    rest, found, n_samples = np.zeros(0, np.float32), [], 0
+    for recording in index_others(root):
+        if recording.source != "speech" or recording.part != "training":
+            continue
+        stream = np.concatenate([rest, read(recording.path, SAMPLE_RATE_HZ)])
+        whole = len(stream) // HOP * HOP
+        utterances = [segmenter.push(hop) for hop in stream[:whole].reshape(-1, HOP)]
+        found += [u.waveform for u in utterances if u and not u.is_long]
+        rest, n_samples = stream[whole:], n_samples + whole
+    return found, n_samples / SAMPLE_RATE_HZ / 3600
 
 
-def cached_cut(root: Path, cache: Path, known: Sequence[str]) -> Cuts:
-    """The same, from the cache where the data and the settings are those of then."""
-    files = sorted((str(r.path), r.path.stat().st_size) for r in [*index_words(root, 0.0), *index_others(root)])
-    files += sorted((str(path), path.stat().st_size) for path in (root / "voices").glob("*/*.wav"))
-    settings = (ListenerConfig(), PER_WORD, PER_OTHER, SPEECH_H, tuple(known))
-    target = cache / f"utterances-{hashlib.sha256(repr((files, settings)).encode()).hexdigest()[:16]}.npz"
+def cached_speech(root: Path, cache: Path) -> tuple[list[Block], float]:
+    """The same, from the cache where the recordings and the settings are those of then."""
+    files = [(r.path.name, r.path.stat().st_size) for r in index_others(root) if r.source == "speech"]
+    key = hashlib.sha256(repr((files, ListenerConfig())).encode()).hexdigest()[:16]
+    target = cache / f"utterances-{key}.npz"
     if not target.is_file():
-        cuts = cut(root, known, np.random.default_rng(0))
+        found, hours = cut_speech(root)
+        samples = [(np.clip(waveform, -1, 1) * 32767).round().astype(np.int16) for waveform in found]
         cache.mkdir(parents=True, exist_ok=True)
-        ends = np.cumsum([len(w) for w in cuts.waveforms])
         part = target.with_suffix(".part.npz")
-        np.savez(part, words=np.array(cuts.words), samples=np.concatenate(cuts.waveforms), ends=ends, hours=cuts.hours)
+        np.savez(part, samples=np.concatenate(samples), ends=np.cumsum([len(s) for s in samples]), hours=hours)
         part.replace(target)
     with np.load(target, allow_pickle=False) as kept:
-        pieces = np.split(kept["samples"], kept["ends"][:-1])
-        return Cuts(tuple(map(str, kept["words"])), tuple(pieces), float(kept["hours"]))
+        return list(map(as_float, np.split(kept["samples"], kept["ends"][:-1]))), float(kept["hours"])
 
 
 def write(bundle: Path, similarity: Similarity) -> None:
@@ -135,19 +110,17 @@ def write(bundle: Path, similarity: Similarity) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     recognizer = Recognizer.load(arguments.model)
-    known = [word for word in recognizer.info.labels if word not in (UNKNOWN, SILENCE)]
-    cuts = cached_cut(arguments.root, arguments.cache or arguments.root / "cache", known)
-    vectors = np.stack([recognizer.embed(as_float(waveform)) for waveform in cuts.waveforms])
-    is_word = np.array([bool(word) for word in cuts.words])
-    enough = {word for word in set(cuts.words) if cuts.words.count(word) >= LEAST}
-    is_used = is_word & np.array([word in enough for word in cuts.words])
-    words = [word for word, used in zip(cuts.words, is_used, strict=True) if used]
-    background = vectors[~is_word][:MOST_BACKGROUND]
-    similarity = make_similarity(vectors[is_used], words, background, cuts.hours)
+    speech, hours = cached_speech(arguments.root, arguments.cache or arguments.root / "cache")
+    if not speech:
+        raise DataError(f"no training speech under {arguments.root}: there is no background without")
+    background = np.stack([recognizer.embed(waveform) for waveform in speech[:MOST_BACKGROUND]])
+    chosen = choose(arguments.root, recognizer.info.words, np.random.default_rng(0))
+    vectors = np.stack([recognizer.embed(word_alone(recording.path)) for recording in chosen])
+    similarity = make_similarity(vectors, [recording.word for recording in chosen], background, hours)
     write(arguments.model, similarity)
     print(
-        f"{arguments.model}: {len(similarity.words)} words ({len(words)} recordings), {len(background)} utterances "
-        f"from {cuts.hours:.1f} h of speech, {len(similarity.as_text()) / 1e6:.1f} MB"
+        f"{arguments.model}: {len(similarity.words)} words ({len(vectors)} recordings), {len(background)} utterances "
+        f"in {hours:.1f} h of speech, {len(similarity.between)} axes, {len(similarity.as_text()) / 1e6:.1f} MB"
     )
 
 

@@ -1,4 +1,4 @@
-"""What to expect of an own word before it is used: how often it is missed, misfires, and for which words it is taken."""
+"""What to expect of an own word before it is used: misses, false alarms, and the words that are taken for it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

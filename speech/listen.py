@@ -63,7 +63,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     own = parser.add_mutually_exclusive_group()
     own.add_argument(
-        "--own", nargs="?", const="", metavar="DIR", help="hear the words taught with speech-teach, which is the default"
+        "--own",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="hear the words of speech-teach (default: if there are any)",
     )
     own.add_argument("--no-own", action="store_true", help="hear only the model's words")
     parser.add_argument("--wake", metavar="WORD", help="hear commands only after this word, the model's or your own")

@@ -5,17 +5,14 @@ there as a whole or not at all.  Nothing that is read here runs code.
 """
 
 import json
-import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
 
 from speech.activity import SAMPLE_RATE_HZ

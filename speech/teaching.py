@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.audio import Block
 from speech.similarity import Similarity, Vectors
 from speech.word_model import log_ratio
@@ -74,18 +74,26 @@ def fault_of(utterance: Utterance, raw: Block) -> Fault | None:
     speech = level_dbfs(utterance.waveform[begin:end])
     if speech < QUIETEST_DBFS:
         return Fault.TOO_QUIET
-    edge = round(EDGE_S * SAMPLE_RATE_HZ)
-    sound = np.trim_zeros(raw)  # a file may have been padded
-    ends = sound[:edge], sound[-edge:]
-    if max(map(level_dbfs, ends)) > speech + EDGE_DB:
+    if _is_cut_off(raw, begin, end, speech):
         return Fault.CUT_OFF
     margins = np.concatenate([utterance.waveform[: max(0, begin - HOP)], utterance.waveform[end + 2 * HOP :]])
     return Fault.NOISY if len(margins) and level_dbfs(margins) > speech - LEAST_SNR_DB else None
 
 
-def takes(blocks: Iterable[Block], config: ListenerConfig) -> Iterator[Take | None]:
+def _is_cut_off(raw: Block, begin: int, end: int, speech_dbfs: float) -> bool:
+    """Whether the sound begins or ends abruptly, next to the speech that lies at begin..end."""
+    edge, near = round(EDGE_S * SAMPLE_RATE_HZ), 2 * HOP
+    sound = np.flatnonzero(raw)  # digital silence was set around a file
+    first, last = (int(sound[0]), int(sound[-1]) + 1) if len(sound) else (0, 0)
+    ends = [raw[first : first + edge]] * (first > begin - near) + [raw[last - edge : last]] * (last < end + near)
+    return any(level_dbfs(some) > speech_dbfs + EDGE_DB for some in ends)
+
+
+def takes(
+    blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None
+) -> Iterator[Take | None]:
     """The utterances of a stream at `SAMPLE_RATE_HZ`, each as soon as it has ended; None after each other block."""
-    segmenter = Segmenter(config, config.max_word_s)
+    segmenter = Segmenter(config, config.max_word_s, voice)
     raw, begin, now = np.zeros(0, np.float32), 0, 0  # what is at hand, and where it begins; the hop that comes next
     for block in blocks:
         raw = np.concatenate([raw, block])

@@ -134,9 +134,7 @@ def logistic(right: NDArray[np.float32], wrong: NDArray[np.float32]) -> tuple[fl
         that scores that do not overlap give no endless slope.  By Newton's method.
     """
     scores = np.concatenate([right, wrong]).astype(np.float64)
-    targets = np.r_[
-        np.full(len(right), (len(right) + 1) / (len(right) + 2)), np.full(len(wrong), 1 / (len(wrong) + 2))
-    ]
+    targets = np.r_[np.full(len(right), (len(right) + 1) / (len(right) + 2)), np.full(len(wrong), 1 / (len(wrong) + 2))]
     weights = np.r_[np.full(len(right), 1 / len(right)), np.full(len(wrong), 1 / len(wrong))]
     inputs = np.stack([scores, np.ones_like(scores)], 1)
 
