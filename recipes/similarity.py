@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass, sound_bounds
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass
 from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import DataError, told
 from speech.recognizer import Recognizer
 from speech.similarity import METADATA, Similarity, make_similarity
-from speech.training.data import Recording, as_float, index_others, index_words, speaker_of
+from speech.training.data import Recording, as_float, extent, index_others, index_words, speaker_of
 
 PER_WORD = 24
 """Recordings of a word of the bundle, each by another speaker where there are so many."""
@@ -60,7 +60,7 @@ def word_alone(path: Path) -> Block:
     """A recording of one word with about the margins that the endpointer leaves."""
     before, after = (round(seconds * SAMPLE_RATE_HZ) for seconds in MARGINS_S)
     waveform = high_pass(np.pad(read(path, SAMPLE_RATE_HZ), (before, after)))
-    start, end = sound_bounds(waveform)
+    start, end = extent(waveform)
     return waveform[max(0, start - before) : end + after]
 
 

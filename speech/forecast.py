@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from speech.activity import SAMPLE_RATE_HZ, sound_bounds
+from speech.activity import SAMPLE_RATE_HZ
 from speech.audio import Block
 from speech.own_words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
@@ -20,6 +20,7 @@ MANY_MISSES, MANY_ALARMS = 0.1, 0.5
 """Share of misses, and alarms an hour, from which advice is given."""
 SHORT_S = 0.45
 """Length of a word under which a longer one is advised."""
+SOUNDING_DB = -25.0
 FEW = 4
 """Recordings under which more are advised."""
 
@@ -94,9 +95,16 @@ def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recogniz
     missed = expected_misses(similarity, vectors, model, logit)
     found = confusions(similarity, model, places, logit)
     alarms = n_alarms / similarity.hours
-    length_s = float(np.median([np.subtract(*sound_bounds(w)[::-1]) for w in recordings])) / SAMPLE_RATE_HZ
+    length_s = float(np.median([sounding_s(waveform) for waveform in recordings]))
     advice = advise(word.name, len(vectors), missed, alarms, found, length_s)
     return Forecast(word.name, len(vectors), recognizer.info.threshold, missed, alarms, found, advice)
+
+
+def sounding_s(waveform: Block) -> float:
+    """How long an utterance (time,) sounds: the 10 ms pieces that are at most `SOUNDING_DB` below its loudest."""
+    step = SAMPLE_RATE_HZ // 100
+    power = np.square(waveform[: len(waveform) // step * step].reshape(-1, step)).mean(1)
+    return float((power > 10 ** (SOUNDING_DB / 10) * power.max(initial=0.0)).sum()) / 100
 
 
 def confusions(

@@ -19,7 +19,7 @@ from speech.activity import ListenerConfig
 from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.errors import AudioError, BundleError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.microphone import Microphone, list_devices
@@ -196,11 +196,15 @@ def load_recognizer(arguments: argparse.Namespace, console: Console) -> Recogniz
         return recognizer
     if arguments.own is not None and not len(own) and not own.notices:
         raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
-    if len(own):
+    try:
         recognizer.hear_also(own)
+    except BundleError as error:
+        if arguments.own is not None:
+            raise
+        own.notices.append(f"your own words are not heard: {error}")
     for notice in own.notices:
         console.tell(f"note: {notice}")
-    if len(own):
+    if recognizer.own:
         console.inform(f"own words: {', '.join(own.names)}")
     return recognizer
 

@@ -124,15 +124,20 @@ class Recognizer:
         return dict(zip(self.info.classes, scores.tolist(), strict=True))
 
     def _with_own(self, own: OwnWords, waveform: Block) -> dict[str, float]:
-        scores, embeddings = self._session.run(["scores", "embedding"], {"waveform": self._long_enough(waveform)[None]})
-        posteriors = dict(zip(self.info.classes, scores[0].tolist(), strict=True))
+        scores, embedding = self.read(waveform)
+        posteriors = dict(zip(self.info.classes, scores.tolist(), strict=True))
         models = {word.name: word.model for word in own if word.model}
-        return with_own_words(posteriors, models, self.similarity, self.similarity.project(embeddings)[0])
+        return with_own_words(posteriors, models, self.similarity, self.similarity.project(embedding[None])[0])
+
+    def read(self, waveform: Block) -> tuple[NDArray[np.float32], Vectors]:
+        """The posteriors (labels,) of one utterance (time,), and the pooled vector before the class layer."""
+        inputs = {"waveform": self._long_enough(waveform)[None]}
+        scores, embeddings = self._session.run(["scores", "embedding"], inputs)
+        return scores[0], embeddings[0]
 
     def embed(self, waveform: Block) -> Vectors:
-        """The pooled vector before the class layer, (embedding,), for one utterance (time,)."""
-        embeddings: Vectors = self._session.run(["embedding"], {"waveform": self._long_enough(waveform)[None]})[0]
-        return embeddings[0]
+        """The vector of `read` alone."""
+        return self.read(waveform)[1]
 
     def classify(self, waveform: NDArray[Any] | Sequence[float], sample_rate: int) -> Prediction:
         """Name the word in a recording.
