@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from speech.activity import ListenerConfig
     from speech.errors import SpeechError
     from speech.listener import Listener
+    from speech.own_words import OwnWords
     from speech.recognizer import Recognizer
     from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
 
@@ -22,6 +23,7 @@ __all__ = [
     "Examined",
     "Listener",
     "ListenerConfig",
+    "OwnWords",
     "Prediction",
     "Reason",
     "Recognizer",
@@ -36,6 +38,7 @@ _HOME = {
     "Examined": "speech.results",
     "Listener": "speech.listener",
     "ListenerConfig": "speech.activity",
+    "OwnWords": "speech.own_words",
     "Prediction": "speech.results",
     "Reason": "speech.results",
     "Recognizer": "speech.recognizer",

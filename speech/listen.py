@@ -17,11 +17,12 @@ from speech.audio import Block, open_recording, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.containers import RawFormat
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.errors import AudioError, BundleError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.microphone import Microphone, list_devices
 from speech.options import parse
+from speech.own_words import OwnWords
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
@@ -73,20 +74,44 @@ def show_devices(as_json: bool, console: Console) -> None:
         console.tell("no input device")
 
 
+def load_recognizer(arguments: argparse.Namespace, console: Console) -> Recognizer:
+    """The bundle, with the person's own words if there are any and the bundle can hear them."""
+    recognizer = Recognizer.load(arguments.model)
+    own = OwnWords.load(arguments.own or None)
+    if arguments.no_own or (arguments.own is None and recognizer.info.head == "ctc"):
+        return recognizer
+    if arguments.own is not None and not len(own) and not own.notices:
+        raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
+    try:
+        recognizer.hear_also(own)
+    except BundleError as error:
+        if arguments.own is not None:
+            raise
+        own.notices.append(f"your own words are not heard: {error}")
+    for notice in own.notices:
+        console.tell(f"note: {notice}")
+    if recognizer.own:
+        console.inform(f"own words: {', '.join(own.names)}")
+    return recognizer
+
+
 class Session:
     """One run of the program: the listener, what it has heard, and what that sets off."""
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
-        recognizer = Recognizer.load(arguments.model)
+        recognizer = load_recognizer(arguments, console)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
         threshold: float | dict[str, float] | None = arguments.threshold
         if arguments.thresholds:
-            threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
+            threshold = load_thresholds(arguments.thresholds, recognizer.words)
         config = ListenerConfig()
         if arguments.after_talk is not None:
             config = replace(config, after_talk_s=arguments.after_talk)
-        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject)
+        if arguments.wake_for is not None:
+            config = replace(config, wake_for_s=arguments.wake_for)
+        wake = " ".join(arguments.wake.lower().split()) if arguments.wake else None
+        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject, wake=wake)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None
@@ -171,8 +196,14 @@ class Session:
             if self.recorder:
                 self.recorder.feed(block)
             self._react(self.listener.feed(block))
+            self.console.sign = self._sign
             self.console.heard(block, self.listener.heard_s)
         self._react(self.listener.flush())
+
+    @property
+    def _sign(self) -> str:
+        """For the status line: whether commands are heard, where that depends on a wake word."""
+        return "" if not self.arguments.wake else "awake " if self.listener.is_awake else "asleep"
 
     @property
     def _file_name(self) -> str | None:

@@ -25,6 +25,7 @@ class Listener:
         rejected: called with each utterance that is not reported, and why.
         examined: called with each utterance, its audio and scores.
         voice: tells speech from other sound; default: Silero VAD.
+        wake: a word after which commands are heard for `config.wake_for_s`, and not otherwise.
     Raises:
         ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range; a bundle at
             another rate than `SAMPLE_RATE_HZ`.
@@ -40,16 +41,21 @@ class Listener:
         rejected: Callable[[Rejection], None] | None = None,
         examined: Callable[[Examined], None] | None = None,
         voice: SpeechDetector | None = None,
+        wake: str | None = None,
     ) -> None:
         if recognizer.info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ConfigError(
                 f"a bundle at {recognizer.info.sample_rate_hz} Hz; streams are heard at {SAMPLE_RATE_HZ} Hz"
             )
         self.recognizer, self.config = recognizer, config
+        if wake is not None and words is not None and wake not in words:
+            words = [*words, wake]
         self.thresholds = thresholds_for(recognizer, words, threshold)
+        if wake is not None and wake not in self.thresholds:
+            thresholds_for(recognizer, [wake], None)  # raises and names those that there are
         reader = reader_for(recognizer, self.thresholds, config, grammar)
         self._segmenter = Segmenter(config, reader.max_s, voice)
-        self._decision = Decision(reader, config)
+        self._decision = Decision(reader, config, wake)
         self._rejected, self._examined = rejected, examined
         self.reset()
 
@@ -70,6 +76,11 @@ class Listener:
     def is_hearing(self) -> bool:
         """Whether somebody is speaking, as far as is known."""
         return self._segmenter.is_open
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether a command would be heard now: always without a wake word."""
+        return self._decision.is_awake(self._fed)
 
     def feed(self, block: Block) -> list[Detection]:
         """Take the next samples.

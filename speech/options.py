@@ -64,6 +64,16 @@ def _add_hearing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
     )
+    own = group.add_mutually_exclusive_group()
+    own.add_argument(
+        "--own", nargs="?", const="", metavar="DIR", help="hear the words of speech-teach (default: if there are any)"
+    )
+    own.add_argument("--no-own", action="store_true", help="hear only the model's words")
+    group.add_argument("--wake", metavar="WORD", help="hear commands only after this word, the model's or your own")
+    group.add_argument(
+        "--wake-for", type=float, metavar="S",
+        help=f"time after the wake word in which a command may begin (default: {ListenerConfig.wake_for_s} s)",
+    )  # fmt: skip
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +100,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("--no-reconnect belongs to the microphone")
     if arguments.rejected and not arguments.json:
         parser.error("--rejected belongs to --json")
+    if arguments.wake_for is not None and not arguments.wake:
+        parser.error("--wake-for belongs to --wake")
     if arguments.seconds is not None and not arguments.seconds > 0:
         parser.error("--seconds must be positive")
     if arguments.stdin and sys.stdin is not None and sys.stdin.isatty():

@@ -37,6 +37,8 @@ class Console:
         self._lock = threading.Lock()  # actions tell from threads of their own
         self._is_drawn, self._drawn_s = False, -float("inf")
         self._words: deque[str] = deque(maxlen=N_WORDS)
+        self.sign = ""
+        """A text between the meter and the words."""
         self._power, self._n_samples = 0.0, 0
         self._bar: Any = None  # of tqdm, in the place of the level
 
@@ -87,7 +89,7 @@ class Console:
         if now_s - self._drawn_s < REDRAW_S:
             return
         with self._lock:
-            text = "  ".join([meter(self._power, self._n_samples), *self._words])
+            text = "  ".join([meter(self._power, self._n_samples), *filter(None, [self.sign]), *self._words])
             self._write(ERASE + text[: shutil.get_terminal_size().columns - 1])
             self._is_drawn = True
         self._drawn_s, self._power, self._n_samples = now_s, 0.0, 0

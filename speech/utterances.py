@@ -163,14 +163,16 @@ class Decision:
     Args:
         reader: of the bundle's head.
         config: the settings.
+        wake: the word that must come before commands; it may begin the very utterance that holds them.
     """
 
     TALK = (Reason.TOO_LONG, Reason.ANOTHER_WORD)
     """Why talk is rejected; it is longer than a word can be."""
 
-    def __init__(self, reader: Reader, config: ListenerConfig) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, config: ListenerConfig, wake: str | None = None) -> None:
+        self._reader, self._wake = reader, wake
         self._after_talk = round(config.after_talk_s * SAMPLE_RATE_HZ)
+        self._wake_for = round(config.wake_for_s * SAMPLE_RATE_HZ)
         self._longest_word = HOP * n_hops(config.max_word_s)
         self.reset()
 
@@ -178,6 +180,11 @@ class Decision:
         """A new stream begins."""
         self._reader.reset()
         self._talk_end = -self._after_talk
+        self._awake_until = -1
+
+    def is_awake(self, now: int) -> bool:
+        """Whether a command that begins now, in samples since the stream began, would be heard."""
+        return self._wake is None or now < self._awake_until
 
     def decide(self, utterance: Utterance, fed: int) -> Examined:
         """Read one utterance.
@@ -191,13 +198,20 @@ class Decision:
             reading = Reading((nothing,), Reason.TOO_LONG, {})
         else:
             reading = self._reader.read(utterance)
-        reason = reading.reason
-        if reason is None and utterance.start - self._talk_end < self._after_talk:
-            reason = Reason.AFTER_TALK
+        reason = reading.reason or self._objection(utterance, reading)
+        if reason and not reading.reason:
             self._reader.reset()  # no sentence goes on from rejected words
         if reading.reason in self.TALK and utterance.end - utterance.start > self._longest_word:
             self._talk_end = utterance.end
         return self._examined(utterance, reading, reason, fed)
+
+    def _objection(self, utterance: Utterance, reading: Reading) -> Reason | None:
+        """Why what was understood comes at the wrong time, if it does."""
+        if utterance.start - self._talk_end < self._after_talk:
+            return Reason.AFTER_TALK
+        if self._wake and reading.words[0].word == self._wake:
+            self._awake_until = utterance.end + self._wake_for
+        return None if self.is_awake(utterance.start) else Reason.NO_WAKE_WORD
 
     def _examined(self, utterance: Utterance, reading: Reading, reason: Reason | None, fed: int) -> Examined:
         begin, at_s = utterance.begin, min(utterance.closed, fed) / SAMPLE_RATE_HZ
