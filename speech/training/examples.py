@@ -389,7 +389,7 @@ def make_plan(
         speed=np.concatenate([speed, speed[has_second]]),
         gain=np.concatenate([draws.gain[rows], draws.gain_second[rows][has_second]]),
     )
-    return Plan(len(rows), length, elements, no_noise() if noise is None else noise.of(rows, corpus))
+    return Plan(len(rows), length, elements, no_noise() if noise is None else noise.of(rows, corpus, length))
 
 
 class UtteranceBatches(Dataset[Utterances]):

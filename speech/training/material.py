@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
 from speech.training.corpus import Corpus, speaker_of
-from speech.training.plan import Noises
+from speech.training.plan import Elements, plan_noises
 
 SOURCES = ("words", "voices", "synthetic")
 """Where the recordings of a word come from: people, a neural synthesiser, formant and unit synthesisers."""
@@ -255,19 +255,11 @@ class NoiseDraws:
     offset: Numbers
     gain: Reals
 
-    def of(self, rows: Numbers, corpus: Corpus) -> Noises:
+    def of(self, rows: Numbers, corpus: Corpus, n_samples: int) -> Elements:
         """The part of a plan that holds the noise of these waveforms."""
-        import torch
-
         row, slot = np.nonzero(self.recording[rows] >= 0)
-        recording = self.recording[rows][row, slot]
-        return Noises(
-            row=torch.from_numpy(row.astype(np.int64)),
-            begin=torch.from_numpy(corpus.begin[recording]),
-            length=torch.from_numpy(corpus.length[recording]),
-            offset=torch.from_numpy(self.offset[rows][row, slot]),
-            gain=torch.from_numpy(self.gain[rows][row, slot].astype(np.float32)),
-        )
+        recording, offset, gain = (values[rows][row, slot] for values in (self.recording, self.offset, self.gain))
+        return plan_noises(corpus, row.astype(np.int64), recording, offset, gain, n_samples)
 
 
 def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Generator) -> NoiseDraws:
