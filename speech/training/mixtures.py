@@ -16,14 +16,12 @@ from torch.utils.data import Dataset
 
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals, Waveform, set_level
+from speech.training.clips import SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals, Waveform, set_level
 from speech.training.corpus import KEYWORDS, Corpus, speaker_of
 from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
 from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
 FADE = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)
-SPEECH_DB = -26.0
-"""RMS level of a word in a mixture, below full scale."""
 MOST_ELEMENTS = 8
 """Elements that a mixture holds at most."""
 MARGIN_S = (0.02, 0.08)
