@@ -1,261 +1,204 @@
-"""Draw what a network does with a recording: `python -m recipes.inspect --model CHECKPOINT_OR_BUNDLE FILE`.
+"""Draw what a network does with an utterance: `python -m recipes.inspect FILE`.
 
-One picture: waveform, MFCC, the gates of every LSTM layer and direction, attention, posteriors over time.
+One picture: waveform, MFCC, the gates of every LSTM layer and direction, attention, and what the network would have
+answered if the utterance had ended at each moment.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from speech.audio import read
-from speech.errors import ConfigError, SpeechError
-from speech.training.data import SILENCE, UNKNOWN, Waveform, fit
-from speech.training.export import Scorer, load_network
-from speech.training.lstm import LSTM
-from speech.training.networks import Classifier, Encoder, NetworkConfig
+from speech.activity import high_pass
+from speech.audio import Block, read
+from speech.bundle import DEFAULT_MODEL
+from speech.errors import ConfigError, told
+from speech.gates import LayerGates, Trace, Tracer, Values
+from speech.listener import Listener
+from speech.recognizer import SHORTEST_S, WHOLE_S, Recognizer
+from speech.results import Examined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WINDOW_S = 1.0
-"""What the network was trained on."""
 HOP_S = 0.05
-"""Distance between two windows of the posteriors over time."""
-VIEW_S = 2.0
-"""Width of the picture; a longer recording is seen around the window, and whole in the last panel."""
-TOP, TOP_WHOLE = 4, 12
-"""Labels drawn over time, in the view and of a whole long recording."""
-
-Values = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class GateActivity:
-    """Mean over the units of each gate of one layer and direction: each (steps,), 0..1, in the order of time."""
-
-    name: str
-    """l0, l0_reverse, l1, ..."""
-    forget: Values
-    input: Values
-    output: Values
+"""Distance between two moments at which the network is asked what it has heard so far."""
+TOP = 5
+"""Labels drawn over time."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a network makes of a recording, and what goes on inside it during one window of it."""
+    """An utterance of a recording, and what goes on inside a network that reads it."""
 
     labels: tuple[str, ...]
     sample_rate_hz: int
-    waveform: Waveform
-    """(time,); a recording shorter than the window stands in the middle of silence."""
-    features: Values
-    """(frames, n_mfcc) of the whole recording."""
-    frame_s: Values
-    """(frames,) middle of each frame."""
-    window_s: Values
-    """(windows,) middle of each window of `posteriors`."""
-    posteriors: Values
-    """(windows, labels); at the edges half a window is silence."""
+    recording: Block
+    """(time,)"""
     start_s: float
-    """Where the window begins that the rest is about."""
-    scores: Values
-    """(labels,) its posteriors."""
-    step_s: Values
-    """(steps,) middle of what each LSTM step sees, in seconds of the recording."""
-    attention: Values
-    """(steps,), sums to one."""
-    gates: tuple[GateActivity, ...]
+    """Where the utterance begins in the recording."""
+    utterance: Block
+    """(time,), as the network gets it."""
+    trace: Trace
+    """Its times are in seconds from the beginning of the utterance."""
+    heard_s: Values
+    """(moments,) in seconds from the beginning of the utterance."""
+    posteriors: Values
+    """(moments, labels): of what was heard until then; with a CTC head, of each step once all has been heard."""
 
     @property
-    def duration_s(self) -> float:
-        return len(self.waveform) / self.sample_rate_hz
+    def end_s(self) -> float:
+        return self.start_s + len(self.utterance) / self.sample_rate_hz
 
     def best(self, n: int) -> list[tuple[str, float]]:
-        """The `n` likeliest labels of the window with their posteriors."""
-        return [(self.labels[i], float(self.scores[i])) for i in self.scores.argsort()[::-1][:n]]
+        """The `n` labels with the highest posteriors, and these: of the whole utterance; of a CTC head, of any step."""
+        scores = np.atleast_2d(self.trace.scores).max(0)
+        return [(self.labels[i], float(scores[i])) for i in scores.argsort()[::-1][:n]]
 
 
-def load(path: Path) -> tuple[Scorer, tuple[str, ...]]:
-    """The network of a checkpoint or bundle with its LSTM written from the equations, and its labels.
-
-    Raises:
-        BundleError: when the file is neither.
-        ConfigError: when its network is a plain RNN, or has a CTC head.
-    """
-    scorer, notes = load_network(path)
-    if notes.get("lstm") == "rnn":
-        raise ConfigError(f"{path} holds a plain RNN, which has no gates: give a checkpoint of an LSTM")
-    if notes.get("head", "classification") != "classification":
-        raise ConfigError(f"{path} hears sequences: give a network of single words")
-    n_mfcc, labels = scorer.mfcc.config.n_mfcc, tuple(notes["labels"])
-    twin = Classifier(n_mfcc, len(labels), NetworkConfig(**notes["network"]), lstm="equations")
-    twin.load_state_dict(scorer.network.state_dict())
-    scorer.network = twin.eval()
-    return scorer, labels
-
-
-def inspect(scorer: Scorer, labels: Sequence[str], waveform: Waveform, start_s: float | None = None) -> Inspection:
-    """Look into one window of a recording.
+def inspect(model: Path, recording: Block, at_s: float | None = None) -> Inspection:
+    """Look into an utterance of a recording.
 
     Args:
-        scorer: from `load`.
-        labels: the same.
-        waveform: (time,), float32 in -1..1 at the network's rate.
-        start_s: where the window begins; default: where the posterior of a word is highest.
+        model: a bundle.
+        recording: (time,) float32 in -1..1 at the bundle's rate.  Up to `WHOLE_S` it is looked into as a whole; in a
+            longer one the utterances are found as in a stream.
+        at_s: a moment within the utterance that is asked for; default: the one with the most confident answer.
     Raises:
-        ConfigError: when the window would not lie inside the recording.
+        BundleError: `model` is no bundle with an LSTM.
+        ConfigError: there is no utterance, or none at that moment.
     """
-    config = scorer.mfcc.config
-    rate, window = config.sample_rate_hz, round(WINDOW_S * config.sample_rate_hz)
-    waveform = waveform if len(waveform) >= window else fit(waveform, window)
-    last = len(waveform) - window
-    if start_s is not None and not 0 <= start_s <= last / rate:
-        raise ConfigError(f"a window of {WINDOW_S:g} s must begin within 0..{last / rate:.2f} s, not at {start_s:g} s")
-    middles, posteriors = slide(scorer, waveform)
-    start = strongest(labels, posteriors, middles - window // 2, last) if start_s is None else round(start_s * rate)
-    with torch.no_grad():
-        features = scorer.mfcc(torch.from_numpy(waveform)[None])[0].numpy()
-        scores, attention, gates = trace(scorer, waveform[start : start + window])
-    return Inspection(
-        labels=tuple(labels),
-        sample_rate_hz=rate,
-        waveform=waveform,
-        features=features,
-        frame_s=((np.arange(len(features)) * config.hop + config.window / 2) / rate).astype(np.float32),
-        window_s=(middles / rate).astype(np.float32),
-        posteriors=posteriors,
-        start_s=start / rate,
-        scores=scores,
-        step_s=start / rate + step_times(scorer, len(attention)),
-        attention=attention,
-        gates=gates,
-    )  # fmt: skip
-
-
-def slide(scorer: Scorer, waveform: Waveform, batch: int = 64) -> tuple[NDArray[np.int64], Values]:
-    """Posteriors (windows, labels) of a window every `HOP_S`, and the sample in the middle of each (windows,).
-
-    The middle runs from one end of the recording to the other, with silence beyond the ends; one window begins at 0.
-    """
-    rate = scorer.mfcc.config.sample_rate_hz
-    window, hop = round(WINDOW_S * rate), round(HOP_S * rate)
-    before = window // 2 // hop * hop
-    padded = np.pad(waveform, (before, window - window // 2))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
-    with torch.no_grad():
-        scores = [
-            scorer(torch.from_numpy(windows[i : i + batch].copy())).numpy() for i in range(0, len(windows), batch)
-        ]
-    return np.arange(len(windows)) * hop - before + window // 2, np.concatenate(scores)
-
-
-def strongest(labels: Sequence[str], posteriors: Values, starts: NDArray[np.int64], last: int) -> int:
-    """First sample of the window inside the recording in which a word stands out most."""
-    is_word = [label not in (UNKNOWN, SILENCE) for label in labels]
-    inside = (starts >= 0) & (starts <= last)
-    return int(starts[inside][posteriors[inside][:, is_word].max(1).argmax()])
-
-
-def trace(scorer: Scorer, waveform: Waveform) -> tuple[Values, Values, tuple[GateActivity, ...]]:
-    """Posteriors (labels,), attention (steps,) and gates of one window (time,)."""
-    network, encoder, lstm = scorer.network, scorer.network.encoder, scorer.network.encoder.lstm
-    if not isinstance(network, Classifier) or not isinstance(lstm, LSTM):
-        raise TypeError("the LSTM must be the one written from its equations: load the checkpoint with `load`")
-    window = torch.from_numpy(waveform)[None]
-    features = scorer.mfcc(window)
-    _, attention = network.pool(encoder(features))  # (1, heads, steps)
-    names = [f"l{layer}{direction}" for layer in range(lstm.num_layers) for direction in lstm.directions]
-    gates = tuple(
-        GateActivity(name, *(gate[0].mean(1).numpy() for gate in (g.forget, g.input, g.output)))
-        for name, g in zip(names, lstm.gates(encoder.steps(features)), strict=True)
+    recognizer, tracer = Recognizer.load(model), Tracer(model)
+    rate = recognizer.info.sample_rate_hz
+    if len(recording) <= WHOLE_S * rate:
+        duration_s = len(recording) / rate
+        if at_s is not None and not 0 <= at_s <= duration_s:
+            raise ConfigError(f"no utterance at {at_s:g} s: the recording is {duration_s:.2f} s long")
+        missing = max(0, round(SHORTEST_S * rate) - len(recording))
+        start_s, utterance = 0.0, high_pass(np.pad(recording, (0, missing)))
+    else:
+        start_s, utterance = find(recognizer, recording, at_s)
+    trace = tracer.trace(utterance)
+    heard_s, posteriors = (
+        (trace.step_s, trace.scores) if recognizer.info.head == "ctc" else so_far(recognizer, utterance)
     )
-    return scorer(window)[0].numpy(), attention[0].mean(0).numpy(), gates
+    return Inspection(recognizer.info.classes, rate, recording, start_s, utterance, trace, heard_s, posteriors)
 
 
-def step_times(scorer: Scorer, n_steps: int) -> Values:
-    """Middle of what each LSTM step sees, in seconds from the beginning of the window: (n_steps,)."""
-    config = scorer.mfcc.config
-    distance_s, first_s = Encoder.timing(scorer.network.config, config.hop_ms / 1000, config.window_ms / 1000)
-    return (first_s + distance_s * np.arange(n_steps)).astype(np.float32)
+def find(recognizer: Recognizer, recording: Block, at_s: float | None) -> tuple[float, Block]:
+    """Where an utterance begins in a recording, in seconds, and its waveform; see `inspect`."""
+    examined: list[Examined] = []
+    listener = Listener(recognizer, examined=examined.append)
+    listener.feed(recording)
+    listener.flush()
+    spans = {
+        (one.start_s, one.start_s + len(one.waveform) / recognizer.info.sample_rate_hz): one
+        for one in examined
+        if len(one.waveform)
+    }
+    found = [one for (begin, end), one in spans.items() if at_s is None or begin <= at_s <= end]
+    if not found:
+        where = "" if at_s is None else f" at {at_s:g} s"
+        there = ", ".join(f"{begin:.2f}..{end:.2f} s" for begin, end in spans) or "none"
+        raise ConfigError(f"no utterance{where}, or only talk; utterances: {there}")
+    best = max(found, key=_confidence)
+    return best.start_s, best.waveform
+
+
+def _confidence(examined: Examined) -> tuple[bool, float]:
+    """What is reported first, then what is rejected, each by its confidence."""
+    words = examined.detections or [examined.rejection]
+    return bool(examined.detections), max(word.confidence for word in words if word)
+
+
+def so_far(recognizer: Recognizer, utterance: Block) -> tuple[Values, Values]:
+    """Moments (moments,) in seconds, and the posteriors (moments, labels) of what was heard until each."""
+    rate = recognizer.info.sample_rate_hz
+    ends = np.append(np.arange(round(SHORTEST_S * rate), len(utterance), round(HOP_S * rate)), len(utterance))
+    posteriors = np.concatenate([recognizer.scores(utterance[None, :end]) for end in ends])
+    return (ends / rate).astype(np.float32), posteriors
 
 
 def draw(inspection: Inspection) -> "Figure":
-    """All of it as one picture over the same seconds; a long recording once more, whole, in the last panel."""
+    """All of it as one picture over the same seconds; a longer recording whole, in the first panel."""
     from matplotlib.figure import Figure
 
-    start, duration = inspection.start_s, inspection.duration_s
-    left = min(max(0.0, start + WINDOW_S / 2 - VIEW_S / 2), max(0.0, duration - VIEW_S))
-    view = (left, min(left + VIEW_S, duration))
-    heights = [1, 1.6, *[0.9] * len(inspection.gates), 0.9, 1.4, *[1.4] * (duration > VIEW_S)]
+    trace, start_s, end_s = inspection.trace, inspection.start_s, inspection.end_s
+    is_longer = len(inspection.recording) > len(inspection.utterance)
+    heights = [*[0.8] * is_longer, 1, 1.6, *[0.9] * len(trace.gates), *[0.9] * (len(trace.attention) > 0), 1.6]
     figure = Figure(figsize=(10, 1.35 * sum(heights)), layout="constrained")
     panels = list(figure.subplots(len(heights), height_ratios=heights))
-    if duration > VIEW_S:
-        overview = panels.pop()
-        draw_posteriors(inspection, overview, (0, duration), TOP_WHOLE)
-        overview.set_title("the whole recording", loc="left", fontsize="medium")
-        overview.axvspan(start, start + WINDOW_S, color="gold", alpha=0.15, zorder=0)
-    draw_sound(inspection, panels[0], panels[1])
-    for gates, panel in zip(inspection.gates, panels[2:-2], strict=True):
-        draw_gates(inspection, gates, panel)
+    if is_longer:
+        overview = panels.pop(0)
+        draw_waveform(inspection.recording, inspection.sample_rate_hz, 0.0, overview)
+        overview.axvspan(start_s, end_s, color="gold", alpha=0.3)
+        overview.set_title("the whole recording, and the utterance below", loc="left", fontsize="medium")
+    draw_waveform(inspection.utterance, inspection.sample_rate_hz, start_s, panels[0])
+    draw_mfcc(inspection, panels[1])
+    for gates, panel in zip(trace.gates, panels[2:], strict=False):
+        draw_gates(start_s + trace.step_s, gates, panel)
     panels[2].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-    draw_attention(inspection, panels[-2])
-    draw_posteriors(inspection, panels[-1], view, TOP)
+    if len(trace.attention):
+        draw_attention(inspection, panels[-2])
+    draw_posteriors(inspection, panels[-1])
     for panel in panels:
-        panel.set_xlim(view)
+        panel.set_xlim(start_s, end_s)
         panel.tick_params(labelbottom=panel is panels[-1])
-        panel.axvspan(start, start + WINDOW_S, color="gold", alpha=0.15, zorder=0)
     words = ", ".join(f"{label.strip('_')} {score:.2f}" for label, score in inspection.best(3))
-    figure.suptitle(f"window {start:.2f} to {start + WINDOW_S:.2f} s (yellow): {words}")
+    figure.suptitle(f"{start_s:.2f} to {end_s:.2f} s: {words}")
     return figure
 
 
-def draw_sound(inspection: Inspection, sound: "Axes", mfcc: "Axes") -> None:
-    """Waveform and MFCC; each coefficient is scaled by its own mean and deviation, or the first would hide all."""
-    sound.plot(np.arange(len(inspection.waveform)) / inspection.sample_rate_hz, inspection.waveform, linewidth=0.5)
-    sound.set_ylabel("waveform\n(full scale 1)")
-    features = inspection.features
+def draw_waveform(waveform: Block, sample_rate_hz: int, start_s: float, panel: "Axes") -> None:
+    """A waveform that begins at `start_s`."""
+    panel.plot(start_s + np.arange(len(waveform)) / sample_rate_hz, waveform, linewidth=0.5)
+    panel.set_ylabel("waveform\n(full scale 1)")
+    panel.margins(x=0)
+
+
+def draw_mfcc(inspection: Inspection, panel: "Axes") -> None:
+    """The MFCC; each coefficient is scaled by its own mean and deviation, or the first would hide all."""
+    features, start_s = inspection.trace.features, inspection.start_s
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     numbers = np.arange(features.shape[1])
-    mfcc.pcolormesh(inspection.frame_s, numbers, scaled.T, vmin=-2.5, vmax=2.5, cmap="RdBu_r", rasterized=True)
-    mfcc.set_ylabel("MFCC\n(coefficient)")
+    times = start_s + inspection.trace.frame_s
+    panel.pcolormesh(times, numbers, scaled.T, vmin=-2.5, vmax=2.5, cmap="RdBu_r", rasterized=True)
+    panel.set_ylabel("MFCC\n(coefficient)")
 
 
-def draw_gates(inspection: Inspection, gates: GateActivity, panel: "Axes") -> None:
-    """The three gates of one layer and direction."""
+def draw_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
+    """The three gates of one layer and direction: the mean over its units."""
     for name in ("forget", "input", "output"):
-        panel.plot(inspection.step_s, getattr(gates, name), marker=".", label=f"{name} gate")
+        panel.plot(times, getattr(gates, name).mean(1), marker=".", label=f"{name} gate")
     layer, _, reverse = gates.name.partition("_")
     panel.set(ylim=(0, 1), ylabel=f"layer {int(layer[1:]) + 1}\n{'backward' if reverse else 'forward'}\n(mean gate)")
     panel.grid(alpha=0.3)
 
 
 def draw_attention(inspection: Inspection, panel: "Axes") -> None:
-    """Share of each step in what the classifier sees."""
-    width = 0.8 * float(np.diff(inspection.step_s).mean()) if len(inspection.step_s) > 1 else WINDOW_S
-    panel.bar(inspection.step_s, inspection.attention, width=width, color="tab:purple")
+    """Share of each step in what the class layer sees, one head on top of the other."""
+    trace = inspection.trace
+    shares = trace.attention / len(trace.attention)
+    for head, bottom in zip(shares, np.cumsum(shares, 0) - shares, strict=True):
+        panel.bar(inspection.start_s + trace.step_s, head, 0.8 * float(np.diff(trace.step_s).mean()), bottom)
     panel.set_ylabel("attention\n(share)")
 
 
-def draw_posteriors(inspection: Inspection, panel: "Axes", view: tuple[float, float], n: int) -> None:
-    """The `n` labels that reach the highest posteriors between two times."""
-    seen = (inspection.window_s >= view[0]) & (inspection.window_s <= view[1])
-    for label in inspection.posteriors[seen].max(0).argsort()[::-1][:n]:
+def draw_posteriors(inspection: Inspection, panel: "Axes") -> None:
+    """The `TOP` labels that reach the highest posteriors."""
+    for label in inspection.posteriors.max(0).argsort()[::-1][:TOP]:
         panel.plot(
-            inspection.window_s[seen],
-            inspection.posteriors[seen, label],
+            inspection.start_s + inspection.heard_s,
+            inspection.posteriors[:, label],
+            marker=".",
             label=inspection.labels[label].strip("_"),  # matplotlib leaves names with an underscore out of the legend
-            color=f"C{label % 10}",
-            linestyle=("-", "--", ":")[label // 10 % 3],
         )
-    panel.set(ylim=(-0.03, 1.03), xlim=view, xlabel="time (s)", ylabel="posterior of\nthe second\naround it")
+    of = "each step" if np.ndim(inspection.trace.scores) == 2 else "what is heard\nuntil then"
+    panel.set(ylim=(-0.03, 1.03), xlabel="time (s)", ylabel=f"posterior of\n{of}")
     panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
     panel.grid(alpha=0.3)
 
@@ -264,13 +207,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording, whatever libsndfile reads")
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="FILE", help="RUN/checkpoints/best.ckpt, or a bundle"
+        "--model", type=Path, default=DEFAULT_MODEL, metavar="BUNDLE", help="(default: the shipped single words)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("inspection.png"), metavar="PICTURE.png", help="(default: inspection.png)"
     )
     parser.add_argument(
-        "--start", type=float, metavar="S", help="where the second begins that is looked into (default: the clearest)"
+        "--at", type=float, metavar="S", help="a moment within the utterance to look into (default: the clearest one)"
     )
     arguments = parser.parse_args(argv)
     if arguments.output.suffix.lower() != ".png":
@@ -280,18 +223,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        scorer, labels = load(arguments.model)
-        inspection = inspect(scorer, labels, read(arguments.file, scorer.mfcc.config.sample_rate_hz), arguments.start)
+
+    def look() -> None:
+        rate = Recognizer.load(arguments.model).info.sample_rate_hz
+        inspection = inspect(arguments.model, read(arguments.file, rate), arguments.at)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         draw(inspection).savefig(arguments.output, dpi=110)
-    except (SpeechError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.file}: {inspection.duration_s:.2f} s, looked into the second from {inspection.start_s:.2f} s")
-    print("heard: " + ", ".join(f"{label} {score:.3f}" for label, score in inspection.best(3)))
-    print(arguments.output)
-    return 0
+        print(f"{arguments.file}: looked into {inspection.start_s:.2f} to {inspection.end_s:.2f} s")
+        print("heard: " + ", ".join(f"{label} {score:.3f}" for label, score in inspection.best(3)))
+        print(arguments.output)
+
+    return told(look)
 
 
 if __name__ == "__main__":

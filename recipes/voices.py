@@ -1,28 +1,33 @@
-"""Synthesise training words and speech with espeak-ng and flite: `python -m recipes.voices DIR`.
+"""Synthesise training words and speech: `python -m recipes.voices DIR`.
 
-Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most one second) and
+Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most `LONGEST_S`) and
 DIR/synthetic_sentences/<voice>_<n>.wav (running speech without a command), which the training recipe takes up by
-itself.  `on` and `off` get most: the shared recordings hold only 200 of each.
+itself.  `on` and `off` get most: the shared recordings hold only 200 of each.  Whichever of the engines are installed
+take part.
 """
 
 import argparse
 import io
 import random
-import shutil
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from speech.errors import DataError, told
-from speech.training.data import CLIP, KEYWORDS, SAMPLE_RATE_HZ, extent
+from speech.training.clips import SAMPLE_RATE_HZ, extent
+from speech.training.corpus import KEYWORDS
 
 SCARCE = ("on", "off")
 OTHERS = ("zero", "one", "two", "three", "four", "five", "bed", "cat", "happy", "eight")
@@ -61,7 +66,17 @@ rightly golden goat goes doorknob downtown unknown snowing ongoing offside brigh
 ACCENTS = (*["en-us"] * 3, "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
+BEFORE_S, AFTER_S = 0.05, 0.1
+"""Kept before and after what is spoken."""
+SHORTEST_S, LONGEST_S = 0.1, 1.5
+"""Length of a word; what is shorter was not spoken, what is longer is dawdled: neither is written."""
+PEAK = 0.5
+"""Largest value of a recording, of 1."""
+PICO_RATE_HZ = 16000
+
 Waveform = NDArray[np.float32]
+Say = Callable[[str, random.Random], tuple[str, Waveform]]
+"""Speaks a text by a random voice of an engine: name of the voice, waveform (time,) at `SAMPLE_RATE_HZ`, trimmed."""
 
 
 @cache
@@ -72,17 +87,16 @@ def espeak_variants() -> list[str]:
     return [name for name in names if "whisper" not in name.lower()]
 
 
-def espeak(word: str, rng: random.Random) -> tuple[str, bytes]:
-    """One word by a random espeak-ng voice variant; name of the voice and a WAV file."""
-    variant = rng.choice(espeak_variants())
-    accent = rng.choice(ACCENTS)
+def espeak(text: str, rng: random.Random) -> tuple[str, Waveform]:
+    """A random accent and variant of espeak-ng's formant synthesis."""
+    variant, accent = rng.choice(espeak_variants()), rng.choice(ACCENTS)
     speed, pitch = rng.randint(110, 210), rng.randint(15, 85)
-    command = ["espeak-ng", "-v", f"{accent}+{variant}", "-s", str(speed), "-p", str(pitch), "--stdout", word]
-    return f"espeak-{accent}-{variant}", subprocess.run(command, check=True, capture_output=True).stdout
+    command = ["espeak-ng", "-v", f"{accent}+{variant}", "-s", str(speed), "-p", str(pitch), "--stdout", text]
+    return f"espeak-{accent}-{variant}", decode(run(command))
 
 
-def flite(word: str, rng: random.Random) -> tuple[str, bytes]:
-    """One word by a flite voice at a random tempo and pitch."""
+def flite(text: str, rng: random.Random) -> tuple[str, Waveform]:
+    """A voice of flite at a random tempo and pitch."""
     voice = rng.choice(FLITE_VOICES)
     settings = {
         "duration_stretch": round(rng.uniform(0.75, 1.4), 2),
@@ -90,78 +104,185 @@ def flite(word: str, rng: random.Random) -> tuple[str, bytes]:
         "int_f0_target_stddev": rng.randint(8, 30),
     }
     command = ["flite", "-voice", voice, *(x for k, v in settings.items() for x in ("--setf", f"{k}={v}"))]
-    command += ["-t", word, "-o", "/dev/stdout"]
-    return f"flite-{voice}", subprocess.run(command, check=True, capture_output=True).stdout
+    return f"flite-{voice}", decode(run([*command, "-t", text, "-o", "/dev/stdout"]))
+
+
+def festival(text: str, rng: random.Random) -> tuple[str, Waveform]:
+    """Festival's diphone voice of Debian's festvox-kdlpc16k at a random tempo and pitch."""
+    stretch, pitch, spread = round(rng.uniform(0.75, 1.4), 2), rng.randint(80, 200), rng.randint(8, 30)
+    scheme = (
+        f"(begin (voice_ked_diphone) (Parameter.set 'Duration_Stretch {stretch}) (set! int_lr_params "
+        f"'((target_f0_mean {pitch}) (target_f0_std {spread}) (model_f0_mean 170) (model_f0_std 34))))"
+    )
+    command = ["text2wave", "-F", str(SAMPLE_RATE_HZ), "-otype", "raw", "-eval", scheme, "-"]  # its WAV header says 0
+    return "festival-ked", trimmed(from_int16(run(command, text.encode())), SAMPLE_RATE_HZ)
+
+
+_pico = Lock()
+"""Pico keeps its state in global variables."""
+
+
+def pico(text: str, rng: random.Random) -> tuple[str, Waveform]:
+    """An English voice of SVOX Pico at a random tempo and pitch."""
+    from py_nanotts import NanoTTS
+
+    voice = rng.choice(("en-GB", "en-US"))
+    speed, pitch = rng.uniform(0.7, 1.4), rng.uniform(0.75, 1.35)
+    with _pico:
+        samples = NanoTTS().speak(text, voice=voice, speed=speed, pitch=pitch)
+    return f"pico-{voice}", trimmed(from_int16(samples), PICO_RATE_HZ)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A synthesiser."""
+
+    say: Say
+    share: float
+    """How often it is drawn, beside the others' shares."""
+    installed_by: str
+    """What somebody who lacks it types."""
+
+
+ENGINES = {
+    "espeak": Engine(espeak, 4, "apt-get install espeak-ng"),
+    "flite": Engine(flite, 2, "apt-get install flite"),
+    "pico": Engine(pico, 2, "pip install py-nanotts"),
+    "festival": Engine(festival, 1, "apt-get install festival festvox-kdlpc16k"),
+}
+
+
+def run(command: Sequence[str], text: bytes = b"") -> bytes:
+    """What a program writes to stdout."""
+    return subprocess.run(command, input=text, check=True, capture_output=True).stdout
+
+
+def from_int16(samples: bytes) -> Waveform:
+    """Raw 16-bit samples in this machine's byte order -> float32 in -1..1."""
+    return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(32768)
 
 
 def decode(wav: bytes) -> Waveform:
     """A synthesiser's WAV (its header may not know the length) -> 16 kHz, trimmed to what is spoken."""
     samples, rate = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
-    waveform = soxr.resample(samples[:, 0], rate, SAMPLE_RATE_HZ).astype(np.float32)
+    return trimmed(samples[:, 0].astype(np.float32), rate)
+
+
+def trimmed(samples: Waveform, sample_rate_hz: int) -> Waveform:
+    """The same at 16 kHz, from `BEFORE_S` before to `AFTER_S` after what is spoken."""
+    waveform = soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ).astype(np.float32)
     start, end = extent(waveform)
-    return waveform[max(0, start - 800) : end + 1600]
+    return waveform[max(0, start - round(BEFORE_S * SAMPLE_RATE_HZ)) : end + round(AFTER_S * SAMPLE_RATE_HZ)]
 
 
-def synthesise(target: Path, word: str, number: int) -> None:
-    """Write one clip; the same word and number always give the same voice and settings."""
-    rng = random.Random(f"{word} {number}")
-    engines: list[Callable[[str, random.Random], tuple[str, bytes]]] = [espeak, espeak, flite]
-    voice, wav = rng.choice(engines)(word, rng)
-    waveform = decode(wav)
-    if len(waveform) < CLIP // 10:
-        return  # a voice that says nothing
-    folder = target / "synthetic" / word
-    folder.mkdir(parents=True, exist_ok=True)
-    level = 0.5 / (np.abs(waveform).max() + 1e-6)
-    soundfile.write(folder / f"{voice}_nohash_{number}.wav", waveform[:CLIP] * level, SAMPLE_RATE_HZ, subtype="PCM_16")
+def installed(names: Sequence[str]) -> list[Engine]:
+    """Those of the named engines that speak here; one line on stderr for each that does not.
+
+    Raises:
+        DataError: none does.
+    """
+    found = []
+    for name in names:
+        engine = ENGINES[name]
+        try:
+            _, waveform = engine.say("one", random.Random(0))
+        except (OSError, ImportError, subprocess.CalledProcessError):
+            waveform = np.zeros(0, np.float32)
+        if len(waveform):
+            found.append(engine)
+        else:
+            print(f"{name} is left out, it is not installed: {engine.installed_by}", file=sys.stderr)
+    if not found:
+        raise DataError("no synthesiser is installed: espeak-ng alone will do")
+    return found
 
 
-def sentence(target: Path, number: int) -> None:
-    """Write one utterance of six to twelve random words, told apart by its number."""
-    rng = random.Random(f"sentence {number}")
+def synthesise(engines: Sequence[Engine], text: str, seed: str) -> tuple[str, Waveform]:
+    """Name of the voice and waveform, peaking at `PEAK`; the same text, seed and engines always give the same."""
+    rng = random.Random(seed)
+    (engine,) = rng.choices(engines, [engine.share for engine in engines])
+    voice, waveform = engine.say(text, rng)
+    return voice, PEAK / (np.abs(waveform).max(initial=0) + 1e-6) * waveform
+
+
+def word(target: Path, engines: Sequence[Engine], text: str, number: int) -> None:
+    """Write one clip of a word."""
+    voice, waveform = synthesise(engines, text, f"{text} {number}")
+    if SHORTEST_S <= len(waveform) / SAMPLE_RATE_HZ <= LONGEST_S:
+        write(target / "synthetic" / text / f"{voice}_nohash_{number}.wav", waveform)
+
+
+def sentence(target: Path, engines: Sequence[Engine], number: int) -> None:
+    """Write one utterance of six to twelve random words."""
+    rng = random.Random(f"text {number}")
     words = rng.sample(RUNNING.split(), rng.randint(6, 12))
     if rng.random() < 0.4:
         words.insert(rng.randrange(1, len(words)), ",")  # a pause
-    voice, wav = rng.choice((espeak, espeak, flite))(" ".join(words), rng)
-    waveform = decode(wav)
-    if len(waveform) < CLIP:
-        return  # a voice that says nothing
-    folder = target / "synthetic_sentences"
-    folder.mkdir(parents=True, exist_ok=True)
-    waveform *= 0.5 / np.abs(waveform).max()
-    soundfile.write(folder / f"{voice}_{number}.wav", waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
+    voice, waveform = synthesise(engines, " ".join(words), f"sentence {number}")
+    if len(waveform) > LONGEST_S * SAMPLE_RATE_HZ:
+        write(target / "synthetic_sentences" / f"{voice}_{number}.wav", waveform)
 
 
-def synthesise_all(target: Path, counts: Mapping[str, int], n_sentences: int) -> None:
-    """So many clips of each word, and sentences, on all cores.
+def write(path: Path, waveform: Waveform) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
+def synthesise_all(target: Path, engines: Sequence[Engine], counts: Mapping[str, int], n_sentences: int) -> None:
+    """So many clips of each word, and sentences, on all cores."""
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(word, target, engines, text, n) for text, count in counts.items() for n in range(count)]
+        jobs += [pool.submit(sentence, target, engines, n) for n in range(n_sentences)]
+        for job in tqdm(jobs, desc="recordings", unit="", disable=None):  # silent where stderr is no terminal
+            job.result()
+
+
+def read_words(path: Path) -> list[str]:
+    """The words of a text file, one a line; lines that begin with # are comments.
 
     Raises:
-        DataError: espeak-ng or flite is missing.
+        DataError: it cannot be read, or a line is no single word.
     """
-    for program in ("espeak-ng", "flite"):
-        if not shutil.which(program):
-            raise DataError(f"{program} is missing: install espeak-ng and flite")
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(synthesise, target, word, n) for word, count in counts.items() for n in range(count)]
-        jobs += [pool.submit(sentence, target, n) for n in range(n_sentences)]
-        for done, job in enumerate(jobs, 1):
-            job.result()
-            print(f"\r{done}/{len(jobs)} clips", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    try:
+        lines = [line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {error}") from error
+    words = [line for line in lines if line and not line.startswith("#")]
+    for text in words:
+        if not re.fullmatch(r"[a-z]+('[a-z]+)?", text):
+            raise DataError(f"{path} must hold one English word a line, got {text!r}")
+    return words
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.voices", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the data folder, --data.root of the training recipe")
     parser.add_argument("--scarce", type=int, default=600, help="clips each of on and off (default 600)")
     parser.add_argument("--known", type=int, default=80, help="clips of each other word of the vocabulary (default 80)")
     parser.add_argument("--outside", type=int, default=25, help="clips of each word outside it (default 25)")
+    parser.add_argument("--words", type=Path, metavar="FILE", help="more words outside it, one a line")
     parser.add_argument("--sentences", type=int, default=1500, help="utterances of running speech (default 1500)")
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="which may speak (default: all)"
+    )
     arguments = parser.parse_args(argv)
-    counts = dict.fromkeys(OUTSIDE.split(), arguments.outside)
-    counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
-    counts |= dict.fromkeys(SCARCE, arguments.scarce)
-    return told(lambda: synthesise_all(arguments.root, counts, arguments.sentences))
+    for name in ("scarce", "known", "outside", "sentences"):
+        if getattr(arguments, name) < 0:
+            parser.error(f"--{name} must not be negative")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+
+    def make() -> None:
+        more = read_words(arguments.words) if arguments.words else []
+        counts = dict.fromkeys([*OUTSIDE.split(), *more], arguments.outside)
+        counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
+        counts |= dict.fromkeys(SCARCE, arguments.scarce)
+        synthesise_all(arguments.root, installed(arguments.engines), counts, arguments.sentences)
+
+    return told(make)
 
 
 if __name__ == "__main__":

