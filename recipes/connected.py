@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from torchaudio.functional import edit_distance
 
-from recipes.live import bed, blocks
 from recipes.metrics import Share
+from recipes.scenes import bed, blocks
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection, SpokenWord
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
+from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)

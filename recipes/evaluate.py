@@ -12,17 +12,19 @@ from functools import cache
 from pathlib import Path
 
 from recipes.connected import Connected, draw_connected, evaluate_connected
-from recipes.live import THRESHOLDS, Live, draw_live, evaluate_live
+from recipes.live import ALARMS, THRESHOLDS, Live, draw_live, evaluate_live
 from recipes.metrics import write_json
 from recipes.report import Result, write_report
+from recipes.scenes import SCENES
 from recipes.speed import evaluate_speed
 from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
 from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import told
 from speech.recognizer import Recognizer
-from speech.training.data import Corpus, index_others, index_words
+from speech.training.corpus import Corpus, index_others, index_words
 
+PARTS = ("training", "validation", "testing")
 PROTOCOLS = ("twelve", "words", "live", "connected", "speed")
 
 
@@ -34,9 +36,9 @@ def draw(result: Result, protocol: str, folder: Path) -> list[Path]:
         draw_reliability(result.judged, result.title, targets[1])
     elif isinstance(result, Live):
         targets = [folder / "reliability_live.png"]
-        judged = [one for condition in result.conditions for one in condition.judged]
+        judged = [one for condition in result.outcomes[0].conditions for one in condition.judged]
         draw_reliability(judged, f"detections among commands, all scenes, {result.part}", targets[0])
-        if result.curve:
+        if result.outcomes[0].curve:
             targets.append(folder / "live.png")
             draw_live(result, targets[1])
     elif isinstance(result, Connected):
@@ -55,14 +57,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data.cache", dest="cache", type=Path, metavar="DIR", help="decoded audio (default: DIR/cache)"
     )
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["twelve", "words", "speed"])
-    parser.add_argument(
-        "--part", choices=("validation", "testing"), default="testing", help="for words, live, connected"
-    )
+    parser.add_argument("--part", choices=PARTS, default="testing", help="for words, live, connected")
     parser.add_argument(
         "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
     )
     parser.add_argument(
-        "--after-talk", type=float, default=ListenerConfig.after_talk_s, metavar="S", help="the Listener's, for live"
+        "--after-talk",
+        nargs="+",
+        type=float,
+        default=[ListenerConfig.after_talk_s],
+        metavar="S",
+        help="the Listener's, for live; with several everything is decided once for each",
+    )
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        choices=[*(scene.name for scene in SCENES), *ALARMS],
+        metavar="NAME",
+        help=f"only these, for live: {', '.join(repr(scene.name) for scene in SCENES)}; and what holds no command: "
+        f"{', '.join(map(repr, ALARMS))}",
     )
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
@@ -81,7 +94,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     @cache
     def corpus() -> Corpus:
         recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-        return Corpus(recordings, arguments.cache or arguments.root / "cache")
+        needed = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
+        return Corpus(needed, arguments.cache or arguments.root / "cache")
 
     run: dict[str, Callable[[], Result]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
@@ -91,7 +105,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
             corpus(),
             arguments.part,
             thresholds=arguments.curve,
-            config=ListenerConfig(after_talk_s=arguments.after_talk),
+            after_talk_s=arguments.after_talk,
+            names=arguments.scenes,
         ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "speed": lambda: evaluate_speed(arguments.model),

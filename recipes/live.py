@@ -1,54 +1,123 @@
-"""Commands at known times in long audio, heard through the Listener: misses, false alarms and the curve between."""
+"""The live protocol: commands in many scenes, and audio without any, through what the Listener is made of.
 
-import hashlib
-from collections.abc import Sequence
+Each stream is cut into utterances and each utterance is read once.  Thresholds and the time after talk only change the
+decision, so a curve over many thresholds costs little more than one of them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from recipes.metrics import Share
-from speech.activity import ListenerConfig
-from speech.errors import DataError
-from speech.listener import Listener
+from recipes.metrics import Rate, Share
+from recipes.scenes import SCENES, Scene, Stage
+from speech.activity import HOP, ListenerConfig, Segmenter, Utterance
+from speech.errors import ConfigError
+from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
-from speech.results import Detection
-from speech.training.augment import impulse_responses, reverberate
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, extent, set_level
-from speech.training.mixtures import SPEECH_DB, Placed
+from speech.results import Detection, Examined, Reason
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
+from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.mixtures import Placed
+from speech.utterances import Decision, Reading, reader_for
 
 LATE_S = 0.75
 """A word counts as heard when it is decided between its start and this long after its end."""
-TAIL = SAMPLE_RATE_HZ // 2
-"""Samples for which a room sounds on after a clip; the shortest gap."""
-BUDGET = 0.5
+BUDGET = 1.0
 """False alarms an hour in speech without commands that a curve is read at."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
 """Of the curve: one for all words."""
+LEAST = 1e-6
+"""Threshold with which utterances are read; the decision applies the real one."""
+ALARMS = {"speech": "speech", "noise": "noise", "events": "events", "other words at home": "home"}
+"""What holds no command, and the source of its recordings."""
+TABLE = ("clean", "10 dB", "5 dB", "10 dB, room", "0.6 s after talk", "1 s after talk", "2 s after talk")
+"""Scenes in the printed curve."""
+UNHEARD, WRONG, LATE = "no utterance", "wrong word", "too late"
+"""Why a command was missed, besides the reasons of `speech.results.Reason`."""
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What commands are heard in."""
+class Heard:
+    """A stream that was cut into utterances, each of them read once."""
 
-    snr_db: float | None
-    """Level of the clip over what is mixed in; None: nothing is."""
-    room: bool = False
-    """Whether each command is heard in a room of the part."""
-    bed: str = "noise"
-    """What is mixed in: noise, or speech without commands."""
-
-    @property
-    def name(self) -> str:
-        noise = "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
-        return noise + (" over speech" if self.bed == "speech" else "") + (", room" if self.room else "")
+    utterances: tuple[Utterance, ...]
+    """Without their audio."""
+    readings: Mapping[int, Reading]
+    """What each holds, by where it begins; not of talk."""
+    n_samples: int
+    """Length of the stream."""
+    max_s: float
+    """Longest utterance that was read."""
 
 
-LEVELS = (None, 20.0, 10.0, 5.0, 0.0)
-SCENES = (*map(Scene, LEVELS), *(Scene(level, room=True) for level in LEVELS), Scene(20.0, bed="speech"),
-          Scene(10.0, bed="speech"))  # fmt: skip
+class ReadBefore:
+    """Hands out readings that were made before; a word below its threshold is unsure.
+
+    Args:
+        thresholds: of the words asked for, 0..1.
+    """
+
+    def __init__(self, heard: Heard, thresholds: Mapping[str, float]) -> None:
+        self._readings, self._thresholds, self.max_s = heard.readings, thresholds, heard.max_s
+
+    def reset(self) -> None:
+        """A new stream begins."""
+
+    def read(self, utterance: Utterance) -> Reading:
+        reading = self._readings[utterance.begin]
+        if reading.reason is None and any(word.confidence < self._thresholds[word.word] for word in reading.words):
+            return replace(reading, reason=Reason.UNSURE)
+        return reading
+
+
+def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerConfig) -> Heard:
+    """Cut a stream into utterances and read each.
+
+    Args:
+        pieces: the stream, (time,) each, one after another.
+    """
+    reader = reader_for(recognizer, dict.fromkeys(KEYWORDS, LEAST), config, None)
+    segmenter = Segmenter(config, reader.max_s)
+    nothing, n_samples = np.zeros(0, np.float32), 0
+    utterances: list[Utterance] = []
+    readings: dict[int, Reading] = {}
+
+    def take(utterance: Utterance | None) -> None:
+        if utterance is not None:
+            utterances.append(replace(utterance, waveform=nothing))
+            if not utterance.is_long:
+                readings[utterance.begin] = reader.read(utterance)
+
+    for piece in whole_hops(pieces):
+        n_samples += len(piece)
+        for hop in np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP):
+            take(segmenter.push(hop))
+    take(segmenter.finish())
+    return Heard(tuple(utterances), readings, n_samples, reader.max_s)
+
+
+def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
+    """The same stream in pieces of whole hops; only the last may be shorter."""
+    rest = np.zeros(0, np.float32)
+    for piece in pieces:
+        samples = np.concatenate([rest, piece])
+        n_whole = len(samples) // HOP * HOP
+        yield samples[:n_whole]
+        rest = samples[n_whole:]
+    yield rest
+
+
+def decide(heard: Heard, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:
+    """What a Listener makes of a stream with these thresholds and this time after talk."""
+    decision = Decision(ReadBefore(heard, thresholds), config)
+    return [decision.decide(utterance, heard.n_samples) for utterance in heard.utterances]
+
+
+def detections_in(examined: Iterable[Examined]) -> list[Detection]:
+    return [detection for one in examined for detection in one.detections]
 
 
 @dataclass(frozen=True)
@@ -62,6 +131,8 @@ class Condition:
     latencies_s: tuple[float, ...]
     judged: tuple[tuple[float, bool], ...] = ()
     """Of each detection the confidence and whether it was right."""
+    causes: Mapping[str, int] | None = None
+    """Why commands were missed, and how many for each reason."""
 
     @property
     def latencies_ms(self) -> tuple[int, int]:
@@ -69,11 +140,15 @@ class Condition:
         median, late = np.quantile(self.latencies_s or (0.0,), [0.5, 0.95])
         return round(1000 * median), round(1000 * late)
 
+    @property
+    def why(self) -> str:
+        return ", ".join(f"{cause} {n}" for cause, n in Counter(self.causes or {}).most_common())
+
     def __str__(self) -> str:
         median, late = self.latencies_ms
         return (
-            f"  {self.scene.name:18}{'missed':8}{self.misses}   false {self.false_alarms:3}   "
-            f"latency {median:4} ms, 95 % {late:4} ms"
+            f"  {self.scene.name:18}{'missed':8}{self.misses!s:32}false {self.false_alarms:3}   "
+            f"latency {median:4} ms, 95 % {late:4} ms   {self.why}"
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -90,17 +165,15 @@ class Alarms:
     """Recording and what was detected in it; the times are the recording's own."""
 
     @property
-    def rate(self) -> float:
-        """An hour."""
-        return len(self.found) / self.hours if self.hours else float("nan")
+    def rate(self) -> Rate:
+        return Rate(len(self.found), self.hours)
 
     def __str__(self) -> str:
-        return (
-            f"  {self.source + ':':26}{len(self.found):3} false alarms in {self.hours:.2f} h = {self.rate:.2f} an hour"
-        )
+        words = ", ".join(f"{word} {n}" for word, n in Counter(d.word for _, d in self.found).most_common())
+        return f"  {self.source:20}{'alarms':8}{self.rate}   {words}"
 
     def as_dict(self) -> dict[str, object]:
-        return {**asdict(self), "rate": self.rate if self.hours else None}
+        return {**asdict(self), "rate": self.rate.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -108,20 +181,32 @@ class Point:
     """The Listener with one threshold for all words."""
 
     threshold: float
-    misses: dict[str, float]
-    """Share of the commands missed, by the scene's name."""
-    speech_rate: float
-    """False alarms an hour in speech without commands."""
-    noise_rate: float
+    misses: dict[str, Share]
+    """Of the commands, by the scene's name."""
+    alarms: dict[str, Rate]
+    """By what holds no command."""
+
+    @property
+    def speech(self) -> Rate:
+        return self.alarms.get("speech", Rate(0, 0.0))
+
+    @property
+    def sounds(self) -> Rate:
+        """In noise and events together."""
+        return self.alarms.get("noise", Rate(0, 0.0)) + self.alarms.get("events", Rate(0, 0.0))
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "threshold": self.threshold,
+            "misses": {name: share.as_dict() for name, share in self.misses.items()},
+            "alarms": {name: rate.as_dict() for name, rate in self.alarms.items()},
+        }
 
 
 @dataclass(frozen=True)
-class Live:
-    """The live protocol's figures."""
+class Outcome:
+    """The figures with one time after talk."""
 
-    part: str
-    thresholds: dict[str, float]
-    """The bundle's own."""
     after_talk_s: float
     """The Listener's: time after talk in which commands are rejected."""
     conditions: list[Condition]
@@ -133,116 +218,193 @@ class Live:
         """The lowest threshold from which on the curve keeps to `BUDGET`."""
         kept: Point | None = None
         for point in reversed(self.curve):
-            if not point.speech_rate <= BUDGET:
+            if not point.speech.value <= BUDGET:
                 break
             kept = point
         return kept
 
     def __str__(self) -> str:
-        least, most = min(self.thresholds.values()), max(self.thresholds.values())
-        threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         lines = [
-            f"live, {self.part}, threshold {threshold}, after talk {self.after_talk_s:g} s: ten commands, each alone",
-            *map(str, [*self.conditions, *self.alarms]),
+            f"  commands within {self.after_talk_s:g} s after talk are rejected (--after-talk {self.after_talk_s:g})"
         ]
-        if self.curve:
-            names = [c.scene.name for c in self.conditions if not c.scene.room and c.scene.bed == "noise"]
-            lines.append(f"  {'threshold':12}{'alarms/h':>9}" + "".join(f"{'missed ' + name:>15}" for name in names))
-            for p in self.curve:
-                shares = "".join(f"{100 * p.misses[name]:13.2f} %" for name in names)
-                lines.append(f"  {p.threshold:<12g}{p.speech_rate:9.2f}{shares}")
-            kept = self.within_budget
-            lines.append(
-                f"  at most {BUDGET:g} alarms an hour in speech: "
-                + (f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds")
-            )
+        lines += map(str, [*self.conditions, *self.alarms])
+        if not self.curve:
+            return "\n".join(lines)
+        names = [name for name in TABLE if name in self.curve[0].misses]
+        titles = ["threshold", "alarms/h: speech", "noise, events", *(f"missed {name}" for name in names)]
+        lines.append("  " + "  ".join(titles))
+        for point in self.curve:
+            cells = [f"{point.threshold:g}", f"{point.speech.value:.2f}", f"{point.sounds.value:.2f}"]
+            cells += [f"{100 * point.misses[name].value:.1f} %" for name in names]
+            lines.append("  " + "  ".join(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True)))
+        if not self.curve[0].speech.hours:
+            return "\n".join(lines)
+        kept = self.within_budget
+        reached = f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds"
+        lines.append(f"  at most {BUDGET:g} alarm an hour in speech: {reached}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
         kept = self.within_budget
         return {
-            "part": self.part,
-            "thresholds": self.thresholds,
             "after_talk_s": self.after_talk_s,
             "conditions": [c.as_dict() for c in self.conditions],
             "alarms": [a.as_dict() for a in self.alarms],
-            "curve": [asdict(p) for p in self.curve],
-            "within_budget": asdict(kept) if kept else None,
+            "curve": [p.as_dict() for p in self.curve],
+            "within_budget": kept.as_dict() if kept else None,
         }
 
 
-class Remembering(Recognizer):
-    """A recogniser that keeps the scores of every window, so that the same audio can be heard at many thresholds."""
+@dataclass(frozen=True)
+class Live:
+    """The live protocol's figures."""
 
-    def __init__(self, recognizer: Recognizer) -> None:
-        self.info, self._asked = recognizer.info, recognizer
-        self._known: dict[bytes, NDArray[np.float32]] = {}
+    part: str
+    thresholds: dict[str, float]
+    """The bundle's own."""
+    outcomes: list[Outcome]
 
-    def scores(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        key = hashlib.blake2b(waveforms.tobytes(), digest_size=16).digest()
-        if key not in self._known:
-            self._known[key] = self._asked.scores(waveforms)
-        return self._known[key]
+    def __str__(self) -> str:
+        least, most = min(self.thresholds.values()), max(self.thresholds.values())
+        threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        title = f"live, {self.part}, threshold {threshold}: ten commands"
+        return "\n".join([title, *map(str, self.outcomes)])
 
-
-def place_words(
-    corpus: Corpus, part: str, n_words: int, rng: np.random.Generator, rooms: torch.Tensor | None = None
-) -> tuple[Waveform, list[Placed]]:
-    """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them.
-
-    With `rooms` (rooms, taps) each is heard in one of them; the same clips at the same places as without.
-    """
-    pieces, placed, at = [], [], 0
-    choice = np.random.default_rng(2)
-    for word in rng.permutation(np.repeat(KEYWORDS, n_words // len(KEYWORDS))):
-        clip = corpus[int(rng.choice(corpus.select(part, "words", str(word))))]
-        start, end = extent(clip)
-        gap = int(rng.uniform(0.5, 2.0) * SAMPLE_RATE_HZ)
-        clip = set_level(clip, SPEECH_DB)
-        placed.append(Placed(str(word), (at + gap + start) / SAMPLE_RATE_HZ, (at + gap + end) / SAMPLE_RATE_HZ))
-        pieces.append((at + gap, clip if rooms is None else hear_in(clip, rooms, choice)))
-        at += gap + len(clip)
-    stream = np.zeros(at + TAIL, np.float32)
-    for begin, piece in pieces:
-        stream[begin : begin + len(piece)] += piece
-    return stream, placed
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "part": self.part,
+            "thresholds": self.thresholds,
+            "outcomes": [outcome.as_dict() for outcome in self.outcomes],
+        }
 
 
-def hear_in(clip: Waveform, rooms: torch.Tensor, rng: np.random.Generator) -> Waveform:
-    """The clip in a random room, which sounds on for `TAIL` samples."""
-    dry = torch.from_numpy(np.pad(clip, (0, TAIL)))
-    wet: Waveform = reverberate(dry[None], rooms[rng.integers(len(rooms))][None])[0].numpy()
-    return wet
-
-
-def bed(corpus: Corpus, part: str, source: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Pieces of five seconds of the part's recordings of noise or speech; silence where it has none."""
-    sources = corpus.select(part, source)
-    if not len(sources):
-        return np.zeros(n_samples, np.float32)
-    pieces = [
-        corpus.crop(int(rng.choice(sources)), rng, 5 * SAMPLE_RATE_HZ)
-        for _ in range(n_samples // (5 * SAMPLE_RATE_HZ) + 1)
-    ]
-    return np.concatenate([set_level(piece, SPEECH_DB) for piece in pieces])[:n_samples]
-
-
-def score(placed: Sequence[Placed], detections: Sequence[Detection], scene: Scene) -> Condition:
+def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) -> Condition:
     """Match detections to commands; each command takes the first right one in its time."""
-    left, latencies = list(detections), []
+    left, latencies, missed = detections_in(examined), [], []
+    judged = [(round(d.confidence, 4), d) for d in left]
     for command in placed:
         for detection in left:
             if detection.word == command.word and command.start_s <= detection.at_s <= command.end_s + LATE_S:
                 left.remove(detection)
                 latencies.append(detection.at_s - command.end_s)
                 break
-    misses = Share(len(placed) - len(latencies), len(placed))
-    judged = tuple((round(d.confidence, 4), d not in left) for d in detections)
-    return Condition(scene, misses, len(left), tuple(round(x, 3) for x in latencies), judged)
+        else:
+            missed.append(command)
+    return Condition(
+        scene,
+        Share(len(missed), len(placed)),
+        len(left),
+        tuple(round(x, 3) for x in latencies),
+        tuple((confidence, d not in left) for confidence, d in judged),
+        dict(Counter(cause_of(command, examined) for command in missed)),
+    )
 
 
-def blocks(waveform: Waveform) -> list[Waveform]:
-    return np.array_split(waveform, max(1, len(waveform) // 1600))
+def cause_of(missed: Placed, examined: Sequence[Examined]) -> str:
+    """Why a command was missed: what became of the utterance that holds most of it."""
+
+    def shared_s(one: Examined) -> float:
+        start_s, end_s = bounds_s(one)
+        return min(end_s, missed.end_s) - max(start_s, missed.start_s)
+
+    holder = max(examined, key=shared_s, default=None)
+    if holder is None or shared_s(holder) <= 0:
+        return UNHEARD
+    if holder.rejection:
+        return holder.rejection.reason.value
+    return LATE if missed.word in [d.word for d in holder.detections] else WRONG
+
+
+def bounds_s(examined: Examined) -> tuple[float, float]:
+    """Where the utterance's sound begins and ends."""
+    if examined.rejection:
+        return examined.rejection.start_s, examined.rejection.end_s
+    return examined.detections[0].start_s, examined.detections[-1].end_s
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Recordings without commands, heard one after another as one stream."""
+
+    source: str
+    heard: Heard
+    names: list[str]
+    ends_s: list[float]
+    """Where each recording ends in the stream."""
+
+    def alarms(self, examined: Iterable[Examined]) -> Alarms:
+        """What was detected, by recording."""
+        found = []
+        for d in detections_in(examined):
+            which = min(int(np.searchsorted(self.ends_s, d.start_s, "right")), len(self.names) - 1)
+            begin_s = self.ends_s[which - 1] if which else 0.0
+            own = replace(d, start_s=d.start_s - begin_s, end_s=d.end_s - begin_s, at_s=d.at_s - begin_s)
+            found.append((self.names[which], own))
+        return Alarms(self.source, self.heard.n_samples / SAMPLE_RATE_HZ / 3600, found)
+
+
+def without_commands(recognizer: Recognizer, corpus: Corpus, part: str, name: str, config: ListenerConfig) -> Silence:
+    """Hear all recordings of one of `ALARMS`."""
+    chosen = [int(i) for i in corpus.select(part, ALARMS[name]) if corpus.recordings[i].word not in KEYWORDS]
+    ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
+    heard = hear(recognizer, (corpus[i] for i in chosen), config)
+    return Silence(name, heard, [name_of(corpus, i) for i in chosen], ends_s.tolist())
+
+
+def name_of(corpus: Corpus, index: int) -> str:
+    path = corpus.recordings[index].path
+    return f"{path.parent.name}/{path.name}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was heard, ready for decisions."""
+
+    commands: list[tuple[Scene, list[Placed], Heard]]
+    silences: list[Silence]
+
+    def conditions(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Condition]:
+        return [score(placed, decide(heard, thresholds, config), scene) for scene, placed, heard in self.commands]
+
+    def alarms(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Alarms]:
+        return [silence.alarms(decide(silence.heard, thresholds, config)) for silence in self.silences]
+
+    def point(self, threshold: float, config: ListenerConfig) -> Point:
+        thresholds = dict.fromkeys(KEYWORDS, threshold)
+        misses = {c.scene.name: c.misses for c in self.conditions(thresholds, config)}
+        return Point(threshold, misses, {a.source: a.rate for a in self.alarms(thresholds, config)})
+
+
+def run_live(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    part: str,
+    n_words: int = 300,
+    names: Sequence[str] | None = None,
+    config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
+) -> Run:
+    """Hear all that the protocol asks for.
+
+    Args:
+        names: of scenes and of what holds no command; default: all.
+    Raises:
+        ConfigError: an unknown name.
+        DataError: a command without recordings.
+    """
+    known = [*(scene.name for scene in SCENES), *ALARMS]
+    wanted = known if names is None else names
+    strange = [name for name in wanted if name not in known]
+    if strange:
+        raise ConfigError(f"no scene {strange[0]!r}; there are: {', '.join(known)}")
+    stage = Stage(corpus, part, n_words)
+    commands = []
+    for scene in SCENES:
+        composed = stage.compose(scene) if scene.name in wanted else None
+        if composed:
+            stream, placed = composed
+            commands.append((scene, placed, hear(recognizer, [stream], config)))
+    silences = [without_commands(recognizer, corpus, part, name, config) for name in ALARMS if name in wanted]
+    return Run(commands, [silence for silence in silences if silence.names])
 
 
 def evaluate_live(
@@ -251,98 +413,47 @@ def evaluate_live(
     part: str,
     n_words: int = 300,
     thresholds: Sequence[float] = THRESHOLDS,
-    config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
+    after_talk_s: Sequence[float] = (ListenerConfig.after_talk_s,),
+    names: Sequence[str] | None = None,
 ) -> Live:
-    """Misses and latency in every scene, false alarms in what holds no command, both again at other thresholds.
+    """Misses, latency and false alarms with the bundle's own thresholds, and the curve over others.
 
-    The same for a seed: commands, gaps, rooms, noise and speech are drawn once and used at every level.
+    Args:
+        n_words: commands in each scene.
+        thresholds: of the curve.
+        after_talk_s: the Listener's setting; everything is decided once for each.
+        names: of scenes and of what holds no command; default: all.
     """
-    if not all(len(corpus.select(part, "words", word)) for word in KEYWORDS):
-        raise DataError(f"the live protocol needs recordings of all ten commands in the {part} part")
-    scenes, placed = set_scenes(corpus, part, n_words)
-    recordings = {
-        "speech without commands": [int(i) for i in corpus.select(part, "speech")],
-        "noise alone": [int(i) for i in corpus.select(part, "noise")],
-    }
-    remembering = Remembering(recognizer)
-
-    def conditions(listener: Listener) -> list[Condition]:
-        return [score(placed, list(listener.listen(blocks(x))), scene) for scene, x in scenes.items()]
-
-    def alarms(listener: Listener) -> list[Alarms]:
-        return [find_alarms(listener, corpus, source, chosen) for source, chosen in recordings.items()]
-
-    curve = []
-    for threshold in thresholds:
-        listener = Listener(remembering, KEYWORDS, threshold, config)
-        misses = {c.scene.name: c.misses.value for c in conditions(listener)}
-        in_speech, in_noise = alarms(listener)
-        curve.append(Point(threshold, misses, in_speech.rate, in_noise.rate))
-    listener = Listener(remembering, KEYWORDS, config=config)
-    speech = recordings["speech without commands"]
-    found = [*alarms(listener), find_alarms_apart(listener, corpus, "speech, each by itself", speech)]
-    return Live(part, listener.thresholds, config.after_talk_s, conditions(listener), found, curve)
-
-
-def find_alarms(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:
-    """What is detected in recordings without commands, played one after another as one stream."""
-    ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
-    found = []
-    for d in listener.listen(block for i in chosen for block in blocks(corpus[i])):
-        which = min(int(np.searchsorted(ends_s, d.start_s, "right")), len(chosen) - 1)
-        begin_s = float(ends_s[which - 1]) if which else 0.0
-        own = replace(d, start_s=d.start_s - begin_s, end_s=d.end_s - begin_s, at_s=d.at_s - begin_s)
-        found.append((name_of(corpus, chosen[which]), own))
-    return Alarms(source, float(ends_s[-1]) / 3600 if len(chosen) else 0.0, found)
-
-
-def find_alarms_apart(listener: Listener, corpus: Corpus, source: str, chosen: Sequence[int]) -> Alarms:
-    """The same, each recording by itself after silence, so that nobody has talked before it."""
-    each = [find_alarms(listener, corpus, source, [i]) for i in chosen]
-    return Alarms(source, sum(a.hours for a in each), [f for a in each for f in a.found])
-
-
-def set_scenes(corpus: Corpus, part: str, n_words: int) -> tuple[dict[Scene, Waveform], list[Placed]]:
-    """The stream of each scene that the data allow, and where the commands stand in all of them."""
-    impulses = [torch.from_numpy(corpus[i]) for i in corpus.select(part, "rooms")]
-    dry, placed = place_words(corpus, part, n_words, np.random.default_rng(0))
-    streams = {False: dry}
-    if impulses:
-        streams[True], _ = place_words(corpus, part, n_words, np.random.default_rng(0), impulse_responses(impulses))
-    beds = {source: bed(corpus, part, source, len(dry), np.random.default_rng(1)) for source in ("noise", "speech")}
-    scenes = {}
-    for scene in SCENES:
-        if scene.room not in streams or (scene.snr_db is not None and not beds[scene.bed].any()):
-            continue
-        added = 0 if scene.snr_db is None else beds[scene.bed] * np.float32(10 ** (-scene.snr_db / 20))
-        scenes[scene] = np.clip(streams[scene.room] + added, -1, 1)
-    return scenes, placed
-
-
-def name_of(corpus: Corpus, index: int) -> str:
-    path = corpus.recordings[index].path
-    return f"{path.parent.name}/{path.name}"
+    own = thresholds_for(recognizer, KEYWORDS, None)
+    run = run_live(recognizer, corpus, part, n_words, names)
+    outcomes = []
+    for seconds in after_talk_s:
+        config = ListenerConfig(after_talk_s=seconds)
+        curve = [run.point(threshold, config) for threshold in thresholds]
+        outcomes.append(Outcome(seconds, run.conditions(own, config), run.alarms(own, config), curve))
+    return Live(part, own, outcomes)
 
 
 def draw_live(result: Live, target: Path) -> None:
-    """Misses over false alarms an hour in all that holds no command, a curve for each scene, as one picture."""
+    """Misses over false alarms an hour in speech and in other sounds, a curve for each scene, as one picture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    panes = figure.subplots(1, 2, sharey=True)
-    hours = np.array([alarms.hours for alarms in result.alarms[:2]])  # of speech and of noise
-    counts = [np.nan_to_num([point.speech_rate, point.noise_rate]) @ hours for point in result.curve]
-    rates = [max(count / max(hours.sum(), 1e-9), 0.1) for count in counts]  # the axis is logarithmic
-    for condition in result.conditions:
-        scene = condition.scene
-        misses = [100 * point.misses[scene.name] for point in result.curve]
-        panes[int(scene.room or scene.bed == "speech")].plot(rates, misses, marker=".", label=scene.name)
-    for axes, title in zip(panes, ("Noise", "Rooms, and other speech"), strict=True):
-        axes.axvline(BUDGET, color="grey", linestyle=":")
-        axes.set(xscale="log", xlabel="false alarms an hour in speech and noise (0 drawn at 0.1)", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    panes[0].set(ylabel="commands missed (%)", ylim=(0, None))
-    figure.suptitle(f"Live, {result.part}: thresholds {result.curve[0].threshold:g} to {result.curve[-1].threshold:g}")
+    figure = Figure(figsize=(12, 5 * len(result.outcomes)), layout="constrained")
+    rows = figure.subplots(len(result.outcomes), 2, sharey=True, squeeze=False)
+    for outcome, row in zip(result.outcomes, rows, strict=True):
+        for name in outcome.curve[0].misses:
+            misses = [100 * point.misses[name].value for point in outcome.curve]
+            for axes, kind in zip(row, ("speech", "sounds"), strict=True):
+                rates = [max(np.nan_to_num(getattr(point, kind).value), 0.1) for point in outcome.curve]
+                style = "--" if "room" in name else ":" if "after" in name else "-"
+                axes.plot(rates, misses, style, marker=".", label=name)
+        for axes, title in zip(row, ("speech", "noise and events"), strict=True):
+            axes.axvline(BUDGET, color="grey", linestyle=":")
+            axes.set(xscale="log", xlabel=f"false alarms an hour in {title} (0 drawn at 0.1)")
+            axes.grid(alpha=0.3)
+        row[0].set(ylabel="commands missed (%)", ylim=(0, None), title=f"after talk {outcome.after_talk_s:g} s")
+        row[1].legend(fontsize=8)
+    thresholds = [point.threshold for point in result.outcomes[0].curve]
+    figure.suptitle(f"Live, {result.part}: thresholds {thresholds[0]:g} to {thresholds[-1]:g}")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)

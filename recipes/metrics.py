@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.training.data import KEYWORDS, SILENCE, UNKNOWN
+from speech.bundle import SILENCE, UNKNOWN
+from speech.calibrate import poisson_bound
+from speech.training.corpus import KEYWORDS
 
 TWELVE = (*KEYWORDS, UNKNOWN, SILENCE)
 
@@ -48,6 +50,44 @@ class Share:
             "interval_95": self.interval,
             "hits": self.hits,
             "total": self.total,
+        }
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Events an hour with the exact 95 % interval of a Poisson mean."""
+
+    count: int
+    hours: float
+
+    @property
+    def value(self) -> float:
+        return self.count / self.hours if self.hours else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Source: Garwood 1936."""
+        if not self.hours:
+            return (0.0, float("inf"))
+        low = poisson_bound(self.count - 1, 0.025) if self.count else 0.0
+        return (low / self.hours, poisson_bound(self.count, 0.975) / self.hours)
+
+    def __add__(self, other: "Rate") -> "Rate":
+        return Rate(self.count + other.count, self.hours + other.hours)
+
+    def __str__(self) -> str:
+        if not self.hours:
+            return "     -"
+        low, high = self.interval
+        return f"{self.value:6.2f} an hour  [{low:.1f}, {high:.1f}]  {self.count} in {self.hours:.2f} h"
+
+    def as_dict(self) -> dict[str, object]:
+        known = bool(self.hours)
+        return {
+            "value": self.value if known else None,
+            "interval_95": self.interval if known else None,
+            "count": self.count,
+            "hours": self.hours,
         }
 
 

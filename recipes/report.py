@@ -10,12 +10,12 @@ from pathlib import Path
 import soundfile
 
 from recipes.connected import Connected, error_rate
-from recipes.live import Live
+from recipes.live import Live, Outcome
 from recipes.metrics import Share, summarize
 from recipes.speed import Speed
 from recipes.words import Evaluation, Mistake
 from speech.bundle import BundleInfo
-from speech.training.data import SAMPLE_RATE_HZ
+from speech.training.clips import SAMPLE_RATE_HZ
 
 Result = Evaluation | Live | Connected | Speed
 
@@ -76,24 +76,30 @@ def words_section(result: Evaluation) -> str:
 
 
 def live_section(result: Live) -> str:
-    scenes = [
-        (c.scene.name, str(c.misses), c.false_alarms, *(f"{x} ms" for x in c.latencies_ms)) for c in result.conditions
-    ]
-    alarms = [(a.source, len(a.found), f"{a.hours:.2f}", f"{a.rate:.2f}") for a in result.alarms]
-    names = [c.scene.name for c in result.conditions]
-    curve = [
-        (p.threshold, f"{p.speech_rate:.2f}", f"{p.noise_rate:.2f}", *(f"{100 * p.misses[n]:.1f}" for n in names))
-        for p in result.curve
-    ]
     thresholds = ", ".join(f"{word} {value:g}" for word, value in result.thresholds.items())
+    sections = [f"<p>Thresholds of the bundle: {html.escape(thresholds)}.</p>", *map(outcome_section, result.outcomes)]
+    return "".join(sections)
+
+
+def outcome_section(outcome: Outcome) -> str:
+    scenes = [
+        (c.scene.name, str(c.misses), c.false_alarms, *(f"{x} ms" for x in c.latencies_ms), c.why)
+        for c in outcome.conditions
+    ]
+    alarms = [(a.source, str(a.rate)) for a in outcome.alarms]
     page = (
-        f"<p>Thresholds of the bundle: {html.escape(thresholds)}.</p>"
-        + table(("scene", "missed [95 %]", "false", "latency, median", "95 %"), scenes)
-        + table(("audio without commands", "false alarms", "hours", "an hour"), alarms)
+        f"<h3>Commands within {outcome.after_talk_s:g} s after talk are rejected</h3>"
+        + table(("scene", "missed [95 %]", "false", "latency, median", "95 %", "why missed"), scenes)
+        + table(("audio without commands", "false alarms [95 %]"), alarms)
     )
-    if curve:
-        page += "<p>The same with one threshold for all words: false alarms an hour, and misses in percent.</p>"
-        page += table(("threshold", "in speech", "in noise", *names), curve)
+    if outcome.curve:
+        names = [c.scene.name for c in outcome.conditions]
+        curve = [
+            (p.threshold, str(p.speech), str(p.sounds), *(f"{100 * p.misses[n].value:.1f}" for n in names))
+            for p in outcome.curve
+        ]
+        page += "<p>The same with one threshold for all words: false alarms, and misses in percent.</p>"
+        page += table(("threshold", "in speech", "in noise and events", *names), curve)
     return page
 
 

@@ -28,7 +28,8 @@ from recipes.metrics import write_json
 from speech.errors import DataError, SpeechError, told
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
-from speech.training.data import KEYWORDS, SAMPLE_RATE_HZ, Corpus, Waveform, index_others, index_words
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
+from speech.training.corpus import KEYWORDS, Corpus, index_others, index_words
 from speech.training.mixtures import fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0)
@@ -282,7 +283,8 @@ def run(arguments: argparse.Namespace) -> Comparison:
     if recognizer.info.head != "ctc":
         raise SpeechError(f"{arguments.model} names single words; sequences need a bundle such as --model connected")
     recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-    corpus = Corpus(recordings, arguments.cache or arguments.root / "cache")
+    needed = [recording for recording in recordings if recording.part == arguments.part]
+    corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
     others = {search: pocketsphinx(KEYWORDS, search) for search in SEARCHES}
 
     words = recognizer.info.words

@@ -1,31 +1,32 @@
 """Thresholds for a room: `python -m speech.calibrate --audio evening.wav`, or the microphone while nobody commands.
 
-Whatever the model reports in audio without commands is a false alarm.  The thresholds of the words that cause them
-are raised until no more are left than the budget allows, the most confident ones being those allowed.
+Whatever is reported in audio without commands is a false alarm.  The thresholds of the words that cause them are
+raised until no more are left than the budget allows; the most confident ones are those allowed.
 
-A word is reported as soon as it is sure enough, and what it was heard in is then silenced; with a higher threshold
-it is reported later and surer, or another word is.  So one pass with low thresholds can't tell what higher ones
-would report: each choice is heard again from the start, and the counts told are those of the thresholds saved.
-They were chosen on this very audio, so expect somewhat more alarms on another evening; the bound knows nothing of that.
+An utterance is read once and thresholds only decide, so one pass tells what every higher threshold would report: for
+single words exactly, for sequences at most, as one unsure word rejects the whole utterance.  The thresholds are chosen
+on this very audio, so expect somewhat more alarms on another evening; the bound knows nothing of that.
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import sys
-import tempfile
+import threading
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from speech.audio import Block, as_mono, read_blocks
+from speech.audio import Block, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.listener import Listener
@@ -42,16 +43,8 @@ LEAST_S = 60.0
 SILENT = 10 ** (-75 / 20)
 """Peak under which audio holds nothing."""
 
-Streams = Callable[[], Iterator[Iterable[Block]]]
-"""Begins anew to hand out streams of blocks at the model's rate."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What one pass over the audio brought."""
-
-    alarms: list[Detection]
-    hours: float
+Streams = Iterable[Iterable[Block]]
+"""Streams of blocks at the model's rate."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Calibration:
     alarms: dict[str, int]
     """False alarms of each word with `thresholds`; words without any are left out."""
     model_alarms: dict[str, int]
-    """The same with `model_thresholds`, or from `FLOOR` on where lower ones were allowed."""
+    """The same with `model_thresholds`."""
     hours: float
     budget: float
     """False alarms an hour, over all words, that may remain."""
@@ -108,7 +101,7 @@ def poisson_bound(count: int, level: float = 0.95) -> float:
 
     Source: Garwood 1936, the exact one-sided bound of a Poisson mean; by bisection.
     """
-    low, high = float(count), count + 10 + 10 * math.sqrt(count)
+    low, high = 0.0, count + 10 + 10 * math.sqrt(count)
     for _ in range(60):
         mean = (low + high) / 2
         few = math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
@@ -129,15 +122,28 @@ def raised(thresholds: Mapping[str, float], alarms: Iterable[Detection], n_allow
     return values
 
 
+def count(alarms: Iterable[Detection], thresholds: Mapping[str, float]) -> dict[str, int]:
+    """How many alarms of each word are left with these thresholds; words without any are left out."""
+    return dict(Counter(a.word for a in alarms if a.confidence >= thresholds[a.word]))
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the audio brought."""
+
+    alarms: list[Detection]
+    seconds: float
+
+
 def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None]) -> Heard:
-    """One pass: every detection is a false alarm.
+    """Every detection is a false alarm.
 
     Raises:
         AudioError: too little audio, or silence only.
     """
     alarms: list[Detection] = []
     done_s, peak = 0.0, 0.0
-    for stream in streams():
+    for stream in streams:
         for block in stream:
             alarms += listener.feed(block)
             peak = max(peak, float(np.abs(block).max(initial=0)))
@@ -148,7 +154,7 @@ def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None
         raise AudioError(f"only {done_s:.0f} s of audio; a calibration needs a minute at the least, better hours")
     if peak < SILENT:
         raise AudioError("the audio is silent from end to end; is the microphone muted?")
-    return Heard(alarms, done_s / 3600)
+    return Heard(alarms, done_s)
 
 
 def calibrate(
@@ -163,31 +169,26 @@ def calibrate(
 
     Args:
         recognizer: a loaded bundle.
-        streams: the audio; called once for each pass.
+        streams: the audio.
         budget: false alarms an hour, over all words.
         words: those to listen for; default: all of the bundle.
         allow_lower: also go below the bundle's thresholds, down to `FLOOR`, where the audio permits.
-        note: told how many seconds were heard in this pass and the alarms in them.
+        note: called with the seconds heard so far and the alarms in them.
     Raises:
         AudioError: too little audio, or silence only.
         ConfigError: a word that the bundle lacks.
     """
     model = Listener(recognizer, words).thresholds
-    thresholds = {word: min(FLOOR, value) for word, value in model.items()} if allow_lower else model
-    first: Heard | None = None
-    while True:
-        heard = hear(Listener(recognizer, words, thresholds), streams, note)
-        first = first or heard
-        n_allowed = allowed(budget, heard.hours)
-        higher = raised(thresholds, heard.alarms, n_allowed)
-        if len(heard.alarms) <= n_allowed or higher == thresholds:
-            before, after = (dict(Counter(a.word for a in h.alarms)) for h in (first, heard))
-            return Calibration(thresholds, model, after, before, heard.hours, budget)
-        thresholds = higher
+    lowest = {word: min(FLOOR, value) for word, value in model.items()} if allow_lower else model
+    heard = hear(Listener(recognizer, words, lowest), streams, note)
+    hours = heard.seconds / 3600
+    thresholds = raised(lowest, heard.alarms, allowed(budget, hours))
+    before, after = (count(heard.alarms, values) for values in (model, thresholds))
+    return Calibration(thresholds, model, after, before, hours, budget)
 
 
 class Files:
-    """Audio files as streams; one that can't be read is told once and passed over.
+    """Audio files as streams; one that can't be read is reported and skipped.
 
     Raises:
         AudioError: there is none.
@@ -195,11 +196,11 @@ class Files:
 
     def __init__(self, paths: Iterable[str | Path], sample_rate_hz: int, tell: Callable[[str], None]) -> None:
         self._paths = list(dict.fromkeys(file for path in paths for file in audio_files(Path(path))))
-        self._rate, self._tell, self.failed = sample_rate_hz, tell, set[Path]()
+        self._rate, self._tell, self.failed = sample_rate_hz, tell, False
         if not self._paths:
             raise AudioError("no audio files there")
 
-    def __call__(self) -> Iterator[Iterable[Block]]:
+    def __iter__(self) -> Iterator[Iterable[Block]]:
         return (self._blocks(path) for path in self._paths)
 
     def _blocks(self, path: Path) -> Iterator[Block]:
@@ -207,9 +208,8 @@ class Files:
         try:
             yield from read_blocks(path, self._rate)
         except AudioError as error:
-            if path not in self.failed:
-                self._tell(f"error: {error}")
-                self.failed.add(path)
+            self._tell(f"error: {error}")
+            self.failed = True
 
 
 def audio_files(path: Path) -> list[Path]:
@@ -218,27 +218,6 @@ def audio_files(path: Path) -> list[Path]:
         return [path]
     suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
     return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes - {".raw"} and p.is_file())
-
-
-class Room:
-    """A recording that leaves no trace: in a file without a name, gone with the process."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - 115 MB an hour at 16 kHz
-        self.n_samples = 0
-
-    def keep(self, block: Block) -> None:
-        """Add samples (time,)."""
-        self._file.write((np.clip(block, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes())
-        self.n_samples += len(block)
-
-    def __call__(self) -> Iterator[Iterable[Block]]:
-        yield self._blocks()
-
-    def _blocks(self) -> Iterator[Block]:
-        self._file.seek(0)
-        while len(samples := np.frombuffer(self._file.read(2 * 1600), "<i2")):
-            yield as_mono(samples.astype(np.int16))
 
 
 class Progress:
@@ -267,23 +246,38 @@ class Progress:
         self.show(f"listened to {heard_s / 60:.1f} min, {n_alarms} false alarms")
 
 
-def record(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Room:
-    """The microphone for that long, or until Ctrl-C."""
-    room, number_or_name = Room(), int(device) if device and device.isdigit() else device
-    with Microphone(number_or_name, tell=progress.tell) as microphone:
+@contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event; a second one interrupts as usual."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Iterator[Block]:
+    """What a microphone hears for that long, or until Ctrl-C; nothing of it is kept."""
+    number_or_name = int(device) if device and device.isdigit() else device
+    n_heard = 0
+    with Microphone(number_or_name, tell=progress.tell) as microphone, first_interrupt() as asked:
         progress.tell(
-            f"recording {microphone.device.name} for {minutes:g} min, to be forgotten at the end; "
+            f"listening on {microphone.device.name} for {minutes:g} min; no audio is kept; "
             "say no commands; Ctrl-C ends early"
         )
-        try:
-            for block in microphone.blocks(rate_hz):
-                room.keep(block)
-                progress.show(f"recorded {room.n_samples / rate_hz / 60:.1f} of {minutes:g} min")
-                if room.n_samples >= 60 * minutes * rate_hz:
-                    break
-        except KeyboardInterrupt:
-            progress.tell(f"ended after {room.n_samples / rate_hz / 60:.1f} min")
-    return room
+        for block in microphone.blocks(rate_hz):
+            n_heard += len(block)
+            yield block
+            if asked.is_set():
+                progress.tell(f"ended after {n_heard / rate_hz / 60:.1f} min")
+            if asked.is_set() or n_heard >= 60 * minutes * rate_hz:
+                break
 
 
 def default_path() -> Path:
@@ -349,7 +343,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.5, metavar="X", help="false alarms an hour (default: 0.5)")
     parser.add_argument("--audio", nargs="+", metavar="PATH", help="files or folders (default: the microphone)")
     parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
-    parser.add_argument("--minutes", type=float, metavar="N", help="how long to record the microphone (default: 60)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="how long to listen to the microphone (default: 60)")
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--words", metavar="yes,no,...", help="only these (default: all the model knows)")
     parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, to {FLOOR} at the least")
@@ -370,12 +364,12 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
     recognizer = Recognizer.load(arguments.model)
     rate = recognizer.info.sample_rate_hz
     words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
-    Listener(recognizer, words)  # complains about the words before an hour is recorded
-    source: Files | Room
+    Listener(recognizer, words)  # complains about the words before an hour has passed
+    source: Files | list[Iterator[Block]]
     if arguments.audio:
         source = Files(arguments.audio, rate, progress.tell)
     else:
-        source = record(arguments.device, arguments.minutes or 60.0, rate, progress)
+        source = [from_microphone(arguments.device, arguments.minutes or 60.0, rate, progress)]
     result = calibrate(recognizer, source, arguments.budget, words, arguments.allow_lower, progress.heard)
     progress.clear()
     path = arguments.output or default_path()
@@ -387,8 +381,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
         progress.tell(f"note: to be sure of {result.budget:g} an hour takes {needed:.1f} h of audio without alarms")
     if result.stubborn:
         progress.tell(
-            f"error: over the budget even at {HIGHEST}: {', '.join(result.stubborn)}; leave out with --words, "
-            "or listen in what was recorded: was it said?"
+            f"error: over the budget even at {HIGHEST}: {', '.join(result.stubborn)}; was it said? "
+            "If not, leave it out with --words"
         )
     failed = isinstance(source, Files) and source.failed
     return int(bool(result.stubborn or failed))

@@ -1,9 +1,9 @@
 """Run the live path for a day in a few minutes: `python -m speech.soak`.
 
-Every period of ten minutes is a faint room noise with the demo recording twice in it, at a microphone's rate,
-through the streaming resampler and the Listener.  Told at the end: whether every period gave the same detections at
-the same places, memory against the tenth minute, and the processor's seconds for one of audio, with nothing said and
-with speech.
+Every period of ten minutes is a faint room noise with the demo recording twice in it and somebody who talks for two
+minutes without a pause, at a microphone's rate, through the streaming resampler and the Listener.  Reported at the
+end: whether every period gave the same detections at the same places, memory against the tenth minute, and the
+processor's seconds for one of audio, with nothing said and while somebody talks.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from speech.audio import Block, read_blocks, resample_stream
+from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
+from speech.audio import Block, read, resample_stream
 from speech.errors import SpeechError
 from speech.listen import DEMO
 from speech.listener import Listener
@@ -25,6 +26,10 @@ from speech.results import Detection
 
 DEVICE_HZ = 44100
 PERIOD_S = 600
+DEMO_AT_S, DEMO_S = (60, 400), 18
+"""Where the demo recording begins in a period, and how long it may be."""
+TALK_S = (200, 320)
+"""Where somebody talks without a pause."""
 BLOCK_S = 0.04
 MORE_MB = 5.0
 """Memory that may be added after the tenth minute."""
@@ -48,8 +53,8 @@ class Report:
     """Peak memory at the end less that after the first period."""
     cpu_quiet: float
     """Processor seconds for a second of audio while nothing is said; resampling included."""
-    cpu_speech: float
-    """The same while somebody talks."""
+    cpu_talk: float
+    """The same while somebody talks without a pause."""
 
     @property
     def passed(self) -> bool:
@@ -64,20 +69,31 @@ class Report:
                 f"{self.differing_periods} periods differ, largest shift {1000 * self.largest_shift_s:.1f} ms",
                 f"memory after the first {PERIOD_S // 60} min: {self.more_mb:+.1f} MB",
                 f"processor: {100 * self.cpu_quiet:.2f} % of a core while nothing is said, "
-                f"{100 * self.cpu_speech:.2f} % while somebody talks",
+                f"{100 * self.cpu_talk:.2f} % while somebody talks",
                 "passed" if self.passed else "FAILED",
             ]
         )
 
 
-def period(speech: Block, seed: int) -> tuple[Block, tuple[tuple[int, int], ...]]:
-    """Ten minutes of faint noise with the speech twice in it, and where, in samples at `DEVICE_HZ`."""
+def sentence() -> Block:
+    """The longest utterance of the demo recording, (time,) at `DEVICE_HZ`."""
+    config = ListenerConfig()
+    found = utterances_of(read(DEMO, SAMPLE_RATE_HZ), config, config.max_word_s)
+    longest = max(found, key=lambda utterance: utterance.end - utterance.start)
+    begin, end = (place * DEVICE_HZ // SAMPLE_RATE_HZ for place in (longest.start, longest.end))
+    return read(DEMO, DEVICE_HZ)[begin:end]
+
+
+def period(seed: int) -> Block:
+    """Ten minutes of faint noise with the demo recording twice in it and two minutes of talk, at `DEVICE_HZ`."""
     rng = np.random.default_rng(seed)
     audio = (1e-4 * rng.standard_normal(PERIOD_S * DEVICE_HZ)).astype(np.float32)
-    places = tuple((at * DEVICE_HZ, at * DEVICE_HZ + len(speech)) for at in (60, 400))
-    for begin, end in places:
-        audio[begin:end] += speech
-    return audio, places
+    demo = read(DEMO, DEVICE_HZ)
+    for at in DEMO_AT_S:
+        audio[at * DEVICE_HZ :][: len(demo)] += demo
+    begin, end = (at * DEVICE_HZ for at in TALK_S)
+    audio[begin:end] += np.resize(sentence(), end - begin)
+    return audio
 
 
 def peak_mb() -> float:
@@ -89,11 +105,11 @@ def peak_mb() -> float:
 class Soak:
     """Feeds a listener and keeps account."""
 
-    def __init__(self, listener: Listener, speech: Block) -> None:
+    def __init__(self, listener: Listener) -> None:
         self.listener = listener
-        self.audio, self.places = period(speech, seed=0)
-        self.cpu_s = {"quiet": 0.0, "speech": 0.0}
-        self.audio_s = {"quiet": 0.0, "speech": 0.0}
+        self.audio, self.kind = period(seed=0), "quiet"
+        self.cpu_s = dict.fromkeys(("quiet", "words", "talk"), 0.0)
+        self.audio_s = dict.fromkeys(self.cpu_s, 0.0)
 
     def run(self, n_periods: int) -> Report:
         rate_hz = self.listener.recognizer.info.sample_rate_hz
@@ -117,20 +133,26 @@ class Soak:
             sum(shift is None or shift > SAME_S for shift in shifts),
             max((shift for shift in shifts if shift is not None), default=0.0),
             peak_mb() - memory_mb,
-            *(self.cpu_s[kind] / self.audio_s[kind] for kind in ("quiet", "speech")),
+            *(self.cpu_s[kind] / self.audio_s[kind] for kind in ("quiet", "talk")),
         )
 
     def _blocks(self, n_periods: int) -> Iterator[Block]:
         size = round(BLOCK_S * DEVICE_HZ)
         for number in range(n_periods):
             for begin in range(0, len(self.audio), size):
-                talking = any(a <= begin < b for a, b in self.places)
-                self.kind = "speech" if talking else "quiet"
+                self.kind = kind_at(begin / DEVICE_HZ)
                 block = self.audio[begin : begin + size]
                 self.audio_s[self.kind] += len(block) / DEVICE_HZ
                 yield block
             print(f"\r{(number + 1) * PERIOD_S / 3600:.1f} h", end="", file=sys.stderr, flush=True)
         print("\r", end="", file=sys.stderr)
+
+
+def kind_at(second: float) -> str:
+    """What is heard at a second of a period: quiet, words or talk."""
+    if TALK_S[0] <= second < TALK_S[1]:
+        return "talk"
+    return "words" if any(at <= second < at + DEMO_S for at in DEMO_AT_S) else "quiet"
 
 
 def shift_s(first: list[Detection], other: list[Detection], later_s: float) -> float | None:
@@ -151,8 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--hours must be at least {2 * PERIOD_S / 3600:.2f}")
     try:
         listener = Listener(Recognizer.load(arguments.model))
-        speech = np.concatenate(list(read_blocks(DEMO, DEVICE_HZ)))
-        report = Soak(listener, speech).run(int(arguments.hours * 3600 / PERIOD_S))
+        report = Soak(listener).run(int(arguments.hours * 3600 / PERIOD_S))
     except SpeechError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Utterance, n_hops, sound_bounds
 from speech.bundle import SILENCE, UNKNOWN
@@ -32,6 +33,17 @@ class Reading:
     """Why these words are not accepted; None: they are."""
     scores: Mapping[str, float]
     """Posterior of each label, where the head gives one for the whole utterance."""
+
+
+class Reader(Protocol):
+    """Reads the utterances of one head."""
+
+    max_s: float
+    """Longest utterance that it reads."""
+
+    def reset(self) -> None: ...
+
+    def read(self, utterance: Utterance) -> Reading: ...
 
 
 class WordReader:
@@ -127,9 +139,6 @@ class SequenceReader:
                 self._state, self._end = state, utterance.end
                 return True
         return False
-
-
-Reader = WordReader | SequenceReader
 
 
 class Decision:

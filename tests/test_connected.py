@@ -11,7 +11,7 @@ from recipes.toy import glide
 from speech import Listener, Recognizer
 from speech.bundle import BLANK, UNKNOWN
 from speech.training import export
-from speech.training.data import KEYWORDS
+from speech.training.corpus import KEYWORDS
 
 SMOKE = "recipes/configs/smoke_connected.yaml"
 

@@ -28,7 +28,7 @@ from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
-from speech.training.data import Corpus, Recording, index_others, index_words
+from speech.training.corpus import Corpus, Recording, index_others, index_words
 from speech.training.mixtures import Placed
 
 PLACED = [Placed("yes", 1.0, 1.5), Placed("no", 3.0, 3.4), Placed("yes", 5.0, 5.5)]

@@ -1,22 +1,37 @@
 """The soak on a small bundle and a short day."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from speech import soak
+from speech.activity import ListenerConfig, utterances_of
+from speech.audio import read, resample
 from speech.results import Detection
 
 
-def test_twenty_minutes_stay_the_same(tone_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = soak.main(["--hours", "0.34", "--model", str(tone_bundle), "--json"])
+def test_twenty_minutes_stay_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    status = soak.main(["--hours", "0.34", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert status == 0
-    assert report["words_per_period"] > 0
+    assert report["words_per_period"] == 20
     assert report["differing_periods"] == 0
     assert report["heard_hours"] == pytest.approx(report["hours"], abs=1 / 3600)
-    assert report["cpu_quiet"] < report["cpu_speech"]
+    assert report["cpu_quiet"] < report["cpu_talk"]
+
+
+def test_somebody_talks_without_a_pause() -> None:
+    begin, end = (at * soak.DEVICE_HZ for at in soak.TALK_S)
+    talk = resample(soak.period(seed=0)[begin - 16000 : end + 16000], soak.DEVICE_HZ, 16000)
+    found = utterances_of(talk, ListenerConfig(), 1.4)
+    assert [u.is_long for u in found] == [True], "one utterance from end to end"
+    assert (found[0].end - found[0].start) / 16000 > 0.95 * (soak.TALK_S[1] - soak.TALK_S[0])
+
+
+def test_what_is_counted_where() -> None:
+    kinds = [soak.kind_at(second) for second in (0, 59, 60, 77, 79, 199, 200, 319, 320, 400, 419)]
+    assert kinds == ["quiet", "quiet", "words", "words", "quiet", "quiet", "talk", "talk", "quiet", "words", "quiet"]
+    assert len(read(soak.DEMO, 16000)) < 16000 * soak.DEMO_S
 
 
 def test_a_difference_is_a_failure() -> None:

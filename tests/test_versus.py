@@ -12,7 +12,7 @@ from recipes.versus import OURS, SEARCHES, Result, Timed, arpa, compare, error_r
 from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.training.data import KEYWORDS, Corpus
+from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.mixtures import fixed_mixtures
 
 needs_pocketsphinx = pytest.mark.skipif(
