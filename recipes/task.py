@@ -1,7 +1,7 @@
 """The Lightning task and data module: what is trained, on what."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from recipes.metrics import Share, fold, summarize
 from speech.bundle import BLANK, SILENCE, UNKNOWN
 from speech.ctc import greedy
 from speech.errors import ConfigError, DataError
-from speech.training.augment import Augment, AugmentConfig, impulse_responses
+from speech.training.augment import Augment, AugmentConfig, as_heard_live, impulse_responses
 from speech.training.corpus import KEYWORDS, Corpus, Recording, index_others, index_procedural, index_words, vocabulary
 from speech.training.examples import GROUPS, MixConfig, UtteranceBatches, Utterances, ValidationUtterances
 from speech.training.export import PREFIX, load_network
@@ -140,6 +140,14 @@ class CommandData(L.LightningDataModule):
                 self._share,
             )  # fmt: skip
         return DataLoader(batches, batch_size=None, num_workers=self.workers)
+
+    def official(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The official words of validation as the live loop hears them: (batch, time) and labels (batch,)."""
+        bank = as_bank(self.corpus, "cpu")
+        for batch in (self.validation[i] for i in range(len(self.validation))):
+            chosen = batch.group == GROUPS.index("official")
+            if chosen.any():
+                yield as_heard_live(render(batch.plan, bank)[0])[chosen], batch.label[chosen]
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world = self._share
@@ -297,13 +305,12 @@ class CommandTask(L.LightningModule):
     def validation_step(self, batch: Any, _: int) -> None:
         if self.head == "ctc":
             waveform, targets, n_targets = batch
-            posteriors = self(waveform).float().log_softmax(2)[0].cpu().numpy()
+            posteriors = self(as_heard_live(waveform)).float().log_softmax(2)[0].cpu().numpy()
             heard = [span.label for span in greedy(posteriors, self.labels) if span.label != UNKNOWN]
             said = [self.labels[n] for n in targets[0, : n_targets[0]]]
             self.errors.update(edit_distance(said, heard) / len(said), weight=len(said))
             return
-        waveform, _noise = render(batch.plan, self.bank)
-        logits = self(waveform).float()
+        logits = self(as_heard_live(render(batch.plan, self.bank)[0])).float()
         for group, confusion in enumerate(self.confusions):
             chosen = batch.group == group
             if chosen.any():
