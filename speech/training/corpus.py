@@ -252,7 +252,8 @@ class Corpus:
 
     def _decode(self, samples: Path, known: Path) -> None:
         length, bounds, power, pieces = [], [], [], []
-        part = samples.with_suffix(f".{os.getpid()}")
+        # Under another name until it is whole, as several processes may begin at once.
+        part, part_known = (path.with_name(f"{os.getpid()}-{path.name}") for path in (samples, known))
         with open(part, "wb") as file, measured(self.recordings) as found:
             for number, one in enumerate(found):
                 file.write(one.samples.tobytes())
@@ -262,12 +263,13 @@ class Corpus:
                 pieces.append(np.column_stack([np.full(len(one.pieces), number), one.pieces]))
         part.replace(samples)
         np.savez(
-            known,
+            part_known,
             length=np.array(length, np.int64),
             bounds=np.array(bounds, np.int64).reshape(-1, 2),
             power=np.concatenate(power or [np.zeros(0, np.float32)]),
             pieces=np.concatenate(pieces or [np.zeros((0, 3), np.int64)]),
         )
+        part_known.replace(known)
 
     def __len__(self) -> int:
         return len(self.recordings)

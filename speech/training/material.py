@@ -258,8 +258,8 @@ class NoiseDraws:
     def of(self, rows: Numbers, corpus: Corpus, n_samples: int) -> Elements:
         """The part of a plan that holds the noise of these waveforms."""
         row, slot = np.nonzero(self.recording[rows] >= 0)
-        recording, offset, gain = (values[rows][row, slot] for values in (self.recording, self.offset, self.gain))
-        return plan_noises(corpus, row.astype(np.int64), recording, offset, gain, n_samples)
+        recording, offset = self.recording[rows][row, slot], self.offset[rows][row, slot]
+        return plan_noises(corpus, row.astype(np.int64), recording, offset, self.gain[rows][row, slot], n_samples)
 
 
 def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Generator) -> NoiseDraws:
