@@ -1,7 +1,7 @@
 """The Lightning task and data module: what is trained, on what."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchaudio.functional import edit_distance
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from recipes.metrics import Share, fold, summarize
+from recipes.metrics import Share, fold, summarize, write_json
 from speech.bundle import BLANK, SILENCE, UNKNOWN
 from speech.ctc import greedy
 from speech.errors import ConfigError, DataError
-from speech.training.augment import Augment, AugmentConfig, impulse_responses
+from speech.training.augment import Augment, AugmentConfig, as_heard_live, impulse_responses
 from speech.training.corpus import KEYWORDS, Corpus, Recording, index_others, index_procedural, index_words, vocabulary
 from speech.training.examples import GROUPS, MixConfig, UtteranceBatches, Utterances, ValidationUtterances
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.material import Material, NoiseMix
 from speech.training.mixtures import MixtureBatches, MixtureConfig, Mixtures, encode, fixed_mixtures
-from speech.training.networks import Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.networks import Classifier, Head, LSTMKind, Network, NetworkConfig, build_network
 from speech.training.plan import as_bank, render
 from speech.training.teacher import Teacher, read_teacher
 
@@ -141,6 +141,14 @@ class CommandData(L.LightningDataModule):
             )  # fmt: skip
         return DataLoader(batches, batch_size=None, num_workers=self.workers)
 
+    def official(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The official words of validation as the live loop hears them: (batch, time) and labels (batch,)."""
+        bank = as_bank(self.corpus, "cpu")
+        for batch in (self.validation[i] for i in range(len(self.validation))):
+            chosen = batch.group == GROUPS.index("official")
+            if chosen.any():
+                yield as_heard_live(render(batch.plan, bank)[0])[chosen], batch.label[chosen]
+
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world = self._share
         items: Sequence[Any]
@@ -170,6 +178,12 @@ class CommandTask(L.LightningModule):
             the other head, the encoder's.
         lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
     """
+
+    confusions: nn.ModuleList
+    """One confusion matrix for each of `GROUPS`; only with a classification head."""
+    errors: SumMetric
+    said: SumMetric
+    """Wrong words and words in the mixtures of validation; only with a CTC head."""
 
     def __init__(
         self,
@@ -222,7 +236,11 @@ class CommandTask(L.LightningModule):
         if self.head == "classification":
             self.confusions = nn.ModuleList(MulticlassConfusionMatrix(len(self.labels)) for _ in GROUPS)
         else:
-            self.errors = MeanMetric()
+            self.errors, self.said = SumMetric(), SumMetric()
+
+    @property
+    def _matrices(self) -> list[MulticlassConfusionMatrix]:
+        return [matrix for matrix in self.confusions if isinstance(matrix, MulticlassConfusionMatrix)]
 
     def _begin_with(self, network: Network, start: Path) -> None:
         """Take over the weights of a checkpoint or bundle."""
@@ -266,9 +284,10 @@ class CommandTask(L.LightningModule):
     def _classify(self, batch: Utterances) -> Tensor:
         """Cross-entropy with the softened label, and with the word that is said."""
         features = self._features(batch, batch.sounding)
-        if not self.aux_weight:
-            return weighted_loss(self.acoustic(features).float(), self._targets(batch), batch.weight)
-        logits, words = self.acoustic.both(features)  # type: ignore[union-attr]
+        network = self.acoustic
+        if not self.aux_weight or not isinstance(network, Classifier):
+            return weighted_loss(network(features).float(), self._targets(batch), batch.weight)
+        logits, words = network.both(features)
         known = batch.word >= 0
         losses = nn.functional.cross_entropy(words.float(), batch.word.clamp(min=0), reduction="none")
         auxiliary = (losses * known).sum() / known.sum().clamp(min=1)
@@ -297,14 +316,14 @@ class CommandTask(L.LightningModule):
     def validation_step(self, batch: Any, _: int) -> None:
         if self.head == "ctc":
             waveform, targets, n_targets = batch
-            posteriors = self(waveform).float().log_softmax(2)[0].cpu().numpy()
+            posteriors = self(as_heard_live(waveform)).float().log_softmax(2)[0].cpu().numpy()
             heard = [span.label for span in greedy(posteriors, self.labels) if span.label != UNKNOWN]
             said = [self.labels[n] for n in targets[0, : n_targets[0]]]
-            self.errors.update(edit_distance(said, heard) / len(said), weight=len(said))
+            self.errors.update(edit_distance(said, heard))
+            self.said.update(len(said))
             return
-        waveform, _noise = render(batch.plan, self.bank)
-        logits = self(waveform).float()
-        for group, confusion in enumerate(self.confusions):
+        logits = self(as_heard_live(render(batch.plan, self.bank)[0])).float()
+        for group, confusion in enumerate(self._matrices):
             chosen = batch.group == group
             if chosen.any():
                 confusion.update(logits[chosen], batch.label[chosen])
@@ -312,18 +331,28 @@ class CommandTask(L.LightningModule):
         self.log("val/loss", loss, sync_dist=True, batch_size=len(batch.label))
 
     def on_validation_epoch_end(self) -> None:
-        if self.head == "ctc":
-            self.log("val/commands", 1 - self.errors.compute(), prog_bar=True, sync_dist=True)
-            self.errors.reset()
-            return
-        confusions = {}
-        for name, confusion in zip(GROUPS, self.confusions, strict=True):
-            confusions[name] = confusion.compute().cpu().numpy()  # type: ignore[union-attr,operator]
-            confusion.reset()  # type: ignore[union-attr,operator]
-        for name, share in figures(confusions, self.labels).items():
-            value = share.value if isinstance(share, Share) else share
+        found = self._figures()
+        for name, figure in found.items():
+            value = figure.value if isinstance(figure, Share) else figure
             if not math.isnan(value):
-                self.log(f"val/{name}", value, prog_bar=name in ("balanced", "score"))
+                self.log(f"val/{name}", value, prog_bar=name in ("balanced", "score", "commands"))
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            kept = {name: f.as_dict() if isinstance(f, Share) else f for name, f in found.items()}
+            record = {"epoch": self.current_epoch, "figures": kept}
+            write_json(Path(self.trainer.default_root_dir) / "validation.json", record)
+
+    def _figures(self) -> dict[str, Share | float]:
+        """Of the epoch's validation, all processes together."""
+        if self.head == "ctc":
+            said, errors = (int(counter.compute()) for counter in (self.said, self.errors))
+            self.said.reset()
+            self.errors.reset()
+            return {"commands": Share(max(0, said - errors), said)}
+        confusions = {}
+        for name, confusion in zip(GROUPS, self._matrices, strict=True):
+            confusions[name] = confusion.compute().cpu().numpy()
+            confusion.reset()
+        return figures(confusions, self.labels)
 
     def configure_optimizers(self) -> Any:
         decayed = [p for p in self.parameters() if p.ndim > 1]
@@ -376,17 +405,17 @@ def figures(confusions: dict[str, np.ndarray], labels: Sequence[str]) -> dict[st
     for group in ("speech", "events", "noise"):
         folded = fold(confusions[group], labels)
         taken[f"{group}_as_command"] = Share(int(folded[:, : len(KEYWORDS)].sum()), int(folded.sum()))
-    at_home = int(np.trace(home)) + int(home[len(KEYWORDS), len(KEYWORDS) + 1])  # a colour heard as nothing is right
+    right = int(np.trace(home)) + int(home[len(KEYWORDS), len(KEYWORDS) + 1])  # a colour heard as nothing is right
+    at_home = Share(right, int(home.sum()))
     found: dict[str, Share | float] = {
         "balanced": official.balanced,
         "keywords": official.keywords,
         "on": official.recall["on"],
         "off": official.recall["off"],
-        "home": Share(at_home, int(home.sum())),
+        "home": at_home,
         **taken,
     }
     alarms = [share.value for share in taken.values() if share.total]
-    good = [found["keywords"], found["home"]]
-    values = [share.value for share in good if isinstance(share, Share) and share.total]
-    found["score"] = float(np.mean([*values, 1 - np.mean(alarms)] if alarms else values))
+    good = [share.value for share in (official.keywords, at_home) if share.total]
+    found["score"] = float(np.mean([*good, 1 - float(np.mean(alarms))] if alarms else good))
     return found

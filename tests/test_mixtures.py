@@ -3,27 +3,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from recipes.connected import Heard, error_rate, latencies, noisy
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
 from speech.results import Detection
-from speech.training.data import CLIP, KEYWORDS, Corpus, speaker_of
+from speech.training.clips import CLIP
+from speech.training.corpus import KEYWORDS, Corpus, Recording, speaker_of
+from speech.training.material import Material, NoiseMix
 from speech.training.mixtures import (
+    NOTHING,
     Element,
     Mixture,
     MixtureBatches,
     MixtureConfig,
     MixtureMaker,
+    Mixtures,
     Placed,
-    WordPool,
-    change_speed,
     encode,
     fixed_mixtures,
     lay,
+    lay_in_a_row,
+    transcripts,
     trim,
 )
+from speech.training.plan import as_bank, render
 
 LABELS = (*KEYWORDS, UNKNOWN, "_blank_")
 SMALL = MixtureConfig(batches=3, audio_s=24.0, lengths_s=(1.2, 3.0, 6.0))
@@ -74,49 +80,6 @@ def test_trim_keeps_the_word_and_ends_softly() -> None:
     assert cut[0] == cut[-1] == 0
 
 
-def test_speed_changes_length_and_pitch() -> None:
-    fast = change_speed(tone(1), 1.25)
-    assert len(fast) == CLIP / 1.25
-    crossings = [np.count_nonzero(np.diff(np.sign(x))) / len(x) for x in (tone(1), fast)]
-    assert crossings[1] / crossings[0] == pytest.approx(1.25, abs=0.01)
-
-
-def test_the_seed_and_the_epoch_decide_a_batch(corpus: Corpus) -> None:
-    def batch(seed: int, epoch: int) -> tuple[torch.Tensor, ...]:
-        return MixtureBatches(corpus, LABELS, SMALL, seed, epoch)[1]
-
-    for a, b in zip(batch(1, 0), batch(1, 0), strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(batch(1, 0)[2], batch(1, 1)[2]) or batch(1, 0)[0].shape != batch(1, 1)[0].shape
-
-
-def test_batches_have_the_shapes_and_only_training_recordings(corpus: Corpus) -> None:
-    batches = MixtureBatches(corpus, LABELS, SMALL, seed=1, epoch=0)
-    assert len(batches) == 3
-    for waveform, noise, targets, n_targets in (batches[i] for i in range(3)):
-        assert waveform.shape == noise.shape
-        assert waveform.shape[1] / CLIP in SMALL.lengths_s
-        assert waveform.shape[0] * waveform.shape[1] / CLIP <= SMALL.audio_s
-        assert targets.shape == (len(waveform), max(1, int(n_targets.max())))
-        assert targets.max() < len(LABELS) - 1, "the blank is never said"
-        assert torch.isfinite(waveform).all()
-        assert waveform.abs().max() <= 1
-    clips = [i for some in batches.pool._clips.values() for i in some]
-    assert {corpus.recordings[i].part for i in clips} == {"training"}
-    with pytest.raises(IndexError):
-        batches[3]
-
-
-def test_rare_commands_come_more_often(corpus: Corpus, tmp_path: Path) -> None:
-    few = Corpus([r for r in corpus.recordings if r.word != "on" or r.path.name < "8"], tmp_path)
-    config = dataclasses.replace(SMALL, rare=12, command_rare=10.0, repeat=0.0, one_speaker=0.0, running=0.0)
-    pool = WordPool(few, "training", LABELS, config)
-    assert [word for word in KEYWORDS if pool.is_rare(word)] == ["on"]
-    maker, rng = MixtureMaker(pool, config), np.random.default_rng(0)
-    said = [word for _ in range(40) for word in maker.make(6 * CLIP, rng).transcript if word in KEYWORDS]
-    assert 0.4 < said.count("on") / len(said) < 0.65  # ten of nineteen
-
-
 def test_transcripts_become_tokens() -> None:
     targets, n_targets = encode([("no", "no"), (), ("yes", UNKNOWN, "go")], LABELS)
     assert targets.tolist() == [[1, 1, 0], [0, 0, 0], [0, 10, 9]]
@@ -139,13 +102,124 @@ def test_fixed_mixtures_keep_to_their_part_and_sizes(corpus: Corpus, part: str) 
         assert all(0.1 <= gap <= 0.8 + 0.2 for gap in gaps)  # up to 80 ms of each clip's own margin
 
 
-def test_one_speaker_stays_one_speaker(corpus: Corpus) -> None:
-    batches = MixtureBatches(corpus, LABELS, SMALL, seed=1, epoch=0)
-    rng = np.random.default_rng(0)
-    like = batches.pool.draw("yes", rng)
-    for _ in range(10):
-        other = batches.pool.draw_same_speaker(like, rng)
-        assert speaker_of(corpus.recordings[other].path) == speaker_of(corpus.recordings[like].path)
+def test_elements_in_a_row_keep_their_gaps_and_fit() -> None:
+    n_samples = np.array([[3000, 2000, 9000, 100]] * 50)
+    gaps = np.array([[5000, 1000, -500, 700]] * 50)  # the gap before the first does not count
+    begin, fits = lay_in_a_row(n_samples, gaps, 10000, np.random.default_rng(0))
+    assert fits.tolist() == [[True, True, False, False]] * 50, "what follows the one that does not fit is left out too"
+    assert (begin[:, 1] - begin[:, 0] == 4000).all()
+    assert begin[:, 0].min() >= 0
+    assert begin[:, 1].max() + 2000 <= 10000
+    assert np.ptp(begin[:, 0]) > 2000, "what is left over lies before and after them"
+
+
+def test_transcripts_leave_out_sounds_and_join_other_speech() -> None:
+    unknown = 10
+    labels = np.array([[3, NOTHING, 3, 10], [10, NOTHING, 10, 4], [NOTHING] * 4, [10, 5, 10, 10]])
+    tokens, n_tokens = transcripts(labels, unknown)
+    assert n_tokens.tolist() == [3, 2, 0, 3]
+    assert tokens.tolist() == [[3, 3, 10], [10, 4, 0], [0, 0, 0], [10, 5, 10]]
+
+
+@pytest.fixture(scope="module")
+def material(corpus: Corpus) -> Material:
+    return Material(corpus, "training", SMALL)
+
+
+def batches(of: Material, config: MixtureConfig = SMALL, **more) -> MixtureBatches:
+    return MixtureBatches(
+        of, LABELS, config, NoiseMix(), more.get("seed", 1), more.get("epoch", 0), more.get("share", (0, 1))
+    )
+
+
+def rendered(of: Material, batch: Mixtures) -> torch.Tensor:
+    return render(batch.plan, as_bank(of.corpus, "cpu"))[0]
+
+
+def test_the_seed_and_the_epoch_decide_a_batch(material: Material) -> None:
+    first, again, other = (batches(material, epoch=epoch)[1] for epoch in (0, 0, 1))
+    assert torch.equal(rendered(material, first), rendered(material, again))
+    assert torch.equal(first.targets, again.targets)
+    assert first.targets.shape != other.targets.shape or not torch.equal(first.targets, other.targets)
+
+
+def test_each_process_makes_its_own_mixtures_of_one_length(material: Material) -> None:
+    shares = [batches(material, dataclasses.replace(SMALL, batches=4), share=(rank, 2)) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == 2
+    for first, second in zip(*([of[i] for i in range(2)] for of in shares), strict=True):
+        assert first.plan.n_samples == second.plan.n_samples
+        assert not torch.equal(first.plan.elements.begin, second.plan.elements.begin)
+
+
+def test_batches_have_the_shapes_and_only_training_recordings(material: Material) -> None:
+    of = batches(material)
+    corpus = material.corpus
+    assert len(of) == 3
+    for batch in (of[i] for i in range(3)):
+        waveform = rendered(material, batch)
+        assert waveform.shape[1] / CLIP in SMALL.lengths_s
+        assert waveform.shape[0] * waveform.shape[1] / CLIP <= SMALL.audio_s
+        assert batch.targets.shape == (len(waveform), max(1, int(batch.n_targets.max())))
+        assert batch.targets.max() < len(LABELS) - 1, "the blank is never said"
+        assert torch.isfinite(waveform).all()
+        for begin in batch.plan.elements.begin.tolist():
+            index = int(np.searchsorted(corpus.begin, begin, side="right")) - 1
+            assert corpus.recordings[index].part == "training"
+    with pytest.raises(IndexError):
+        of[3]
+
+
+def test_the_transcript_is_what_is_rendered(material: Material) -> None:
+    corpus = material.corpus
+    config = dataclasses.replace(SMALL, batches=8, unknown_word=0.3, word=0.0)
+    for batch in (batches(material, config)[i] for i in range(8)):
+        for row in range(batch.plan.n_rows):
+            elements = batch.plan.elements
+            mine = elements.row == row
+            order = elements.place[mine].argsort()
+            spoken = [
+                corpus.recordings[int(np.searchsorted(corpus.begin, begin, side="right")) - 1]
+                for begin in elements.begin[mine][order].tolist()
+            ]
+            words = [r.word if r.word in LABELS else UNKNOWN for r in spoken if r.word]
+            expected = [w for i, w in enumerate(words) if w != UNKNOWN or i == 0 or words[i - 1] != UNKNOWN]
+            said = [LABELS[n] for n in batch.targets[row, : batch.n_targets[row]]]
+            assert said == expected
+
+
+def test_rare_commands_come_more_often(corpus: Corpus, tmp_path: Path) -> None:
+    few = Corpus([r for r in corpus.recordings if r.word != "on" or r.path.name < "8"], tmp_path)
+    config = dataclasses.replace(SMALL, rare=12, command_rare=10.0, repeat=0.0, one_speaker=0.0, running=0.0)
+    pool = Material(few, "training", config)
+    assert [word for word in KEYWORDS if pool.is_rare(word)] == ["on"]
+    _, tokens, n_tokens = MixtureMaker(pool, LABELS, config).make(6 * CLIP, 100, np.random.default_rng(0))
+    said = [LABELS[n] for row, count in zip(tokens, n_tokens, strict=True) for n in row[:count]]
+    commands = [word for word in said if word in KEYWORDS]
+    assert len(commands) > 300
+    assert 0.45 < commands.count("on") / len(commands) < 0.6  # ten of nineteen
+
+
+def test_one_speaker_says_all_the_words_where_he_should(material: Material) -> None:
+    corpus = material.corpus
+    config = dataclasses.replace(SMALL, one_speaker=1.0, repeat=0.0, unknown_word=0.0, event=0.0, empty=0.0)
+    plan, _, _ = MixtureMaker(material, LABELS, config).make(6 * CLIP, 20, np.random.default_rng(0))
+    index = np.searchsorted(corpus.begin, plan.elements.begin.numpy(), side="right") - 1
+    for row in range(20):
+        speakers = {speaker_of(corpus.recordings[i].path) for i in index[plan.elements.row.numpy() == row]}
+        assert len(speakers) == 1
+
+
+def test_running_speech_fills_its_mixture_and_is_one_token(corpus: Corpus, tmp_path: Path) -> None:
+    speech = tmp_path / "1-1-1.wav"
+    soundfile.write(speech, 0.1 * np.random.default_rng(0).standard_normal(9 * CLIP), CLIP)
+    rich = Corpus([*corpus.recordings, Recording(speech, "", "training", "speech")], tmp_path)
+    config = dataclasses.replace(SMALL, running=1.0, empty=0.0)
+    plan, tokens, n_tokens = MixtureMaker(Material(rich, "training", config), LABELS, config).make(
+        3 * CLIP, 10, np.random.default_rng(0)
+    )
+    assert plan.elements.n_samples.tolist() == [3 * CLIP] * 10
+    assert tokens.tolist() == [[LABELS.index(UNKNOWN)]] * 10
+    assert n_tokens.tolist() == [1] * 10
 
 
 def test_noise_comes_at_the_ratio(corpus: Corpus) -> None:

@@ -3,11 +3,13 @@
 Everything is computed for the whole batch at once, on the device of the waveforms.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from speech.activity import CUTOFF_HZ
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ
 
@@ -128,6 +130,25 @@ def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
     return wet * scale[:, None]
 
 
+def live_response(points: int, device: torch.device) -> Tensor:
+    """(points // 2 + 1,) gain at each frequency of the high-pass that the live loop begins with; its phase is left out.
+
+    Source: Butterworth's magnitude of order 4 after the bilinear transform, as in `speech.activity`.
+    """
+    angle = torch.linspace(0, math.pi / 2, points // 2 + 1, dtype=torch.float64)[:-1]
+    ratio = torch.tan(angle) / math.tan(math.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)
+    gain = ratio**4 / torch.sqrt(1 + ratio**8)
+    return torch.cat([gain, torch.ones(1, dtype=torch.float64)]).float().to(device)
+
+
+def as_heard_live(waveform: Tensor) -> Tensor:
+    """(batch, time) through the high-pass that the live loop begins with."""
+    time = waveform.shape[1]
+    points = -(-(time + FFT_STEP) // FFT_STEP) * FFT_STEP
+    spectrum = torch.fft.rfft(waveform, points) * live_response(points, waveform.device)
+    return torch.fft.irfft(spectrum, points)[:, :time]
+
+
 class Augment:
     """Vary a batch of waveforms and of features.
 
@@ -145,6 +166,7 @@ class Augment:
         self.rooms = torch.cat([none, rooms]) if len(rooms) else none
         """(1 + rooms, taps); the first one is no room at all."""
         self._spectra: dict[int, Tensor] = {}
+        self._high_pass: dict[int, Tensor] = {}
 
     def _chosen(self, n: int, probability: float, like: Tensor) -> Tensor:
         return uniform(n, 0, 1, like, self.generator) < probability  # (n, 1)
@@ -153,7 +175,7 @@ class Augment:
         return uniform(n, *limits, like, self.generator)
 
     def waveform(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
-        """Room, gain, noise, then the microphone: tilt, equaliser, low-pass, high-pass, clipping.
+        """Room, gain, noise, then the microphone: tilt, equaliser, low-pass, high-pass, clipping; all as heard live.
 
         Args:
             waveform, noise: (batch, time).
@@ -169,8 +191,14 @@ class Augment:
         wet = wet * keep_level(dry, wet)
         mixed = (wet + level * torch.fft.rfft(noise, points)) * gain
         heard = mixed * self._response(n, points, waveform)
-        heard = heard * keep_level(mixed, heard)
+        heard = heard * keep_level(mixed, heard) * self._live(points, waveform.device)
         return torch.fft.irfft(heard, points)[:, :time].clamp(-1, 1)
+
+    def _live(self, points: int, device: torch.device) -> Tensor:
+        """(points // 2 + 1,), remembered."""
+        if points not in self._high_pass:
+            self._high_pass[points] = live_response(points, device)
+        return self._high_pass[points]
 
     def _noise_level(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
         """(batch, 1) gain of the noise before that of the whole."""

@@ -8,6 +8,8 @@ CLIP = SAMPLE_RATE_HZ
 """Samples of a Speech Commands clip: one second."""
 FRAME = SAMPLE_RATE_HZ // 100
 """Samples over which a level is measured: 10 ms."""
+SPEECH_DB = -26.0
+"""RMS level of a sound in training before its level is varied, below full scale."""
 PRE_EMPHASIS = 0.9
 """Share of the last sample that is subtracted before the extent of a sound is measured."""
 PAUSE_FRAMES = 25
@@ -69,11 +71,12 @@ def extent(waveform: Waveform) -> tuple[int, int]:
 def cut_utterances(waveform: Waveform) -> Numbers:
     """Where an endpointer cuts a recording: (utterances, 2), first and last sample of each.
 
-    Sounds less than 250 ms apart are one utterance.
+    Sounds less than 250 ms apart are one utterance; a steady sound, such as rain, is one from end to end.
     """
     loud = np.flatnonzero(loud_frames(waveform))
     if not len(loud):
-        return np.zeros((0, 2), np.int64)
+        steady = len(waveform) >= SHORTEST_FRAMES * FRAME and bool(waveform.any())
+        return np.array([[0, len(waveform)]] if steady else [], np.int64).reshape(-1, 2)
     breaks = np.flatnonzero(np.diff(loud) > PAUSE_FRAMES)
     first, last = loud[np.r_[0, breaks + 1]], loud[np.r_[breaks, len(loud) - 1]] + 1
     found = np.stack([first, last], 1)[last - first >= SHORTEST_FRAMES]

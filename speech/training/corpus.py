@@ -40,7 +40,9 @@ HOMOPHONES = {"know": "no", "write": "right", "won": "one"}
 CUT = ("speech", "sentences", "events", "procedural")
 """Sources that hold several sounds, which an endpointer would cut apart."""
 PARTS = ("training", "validation", "testing")
-VERSION = 3
+MANY = 1000
+"""Recordings from which on it is worth to measure them in several processes."""
+VERSION = 4
 """Of the files in the cache: raise it when what is measured of a recording changes."""
 
 
@@ -190,15 +192,20 @@ def measure(recording: Recording) -> Measured:
     return Measured(samples, extent(waveform), frame_power(waveform), pieces)
 
 
+def n_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def measured(recordings: Sequence[Recording]) -> Iterator[Iterable[Measured]]:
     """Each recording measured, in order; by as many processes as there are processors where that is worth it."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if n_cores < 2 or len(recordings) < 1000 or "fork" not in multiprocessing.get_all_start_methods():
+    n_processes = n_processors()
+    if n_processes < 2 or len(recordings) < MANY or "fork" not in multiprocessing.get_all_start_methods():
         yield map(measure, recordings)
         return
     # Forked, as a fresh process would import the whole training program again.  The children use numpy only.
-    with ProcessPoolExecutor(n_cores, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("fork")) as pool:
         yield pool.map(measure, recordings, chunksize=64)
 
 
@@ -245,7 +252,8 @@ class Corpus:
 
     def _decode(self, samples: Path, known: Path) -> None:
         length, bounds, power, pieces = [], [], [], []
-        part = samples.with_suffix(f".{os.getpid()}")
+        # Under another name until it is whole, as several processes may begin at once.
+        part, part_known = (path.with_name(f"{os.getpid()}-{path.name}") for path in (samples, known))
         with open(part, "wb") as file, measured(self.recordings) as found:
             for number, one in enumerate(found):
                 file.write(one.samples.tobytes())
@@ -255,12 +263,13 @@ class Corpus:
                 pieces.append(np.column_stack([np.full(len(one.pieces), number), one.pieces]))
         part.replace(samples)
         np.savez(
-            known,
+            part_known,
             length=np.array(length, np.int64),
             bounds=np.array(bounds, np.int64).reshape(-1, 2),
             power=np.concatenate(power or [np.zeros(0, np.float32)]),
             pieces=np.concatenate(pieces or [np.zeros((0, 3), np.int64)]),
         )
+        part_known.replace(known)
 
     def __len__(self) -> int:
         return len(self.recordings)

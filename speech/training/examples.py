@@ -14,21 +14,18 @@ from torch.utils.data import Dataset
 
 from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import ConfigError
-from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
+from speech.training.clips import FRAME, SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals
 from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.material import Material, NoiseDraws, NoiseMix, Sounds, SourceMix, draw_noise, joined
 from speech.training.plan import Movable, Plan, no_noise, plan_elements
 from speech.training.teacher import Teacher
 
-SPEECH_DB = -26.0
-"""RMS level of a sound before its gain is varied, below full scale."""
 SHORTEST_S, LONGEST_S = 0.5, 2.0
 """Lengths of an utterance, margins included."""
 LONGEST_SOUND_S = 1.8
 """Longest sound of an utterance; of a longer one the beginning is kept."""
 LEFT_S, RIGHT_S = (0.05, 0.55), (0.1, 0.6)
 """Margins before and after the sound; the live pre-roll is about 0.3 s, the pause that closes about 0.25 s."""
-HOME_WORDS = ("on", "off")
 CHUNK = 4096
 """Examples among which those of about the same length are put together."""
 NEVER, ALWAYS = 0, 10 * SAMPLE_RATE_HZ
@@ -169,7 +166,7 @@ def drawn(
 
 def together(lots: Sequence[Draws]) -> Draws:
     """Several lots of examples as one."""
-    lots = [lot for lot in lots if len(lot)]
+    lots = [lot for lot in lots if len(lot)] or list(lots[:1])
     return Draws(
         joined([lot.first for lot in lots]),
         joined([lot.second for lot in lots]),
@@ -206,7 +203,7 @@ class EpochDraws:
     def _vocabulary(self) -> Draws:
         """The commands and the other words with a class of their own."""
         material, mix, rng = self.material, self.mix, self.rng
-        lots: list[Draws] = []
+        lots = [self._nothing()]
         for label, name in enumerate(self.labels):
             word, count = material.number(name), mix.keyword if name in KEYWORDS else mix.word
             if name in (UNKNOWN, SILENCE) or word < 0:
@@ -227,14 +224,14 @@ class EpochDraws:
         """Words outside the vocabulary, each word of a source about as often."""
         material, mix, rng = self.material, self.mix, self.rng
         known = np.isin(material.words, self.labels)
-        lots: list[Draws] = []
+        lots = [self._nothing()]
         for source, count in enumerate((mix.unknown_real, mix.unknown_voices, mix.unknown_synthetic)):
             words = np.flatnonzero((material.counts[source] > 0) & ~known)
             if len(words):
                 for word, n in zip(*np.unique(rng.choice(words, count), return_counts=True), strict=True):
                     recordings = material.draw_evenly(int(word), source, int(n), rng)
                     lots.append(self._words(recordings, self.unknown, mix.speed))
-        return together(lots) if lots else self._nothing()
+        return together(lots)
 
     def _nothing(self) -> Draws:
         return drawn(joined([]), self.unknown, np.zeros(0))
@@ -389,7 +386,7 @@ def make_plan(
         speed=np.concatenate([speed, speed[has_second]]),
         gain=np.concatenate([draws.gain[rows], draws.gain_second[rows][has_second]]),
     )
-    return Plan(len(rows), length, elements, no_noise() if noise is None else noise.of(rows, corpus))
+    return Plan(len(rows), length, elements, no_noise() if noise is None else noise.of(rows, corpus, length))
 
 
 class UtteranceBatches(Dataset[Utterances]):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
-from speech.training.corpus import Corpus, speaker_of
-from speech.training.plan import Noises
+from speech.training.corpus import CUT, Corpus, speaker_of
+from speech.training.plan import Elements, plan_noises
 
 SOURCES = ("words", "voices", "synthetic")
 """Where the recordings of a word come from: people, a neural synthesiser, formant and unit synthesisers."""
@@ -124,8 +124,8 @@ class Material:
         real = np.array([i for i in spoken if source_is_real(corpus, i)], np.int64)
         self.speaker[real] = [name[speaker_of(corpus.recordings[i].path)] for i in real]
         self._by_speaker = Groups(self.speaker[real], real, len(people))
-        self._sources = {s: corpus.select(part, s) for s in ("speech", "sentences", "events", "noise", "procedural")}
-        self._pieces = {s: self._group_pieces(s) for s in ("speech", "sentences", "events", "procedural")}
+        self.recordings = {source: corpus.select(part, source) for source in (*CUT, "noise")}
+        self._pieces = {source: self._group_pieces(source) for source in CUT}
 
     def _shares(self) -> Reals:
         """(words, sources) probability of each source."""
@@ -142,14 +142,14 @@ class Material:
         """The recordings of a source that hold a sound, and the numbers of each one's pieces."""
         pieces = self.corpus.pieces
         inside = np.zeros(len(self.corpus), bool)
-        inside[self._sources[source]] = True
+        inside[self.recordings[source]] = True
         numbers = np.flatnonzero(inside[pieces.recording])
         keys = pieces.recording[numbers]
         return np.unique(keys), Groups(keys, numbers, len(self.corpus))
 
     def has(self, source: str) -> bool:
         """Is there anything of this source?"""
-        return len(self._pieces[source][0] if source in self._pieces else self._sources[source]) > 0
+        return len(self._pieces[source][0] if source in self._pieces else self.recordings[source]) > 0
 
     def number(self, word: str) -> int:
         """Which of `words` it is; -1 for none."""
@@ -201,7 +201,7 @@ class Material:
         corpus = self.corpus
         longest = round(high_s / 0.01) + 2 * NEAR_FRAMES
         n_frames = corpus.length // FRAME
-        usable = self._sources[source]
+        usable = self.recordings[source]
         usable = usable[n_frames[usable] > longest]
         if not len(usable):
             return self.crop_pieces(self.draw_pieces(source, count, rng), low_s, high_s, rng)
@@ -220,7 +220,7 @@ class Material:
 
     def stretches(self, source: str, n_samples: Numbers, rng: np.random.Generator) -> Sounds:
         """A stretch from anywhere of recordings of a source, each `n_samples` long where the recording is."""
-        recording = rng.choice(self._sources[source], len(n_samples))
+        recording = rng.choice(self.recordings[source], len(n_samples))
         length = np.minimum(n_samples, self.corpus.length[recording])
         start = (rng.random(len(n_samples)) * (self.corpus.length[recording] - length + 1)).astype(np.int64)
         return Sounds(recording, start, start + length)
@@ -244,7 +244,7 @@ class NoiseMix:
 
     def __post_init__(self) -> None:
         if min(self.babble, self.events, self.procedural) < 0 or self.babble + self.events + self.procedural > 1:
-            raise ConfigError("babble, events and procedural must be shares that do not exceed 1 together")
+            raise ConfigError("babble, events and procedural are shares and must not exceed 1 together")
 
 
 @dataclass(frozen=True)
@@ -255,19 +255,11 @@ class NoiseDraws:
     offset: Numbers
     gain: Reals
 
-    def of(self, rows: Numbers, corpus: Corpus) -> Noises:
+    def of(self, rows: Numbers, corpus: Corpus, n_samples: int) -> Elements:
         """The part of a plan that holds the noise of these waveforms."""
-        import torch
-
         row, slot = np.nonzero(self.recording[rows] >= 0)
-        recording = self.recording[rows][row, slot]
-        return Noises(
-            row=torch.from_numpy(row.astype(np.int64)),
-            begin=torch.from_numpy(corpus.begin[recording]),
-            length=torch.from_numpy(corpus.length[recording]),
-            offset=torch.from_numpy(self.offset[rows][row, slot]),
-            gain=torch.from_numpy(self.gain[rows][row, slot].astype(np.float32)),
-        )
+        recording, offset = self.recording[rows][row, slot], self.offset[rows][row, slot]
+        return plan_noises(corpus, row.astype(np.int64), recording, offset, self.gain[rows][row, slot], n_samples)
 
 
 def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Generator) -> NoiseDraws:
@@ -287,7 +279,7 @@ def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Gen
         for number, (name, share) in enumerate(shares):
             rows = np.flatnonzero(kind == number)
             if share and len(rows):
-                pool = material._sources["speech" if name == "babble" else name]
+                pool = material.recordings["speech" if name == "babble" else name]
                 recording[rows, 0] = rng.choice(pool, len(rows))
                 if name == "babble":
                     others = rng.choice(pool, (len(rows), MOST_VOICES))

@@ -16,14 +16,12 @@ from torch.utils.data import Dataset
 
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals, Waveform, set_level
+from speech.training.clips import SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals, Waveform, set_level
 from speech.training.corpus import KEYWORDS, Corpus, speaker_of
 from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
 from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
 FADE = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)
-SPEECH_DB = -26.0
-"""RMS level of a word in a mixture, below full scale."""
 MOST_ELEMENTS = 8
 """Elements that a mixture holds at most."""
 MARGIN_S = (0.02, 0.08)
@@ -252,17 +250,16 @@ class MixtureMaker:
         """The first element of these mixtures is running speech from end to end."""
         speech = self.material.stretches("speech", np.full(len(chosen), length), rng)
         level_db = SPEECH_DB + self.config.level_db * rng.uniform(-1, 1, len(chosen))
-        new = {
-            "recording": speech.recording, "start": speech.start, "end": speech.end, "margin": np.zeros(len(chosen), int),
-            "label": np.full(len(chosen), self.unknown), "speed": np.ones(len(chosen)),
-            "gain": self.material.gain(speech, level_db),
-        }  # fmt: skip
-        old = {
-            "recording": row.sounds.recording, "start": row.sounds.start, "end": row.sounds.end, "label": row.label,
-            "speed": row.speed, "gain": row.gain,
-        }  # fmt: skip
-        for name, values in old.items():
-            values[:, 0] = np.where(chosen, new[name], values[:, 0])
+        pairs = (
+            (row.sounds.recording, speech.recording),
+            (row.sounds.start, speech.start),
+            (row.sounds.end, speech.end),
+            (row.label, self.unknown),
+            (row.speed, 1.0),
+            (row.gain, self.material.gain(speech, level_db)),
+        )
+        for values, new in pairs:
+            values[:, 0] = np.where(chosen, new, values[:, 0])
         row.margin[:, :, 0] = np.where(chosen, 0, row.margin[:, :, 0])
         offset[:, 0] = np.where(chosen, 0, offset[:, 0])
         return row, offset
@@ -366,7 +363,7 @@ class MixtureBatches(Dataset[Mixtures]):
         rng = np.random.default_rng([self.seed, self.epoch, position, self.rank])
         length, size = round(length_s * SAMPLE_RATE_HZ), max(1, int(self.config.audio_s / length_s))
         plan, targets, n_targets = self.maker.make(length, size, rng)
-        noise = draw_noise(self.material, self.noise, size, rng).of(np.arange(size), self.material.corpus)
+        noise = draw_noise(self.material, self.noise, size, rng).of(np.arange(size), self.material.corpus, length)
         return Mixtures(replace(plan, noises=noise), targets, n_targets)
 
 

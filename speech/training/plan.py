@@ -4,19 +4,21 @@ A plan is cheap to draw (numpy) and small to move.  Rendering it is a few gather
 examples, so that a GPU that holds the bank is kept busy by one process.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from speech.training.clips import SAMPLE_RATE_HZ
+from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals
 from speech.training.corpus import Corpus
 
 FADE = SAMPLE_RATE_HZ // 100
 """Samples over which each element fades in and out: 10 ms."""
+BLOCK = SAMPLE_RATE_HZ // 20
+"""Samples that are rendered with one set of numbers: 50 ms."""
 INT16 = 32768.0
 
 
@@ -48,22 +50,8 @@ class Elements(Movable):
     """Samples that it takes there: 1 + (length - 1) // speed."""
     speed: Tensor
     gain: Tensor
-    total: int
-    """Sum of `n_samples`."""
-
-
-@dataclass(frozen=True)
-class Noises(Movable):
-    """Recordings that go on as long as the waveform does, from the beginning again where they end; all (noises,)."""
-
-    row: Tensor
-    begin: Tensor
-    """First sample of the recording in the bank."""
-    length: Tensor
-    """Samples of the recording."""
-    offset: Tensor
-    """Sample of the recording that comes first."""
-    gain: Tensor
+    n_blocks: int
+    """Blocks of `BLOCK` samples that hold all of them, each element from a block's beginning."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +61,19 @@ class Plan(Movable):
     n_rows: int
     n_samples: int
     elements: Elements
-    noises: Noises
+    noises: Elements
+    """What is mixed in later: at speed 1, not faded."""
 
 
 def plan_elements(
     corpus: Corpus,
-    row: NDArray[np.int64],
-    place: NDArray[np.int64],
-    recording: NDArray[np.int64],
-    start: NDArray[np.int64],
-    end: NDArray[np.int64],
-    speed: NDArray[np.float64],
-    gain: NDArray[np.float64],
+    row: Numbers,
+    place: Numbers,
+    recording: Numbers,
+    start: Numbers,
+    end: Numbers,
+    speed: Reals,
+    gain: Reals,
 ) -> Elements:
     """Elements from `start` to `end` of each recording; empty ones are left out."""
     start, end = np.maximum(start, 0), np.minimum(end, corpus.length[recording])
@@ -99,11 +88,25 @@ def plan_elements(
         n_samples=torch.from_numpy(n_samples),
         speed=torch.from_numpy(speed[used].astype(np.float32)),
         gain=torch.from_numpy(gain[used].astype(np.float32)),
-        total=int(n_samples.sum()),
+        n_blocks=int((-(-n_samples // BLOCK)).sum()),
     )
 
 
-def played(length: NDArray[np.int64], speed: NDArray[np.float64]) -> NDArray[np.int64]:
+def plan_noises(
+    corpus: Corpus, row: Numbers, recording: Numbers, offset: Numbers, gain: Reals, n_samples: int
+) -> Elements:
+    """Recordings from `offset` on, as long as the waveform is, from the beginning again where they end."""
+    length = corpus.length[recording]
+    rounds = -(-(offset + n_samples) // length)  # how often each is begun
+    which = np.repeat(np.arange(len(row)), rounds)
+    number = np.arange(len(which)) - np.repeat(np.cumsum(rounds) - rounds, rounds)
+    start = np.where(number == 0, offset[which], 0)
+    place = np.where(number == 0, 0, number * length[which] - offset[which])
+    end = np.minimum(length[which], start + n_samples - place)
+    return plan_elements(corpus, row[which], place, recording[which], start, end, np.ones(len(which)), gain[which])
+
+
+def played(length: Numbers, speed: Reals) -> Numbers:
     """Samples that `length` samples give when they are played `speed` times as fast."""
     single = speed.astype(np.float32).astype(np.float64)  # as it is rendered
     return 1 + np.floor((length - 1) / single).astype(np.int64)
@@ -118,49 +121,56 @@ def render(plan: Plan, bank: Tensor) -> tuple[Tensor, Tensor]:
         plan: on the device of `bank`.
         bank: (samples,) int16.
     """
-    elements = plan.elements
-    canvas = torch.zeros(plan.n_rows * plan.n_samples, device=bank.device)
-    if elements.total:
-        value, index = play(elements, bank, plan.n_samples)
-        canvas.index_add_(0, index, value)
-    return canvas.view(plan.n_rows, plan.n_samples), render_noise(plan, bank)
+    shape = plan.n_rows, plan.n_samples
+    return play(plan.elements, bank, shape, faded=True), play(plan.noises, bank, shape, faded=False)
 
 
-def play(elements: Elements, bank: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
-    """All samples of all elements in a row, and where each goes in the flat batch; what lies outside becomes zero."""
-    count, total = elements.n_samples, elements.total
+def play(elements: Elements, bank: Tensor, shape: tuple[int, int], faded: bool) -> Tensor:
+    """All elements at their places of a batch of zeros, block by block; what lies outside is left out.
+
+    Elements that are not faded are taken to have speed 1.
+    """
+    n_rows, n_samples = shape
+    canvas = torch.zeros(n_rows * n_samples, device=bank.device)
+    if not elements.n_blocks:
+        return canvas.view(shape)
+    count = -(-elements.n_samples // BLOCK)
     number = torch.arange(len(count), device=bank.device)
-    element = torch.repeat_interleave(number, count, output_size=total)  # (total,)
-    within = torch.arange(total, device=bank.device) - (count.cumsum(0) - count)[element]
-    source = within * elements.speed[element]
-    low = source.floor()
-    begin = elements.begin[element]
-    first = begin + low.long()
-    second = torch.minimum(first + 1, begin + elements.length[element] - 1)
-    lower, upper = bank[first].float(), bank[second].float()
-    value = lower + (upper - lower) * (source - low)
-    edge = torch.minimum(within, count[element] - 1 - within)
-    value = value * (edge / FADE).clamp(max=1) * (elements.gain / INT16)[element]
-    place = elements.place[element] + within
-    value = value * ((place >= 0) & (place < n_samples))
-    return value, elements.row[element] * n_samples + place.clamp(0, n_samples - 1)
+    element = torch.repeat_interleave(number, count, output_size=elements.n_blocks)  # (blocks,)
+    block = torch.arange(elements.n_blocks, device=bank.device) - (count.cumsum(0) - count)[element]
+    within = block[:, None] * BLOCK + torch.arange(BLOCK, device=bank.device)  # (blocks, BLOCK)
+
+    def of(values: Tensor) -> Tensor:
+        return values[element][:, None]
+
+    if faded:
+        value = resample(elements, bank, within, of)
+        edge = torch.minimum(within, of(elements.n_samples) - 1 - within)
+        value = value * (of(elements.gain) / (INT16 * FADE)) * edge.clamp(0, FADE)
+    else:
+        last = of(elements.begin + elements.length - 1)
+        value = bank[torch.minimum(of(elements.begin) + within, last)] * (of(elements.gain) / INT16)
+    place = of(elements.place) + within
+    inside = (within < of(elements.n_samples)) & (place >= 0) & (place < n_samples)
+    target = of(elements.row) * n_samples + place.clamp(0, n_samples - 1)
+    return canvas.index_add_(0, target.view(-1), (value * inside).view(-1)).view(shape)
 
 
-def render_noise(plan: Plan, bank: Tensor) -> Tensor:
-    """The noise of each waveform: (n_rows, n_samples)."""
-    noises = plan.noises
-    noise = torch.zeros(plan.n_rows, plan.n_samples, device=bank.device)
-    if len(noises.row):
-        time = torch.arange(plan.n_samples, device=bank.device)
-        place = noises.begin[:, None] + (noises.offset[:, None] + time) % noises.length[:, None]
-        noise.index_add_(0, noises.row, bank[place] * (noises.gain / INT16)[:, None])
-    return noise
+def resample(elements: Elements, bank: Tensor, within: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The samples that lie at `within * speed` of each element: (blocks, BLOCK)."""
+    ahead = within * (of(elements.speed) - 1)  # how far before the same sample at speed 1; small, hence exact
+    low = ahead.floor()
+    last = of(elements.begin + elements.length - 1)
+    first = torch.minimum(of(elements.begin) + within + low.long(), last)
+    second = torch.minimum(first + 1, last)
+    lower = bank[first].float()
+    return lower + (bank[second] - lower) * (ahead - low)
 
 
-def no_noise() -> Noises:
+def no_noise() -> Elements:
     """For waveforms that stay as they are."""
     none = torch.zeros(0, dtype=torch.long)
-    return Noises(none, none, none, none, none.float())
+    return Elements(none, none, none, none, none, none.float(), none.float(), 0)
 
 
 def as_bank(corpus: Corpus, device: torch.device | str) -> Tensor:

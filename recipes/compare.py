@@ -1,0 +1,147 @@
+"""Train variants of one recipe alike and compare them: `python -m recipes.compare VARIANTS.yaml --data.root DIR`.
+
+VARIANTS.yaml names settings of `recipes.train` that differ from the config, for each variant:
+
+    base: {}
+    wide: {model.network.hidden: 256}
+    no teacher: {data.teacher: null}
+
+All have the same seed and are trained for equally many epochs or minutes.  OUT gets a run folder for each,
+`comparison.md` and `comparison.json`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.metrics import Share, write_json
+from speech.errors import ConfigError, SpeechError, told
+
+SHOWN = (
+    "score", "keywords", "on", "off", "home", "unknown_as_command", "speech_as_command", "events_as_command",
+    "noise_as_command", "commands",
+)  # fmt: skip
+"""Figures of the table, as far as a run has them; `commands` is of the CTC head."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A variant that was trained."""
+
+    name: str
+    settings: Mapping[str, Any]
+    epochs: int
+    figures: Mapping[str, Any]
+    """As `recipes.task` leaves them in `validation.json`."""
+
+
+def read_variants(path: Path) -> dict[str, dict[str, Any]]:
+    """Names and their settings.
+
+    Raises:
+        ConfigError: the file is no mapping of names to mappings.
+    """
+    try:
+        variants = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise ConfigError(f"{path} must map names to settings, as in `wide: {{model.network.hidden: 256}}`")
+    return {str(name): settings for name, settings in variants.items()}
+
+
+def run_folder(out: Path, name: str) -> Path:
+    """Where a variant is trained."""
+    return out / "".join(c if c.isalnum() else "_" for c in name)
+
+
+def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str], out: Path) -> Outcome:
+    """Train one variant in a process of its own; its output goes to `log.txt` in the run folder.
+
+    Raises:
+        SpeechError: training failed; says where the log is.
+    """
+    run = run_folder(out, name)
+    run.mkdir(parents=True, exist_ok=True)
+    arguments = [f"--{key}={json.dumps(value)}" if not isinstance(value, str) else f"--{key}={value}"
+                 for key, value in settings.items()]  # fmt: skip
+    command = [sys.executable, "-m", "recipes.train", *common, *arguments, "--run", str(run), "--export", "false"]
+    with open(run / "log.txt", "w") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SpeechError(f"{name} could not be trained, see {run / 'log.txt'}")
+    left = json.loads((run / "validation.json").read_text())
+    return Outcome(name, settings, left["epoch"] + 1, left["figures"])
+
+
+def cell(figure: Any) -> str:
+    """A figure for the table: a share in percent with its interval, or a number."""
+    if figure is None:
+        return "-"
+    if isinstance(figure, Mapping):
+        share = Share(figure["hits"], figure["total"])
+        low, high = share.interval
+        return f"{100 * share.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" if share.total else "-"
+    return f"{100 * figure:.2f}"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row for each variant; percent, with 95 % Wilson intervals."""
+    columns = [name for name in SHOWN if any(name in outcome.figures for outcome in outcomes)]
+    rows = [["variant", "settings", "epochs", *columns], ["---"] * (3 + len(columns))]
+    for outcome in outcomes:
+        settings = ", ".join(f"`{key}: {value}`" for key, value in outcome.settings.items()) or "as the config"
+        cells = [cell(outcome.figures.get(name)) for name in columns]
+        rows.append([outcome.name, settings, str(outcome.epochs), *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def compare(arguments: argparse.Namespace, more: Sequence[str]) -> None:
+    """Train all variants, print and keep the table."""
+    variants = read_variants(arguments.variants)
+    common = ["--config", str(arguments.config), *more, "--trainer.enable_progress_bar", "false"]
+    if arguments.minutes:
+        common += ["--trainer.max_epochs=-1", f"--trainer.max_time=00:{clock(arguments.minutes)}"]
+    else:
+        common += ["--trainer.max_epochs", str(arguments.epochs)]
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        trained = [pool.submit(train_variant, name, v, common, arguments.out) for name, v in variants.items()]
+        outcomes = [future.result() for future in trained]
+    text = table(outcomes)
+    print(text, end="")
+    (arguments.out / "comparison.md").write_text(text)
+    write_json(arguments.out / "comparison.json", [vars(outcome) for outcome in outcomes])
+
+
+def clock(minutes: float) -> str:
+    """Hours, minutes and seconds, as the trainer's `max_time` has them after the days."""
+    seconds = round(60 * minutes)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.compare", description=__doc__.split("\n")[0], allow_abbrev=False,
+        epilog="Other options go to recipes.train, such as --data.root DIR.",
+    )  # fmt: skip
+    parser.add_argument("variants", type=Path, metavar="VARIANTS.yaml", help="names and their settings")
+    parser.add_argument("--config", type=Path, default=Path("recipes/configs/commands.yaml"), help="what they share")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, default=4, help="epochs of each (default 4)")
+    length.add_argument("--minutes", type=float, help="minutes of training of each, instead of epochs")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="variants at a time (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
+    arguments, more = parser.parse_known_args(argv)
+    return told(lambda: compare(arguments, more))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
