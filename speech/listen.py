@@ -67,7 +67,7 @@ def show_devices(as_json: bool, console: Console) -> None:
         if as_json:
             print(json.dumps(asdict(device)))
         else:
-            print(f"{mark} {device.number:3}  {device.name}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
+            print(f"{mark} {device.number:3}  {device}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
     if not devices:
         console.tell("no input device")
 

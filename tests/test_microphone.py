@@ -1,88 +1,36 @@
-"""The microphone: against a fake PortAudio, and against a real sound server.
-
-The real one is PulseAudio with a null sink whose monitor is the default input, reached through ALSA by PortAudio.  Its
-tests are skipped where pulseaudio, paplay or pactl are not installed; CI installs them.
-"""
+"""The microphone: against a fake PortAudio, and against a real sound server."""
 
 import json
 import os
-import queue
-import shutil
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
 
 import numpy as np
 import pytest
 import soundfile
+from fake_portaudio import FakePortAudio
+from sound_room import Listening, Room, needs_sound, wait_for
 
-from speech import listen, microphone
-from speech.errors import DeviceError
+from speech import devices, listen, microphone
+from speech.channels import Channel
+from speech.errors import ConfigError, DeviceError
 from speech.microphone import Microphone
 
 RATE = 16000
 
 
-class FakePortAudio:
-    """As much of sounddevice as is used; `devices` may change, but is seen only after a restart."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        self.devices = [self.device("Built-in", 16000), self.device("USB Mic: Audio (hw:1,0)", 16000)]
-        self.default = SimpleNamespace(device=[0, 0])
-        self.streams: list[SimpleNamespace] = []
-        self.refusal: Exception | None = None
-        self.channels_refused: tuple[int, ...] = ()
-        self._initialized = 1
-        self._seen = list(self.devices)
-
-    @staticmethod
-    def device(name: str, rate: float, channels: int = 1) -> dict[str, Any]:
-        return {"name": name, "max_input_channels": channels, "default_samplerate": rate}
-
-    def query_devices(self) -> list[dict[str, Any]]:
-        return self._seen
-
-    def _terminate(self) -> None:
-        assert all(stream.closed for stream in self.streams), "PortAudio ends with a stream open"
-        self._initialized -= 1
-
-    def _initialize(self) -> None:
-        self._initialized += 1
-        self._seen = list(self.devices)
-
-    def InputStream(self, **options: Any) -> SimpleNamespace:
-        if self.refusal or options["channels"] in self.channels_refused:
-            raise self.refusal or self.PortAudioError("Invalid number of channels", -9998)
-        stream = SimpleNamespace(closed=False, start=lambda: None, **options)
-
-        def close(ignore_errors: bool) -> None:
-            stream.closed = True
-
-        stream.close = close
-        self.streams.append(stream)
-        return stream
-
-    def deliver(self, n_blocks: int = 1, overflow: bool = False, value: float = 0.25) -> None:
-        stream = self.streams[-1]
-        samples = np.full((stream.blocksize, stream.channels), value, np.float32)
-        for _ in range(n_blocks):
-            stream.callback(samples, len(samples), None, SimpleNamespace(input_overflow=overflow))
-
-
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
     fake = FakePortAudio()
-    monkeypatch.setattr(microphone, "sounddevice", lambda: fake)
+    for module in (devices, microphone):
+        monkeypatch.setattr(module, "sounddevice", lambda: fake)
     monkeypatch.setattr(microphone, "POLL_S", 0.01)
     monkeypatch.setattr(microphone, "RETRY_S", 0.02)
     monkeypatch.setattr(microphone, "PATIENCE_S", 0.3)
@@ -92,13 +40,6 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
 @pytest.fixture
 def told() -> list[str]:
     return []
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAudio, told: list[str]) -> None:
@@ -178,26 +119,261 @@ def test_a_device_that_can_not_be_opened_says_what_to_do(
 
 
 def test_no_device_says_what_to_do(portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch) -> None:
-    portaudio._seen = []
-    monkeypatch.setattr(microphone.glob, "glob", lambda _: [])
+    portaudio.devices = portaudio._seen = []
+    monkeypatch.setattr(devices.glob, "glob", lambda _: [])
     with (
         pytest.raises(DeviceError, match=r"plug in a microphone or start the sound server, or use --file or --stdin"),
         Microphone(),
     ):
         pass
-    monkeypatch.setattr(microphone.glob, "glob", lambda _: ["/dev/snd/pcmC0D0c"])
+    monkeypatch.setattr(devices.glob, "glob", lambda _: ["/dev/snd/pcmC0D0c"])
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(DeviceError, match="usermod -aG audio"), Microphone():
         pass
 
 
-def test_hardware_that_refuses_mono_is_opened_in_stereo(portaudio: FakePortAudio) -> None:
-    portaudio._seen = [portaudio.device("Interface", 16000, channels=8)]
-    portaudio.channels_refused = (1,)
-    with Microphone() as mic:
+@pytest.mark.parametrize(
+    ("channels", "refused", "channel", "opened"),
+    [
+        (1, (), "best", 1),
+        (2, (), "best", 2),
+        (2, (2,), "best", 1),  # some hardware records in mono only
+        (6, (), "best", 6),
+        (6, (6,), "mix", 2),
+        (8, (), 5, 8),
+        (8, (8,), 5, 5),
+        (32, (), "best", 2),  # a virtual device
+        (32, (), 2, 2),
+        (32, (2,), "best", 1),
+        (32, (), 12, 12),
+    ],
+)
+def test_a_device_is_opened_with_the_channels_that_it_has(
+    portaudio: FakePortAudio, channels: int, refused: tuple[int, ...], channel: Channel, opened: int
+) -> None:
+    portaudio._seen = [portaudio.device("Interface", 16000, channels)]
+    portaudio.channels_refused = refused
+    with Microphone(channel=channel) as mic:
         portaudio.deliver()
         assert next(mic.blocks(RATE)).shape == (640,)
-    assert portaudio.streams[-1].channels == 2
+    assert portaudio.streams[-1].channels == opened
+
+
+def test_a_channel_that_the_device_lacks_is_refused(portaudio: FakePortAudio) -> None:
+    with pytest.raises(DeviceError, match="'Built-in' has 1 channels; channel 2 is wanted"), Microphone(channel=2):
+        pass
+    with pytest.raises(ConfigError, match="channel=0"):
+        Microphone(channel=0)
+
+
+def test_a_given_channel_is_delivered(portaudio: FakePortAudio) -> None:
+    portaudio._seen = [portaudio.device("Array", 16000, 4)]
+    with Microphone(channel=3) as mic:
+        portaudio.deliver(value=np.arange(4) / 4)
+        np.testing.assert_array_equal(next(mic.blocks(RATE)), np.full(640, 0.5))
+
+
+def test_a_microphone_is_used_once_at_a_time(portaudio: FakePortAudio) -> None:
+    mic = Microphone()
+    with pytest.raises(DeviceError, match="not open: use it in a `with` statement"):
+        mic.blocks(RATE)
+    with pytest.raises(DeviceError, match="has not been opened"):
+        _ = mic.device
+    with mic:
+        with pytest.raises(DeviceError, match="open already; use one Microphone for each"), mic:
+            pass
+        assert not portaudio.streams[-1].closed, "the first use is not disturbed"
+        blocks = mic.blocks(RATE)
+        portaudio.deliver()
+        assert len(next(blocks)) == 640
+    assert len(portaudio.streams) == 1
+    assert list(blocks) == [], "they end with it"
+    assert mic.device.name == "Built-in"
+
+
+def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, told: list[str]) -> None:
+    mic = Microphone(tell=told.append)
+
+    def lose_and_find() -> None:
+        blocks, n_streams = mic.blocks(RATE), len(portaudio.streams)
+        portaudio.streams[-1].finished_callback()
+        wait_for(lambda: not len(next(blocks)) and len(portaudio.streams) > n_streams)
+        portaudio.deliver()
+        assert len(next(block for block in blocks if len(block))) == RATE * microphone.GAP_S
+
+    for _ in range(2):
+        told.clear()
+        with mic:
+            lose_and_find()
+        assert told == ["'Built-in' stopped delivering audio; waiting for it", "'Built-in' is back, at 16000 Hz"]
+    assert all(stream.closed for stream in portaudio.streams)
+
+
+def test_two_microphones_come_back_together(portaudio: FakePortAudio) -> None:
+    """The fake asserts that PortAudio never ends with a stream open."""
+    told: tuple[list[str], list[str]] = ([], [])
+    with Microphone(0, tell=told[0].append) as first, Microphone(1, tell=told[1].append) as second:
+        blocks = first.blocks(RATE), second.blocks(RATE)
+        for stream in list(portaudio.streams):
+            stream.finished_callback()
+        wait_for(lambda: not len(next(blocks[0])) and len(portaudio.streams) == 3)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks[0])))
+        wait_for(lambda: not len(next(blocks[1])) and len(portaudio.streams) == 4)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks[1])))
+        assert portaudio.n_restarts == 1, "the second one opens without, as the first one is open again"
+    assert [lines[-1].split(" is ")[1] for lines in told] == ["back, at 16000 Hz"] * 2
+
+
+def test_another_open_stream_is_left_alone_and_that_is_said_once(portaudio: FakePortAudio, told: list[str]) -> None:
+    output = portaudio.OutputStream()
+    with Microphone(1, tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        unplugged = portaudio._seen.pop()
+        portaudio.devices = [*portaudio._seen, portaudio.device("New", 8000), unplugged]
+        portaudio.streams[-1].finished_callback()
+        wait_for(lambda: not len(next(blocks)) and len(told) == 2)
+        assert told[1] == "other sound streams of this program are open: a new device is only seen once they are closed"
+        time.sleep(0.1)
+        assert (portaudio.n_restarts, output.closed, len(told)) == (0, False, 2)
+        output.close(True)
+        wait_for(lambda: len(portaudio.streams) == 2)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks)))
+    assert (portaudio.n_restarts, portaudio.streams[-1].device) == (1, 2)
+
+
+@pytest.mark.parametrize("is_playing", [False, True])
+def test_a_sound_that_was_played_does_not_count_as_an_open_stream(portaudio: FakePortAudio, is_playing: bool) -> None:
+    """`sounddevice.play` leaves its stream open when the sound has ended."""
+    portaudio.played = portaudio.OutputStream(active=is_playing)
+    assert devices.look_again() == (not is_playing)
+    assert portaudio.played.closed == (not is_playing)
+
+
+def test_a_stream_that_failed_to_open_does_not_count_as_an_open_one(portaudio: FakePortAudio) -> None:
+    portaudio.refusal = portaudio.PortAudioError("Invalid sample rate", -9997)
+    with pytest.raises(DeviceError) as kept, Microphone():
+        pass
+    assert devices.look_again()
+    assert kept.value
+
+
+def test_a_device_that_came_after_the_program_began_is_found(portaudio: FakePortAudio) -> None:
+    portaudio.devices.append(portaudio.device("Late", 16000))
+    with Microphone("late") as mic:
+        assert mic.device.number == 2
+
+
+def test_a_device_that_is_not_there_yet_is_waited_for(portaudio: FakePortAudio, told: list[str]) -> None:
+    def plug_in() -> None:
+        wait_for(lambda: portaudio.n_restarts > 3)
+        portaudio.devices.append(portaudio.device("Late", 16000))
+        wait_for(lambda: portaudio.streams)
+        portaudio.deliver()
+
+    helper = threading.Thread(target=plug_in)
+    helper.start()
+    with Microphone("late", tell=told.append, wait=True) as mic:
+        helper.join()
+        assert mic.device.name == "Late"
+        assert len(next(mic.blocks(RATE))) == 640
+    assert told == ["no input device for 'late'; --list-devices shows them; waiting for it"]
+
+
+def test_what_is_discarded_becomes_silence_of_the_same_length(portaudio: FakePortAudio, told: list[str]) -> None:
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        portaudio.deliver(3)
+        assert next(blocks).all()
+        mic.discard()
+        portaudio.deliver(2)
+        found = np.stack([next(blocks) for _ in range(4)])
+        assert found.any(1).tolist() == [False, False, False, True], "with the block that is being captured"
+    assert (mic.overflows, told) == (0, [])
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 2**-16])
+def test_a_device_without_any_sound_is_reported_once(
+    portaudio: FakePortAudio, told: list[str], constant: float
+) -> None:
+    n_blocks = round(microphone.SILENT_S / devices.BLOCK_S)
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+
+        def hear(value: float, n: int) -> None:
+            portaudio.deliver(n, value=value)
+            for _ in range(n):
+                next(blocks)
+
+        hear(constant, n_blocks - 1)
+        assert told == []
+        hear(constant, 1)
+        assert len(told) == 1
+        assert re.match(r"warning: 'Built-in' has delivered nothing but silence for 5 s: is it muted", told[0])
+        hear(constant, n_blocks)
+    assert len(told) == 1
+
+
+def test_a_quiet_room_is_not_silence(portaudio: FakePortAudio, told: list[str]) -> None:
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        for _ in range(2 * round(microphone.SILENT_S / devices.BLOCK_S)):
+            portaudio.deliver(value=np.resize([[0.0001], [0.0]], (640, 1)))
+            next(blocks)
+    assert told == []
+
+
+WINDOWS = ["MME", "Windows DirectSound", "Windows WASAPI", "Windows WDM-KS"]
+
+
+@pytest.fixture
+def windows(portaudio: FakePortAudio) -> FakePortAudio:
+    """One microphone under four host APIs, of which the first one cuts names off and is the default."""
+    long_name = "Microphone (USB Audio Device 2.0)"
+    names = [long_name[:31], long_name, long_name, long_name]
+    portaudio.host_apis = WINDOWS
+    portaudio._seen = [portaudio.device(name, 16000, 1, api) for api, name in enumerate(names)]
+    return portaudio
+
+
+@pytest.mark.parametrize(
+    ("text", "host_api"),
+    [
+        ("usb", "MME"),
+        ("Microphone (USB Audio Device 2.0)", "MME"),
+        ("usb wasapi", "Windows WASAPI"),
+        ("Microphone (USB Audio Device 2.0), Windows WDM-KS", "Windows WDM-KS"),
+        ("directsound", "Windows DirectSound"),
+    ],
+)
+@pytest.mark.usefixtures("windows")
+def test_a_host_api_can_be_named_and_the_default_one_is_preferred(text: str, host_api: str) -> None:
+    assert devices.choose(text).host_api == host_api
+
+
+def test_the_host_api_is_shown(windows: FakePortAudio, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listen.main(["--list-devices"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "*   0  Microphone (USB Audio Device 2., MME  (1 channels, 16000 Hz)"
+    assert [line.split(", ")[1].split("  ")[0] for line in lines] == WINDOWS
+    assert listen.main(["--list-devices", "--json"]) == 0
+    assert [json.loads(line)["host_api"] for line in capsys.readouterr().out.splitlines()] == WINDOWS
+
+
+def test_it_comes_back_by_way_of_the_same_host_api(windows: FakePortAudio) -> None:
+    lost = devices.choose("usb wasapi")
+    windows._seen.insert(0, windows.device("New", 16000, 1, 0))
+    found = devices.same_device(lost, "usb wasapi")
+    assert (found.number, found.host_api) == (3, "Windows WASAPI")
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_text_for_several_devices_is_refused(portaudio: FakePortAudio) -> None:
+    portaudio._seen.append(portaudio.device("Another USB", 16000, 1, 0))
+    with pytest.raises(DeviceError, match="2 input devices for 'usb'; --list-devices shows them"):
+        devices.choose("usb")
 
 
 def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
@@ -226,9 +402,9 @@ class Clock:
 
     def run(self, seconds: float, speed: float = 1.0) -> None:
         """Blocks of audio that take `1 / speed` of their length to come."""
-        for _ in range(round(seconds / microphone.BLOCK_S)):
-            self.n_frames += round(microphone.BLOCK_S * RATE)
-            self.now_s += microphone.BLOCK_S / speed
+        for _ in range(round(seconds / devices.BLOCK_S)):
+            self.n_frames += round(devices.BLOCK_S * RATE)
+            self.now_s += devices.BLOCK_S / speed
             self.losses.check(self.now_s, self.n_frames)
 
 
@@ -278,92 +454,14 @@ def test_the_clock_does_not_count_again_what_the_driver_told(told: list[str]) ->
 
 def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, told: list[str]) -> None:
     with Microphone(tell=told.append) as mic:
-        portaudio.deliver(round(15 / microphone.BLOCK_S))
+        portaudio.deliver(round(15 / devices.BLOCK_S))
         blocks = mic.blocks(RATE)
-        assert sum(len(next(blocks)) for _ in range(250)) == microphone.BACKLOG_S * RATE
+        assert sum(len(next(blocks)) for _ in range(250)) == devices.BACKLOG_S * RATE
     assert mic.overflows == 1
-    assert told == ["warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"]
+    assert told[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
 
 
-# From here on: a real sound server.
-
-MISSING = [program for program in ("pulseaudio", "paplay", "pactl") if not shutil.which(program)]
-SINK = "room"
-
-
-def needs_sound(test: Any) -> Any:
-    skip = pytest.mark.skipif(bool(MISSING), reason=f"no sound server: {', '.join(MISSING)} not installed")
-    return pytest.mark.sound_server(skip(test))
-
-
-class Room:
-    """A sound server with one sink, whose monitor is the default input device."""
-
-    def __init__(self, home: Path) -> None:
-        (home / ".asoundrc").write_text("pcm.!default { type pulse }\nctl.!default { type pulse }\n")
-        self.socket = home / "socket"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if k not in ("DISPLAY", "DBUS_SESSION_BUS_ADDRESS")},
-            "HOME": str(home),
-            "XDG_RUNTIME_DIR": str(home),
-            "PULSE_SERVER": f"unix:{self.socket}",
-            "PULSE_SINK": SINK,
-            "PULSE_SOURCE": f"{SINK}.monitor",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.server: subprocess.Popen[bytes] | None = None
-
-    def ready(self) -> None:
-        if not self.server:
-            self.start()
-        if not self._has_sink():
-            self.add_sink()
-
-    def start(self) -> None:
-        protocol = f"--load=module-native-protocol-unix auth-anonymous=1 socket={self.socket}"
-        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", protocol]
-        null = subprocess.DEVNULL
-        self.server = subprocess.Popen(command, env=self.environment, stdout=null, stderr=null)
-        wait_for(lambda: "module-native" in self.control("list", "short", "modules"))
-        self.add_sink()
-
-    def kill(self) -> None:
-        if self.server:
-            self.server.kill()
-            self.server.wait(10)
-        self.server = None
-
-    def add_sink(self) -> None:
-        self.control("load-module", "module-null-sink", f"sink_name={SINK}", "rate=48000", "channels=2")
-        wait_for(self._has_sink)
-
-    def remove_sink(self) -> None:
-        self.control("unload-module", "module-null-sink")
-
-    def _has_sink(self) -> bool:
-        return SINK in self.control("list", "short", "sinks")
-
-    def control(self, *arguments: str) -> str:
-        return self.output(["pactl", *arguments])
-
-    def output(self, command: list[str]) -> str:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30).stdout
-
-    def play(self, path: Path) -> None:
-        subprocess.run(["paplay", str(path)], env=self.environment, check=True, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def shared_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    room = Room(tmp_path_factory.mktemp("sound"))
-    yield room
-    room.kill()
-
-
-@pytest.fixture
-def room(shared_room: Room) -> Room:
-    shared_room.ready()
-    return shared_room
+# From here on: a real sound server, see sound_room.py.
 
 
 def beginning(folder: Path, seconds: float) -> Path:
@@ -377,58 +475,6 @@ def beginning(folder: Path, seconds: float) -> Path:
 def yes_no(tmp_path: Path) -> Path:
     """The first two words of the demo."""
     return beginning(tmp_path, 3.1)
-
-
-class Lines:
-    """What a pipe has brought so far."""
-
-    def __init__(self, pipe: IO[str]) -> None:
-        self.seen: list[str] = []
-        self._queue: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [self._queue.put(line) for line in pipe], daemon=True).start()
-
-    def until(self, text: str, seconds: float = 20, n: int = 1) -> str:
-        """The n-th line with that text among all, waited for."""
-        end = time.monotonic() + seconds
-        while len(found := [line for line in self.seen if text in line]) < n:
-            try:
-                self.seen.append(self._queue.get(timeout=max(0.0, end - time.monotonic())))
-            except queue.Empty:
-                raise AssertionError(f"{text!r} did not come in {seconds} s; there is {self.seen}") from None
-        return found[-1].rstrip()
-
-
-class Listening:
-    """`speech-listen` as a user runs it, from where it says that it listens."""
-
-    def __init__(self, room: Room, *arguments: str, program: tuple[str, ...] = ("-m", "speech.listen")) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *program, "--json", *arguments],
-            env=room.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout
-        assert self.process.stderr
-        self.out, self.errors = Lines(self.process.stdout), Lines(self.process.stderr)
-        self.started = self.errors.until("listening on")
-
-    def __enter__(self) -> "Listening":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    def end(self) -> str:
-        """Its summary, after SIGTERM."""
-        self.process.terminate()
-        summary = self.errors.until("heard")
-        assert self.process.wait(10) == 0
-        assert not any("Traceback" in line for line in self.errors.seen)
-        return summary
-
-    @property
-    def words(self) -> list[str]:
-        return [json.loads(line)["word"] for line in self.out.seen]
 
 
 @needs_sound
