@@ -17,14 +17,11 @@ from speech.devices import (
     Stream,
     choose,
     exclusive_and_hushed,
-    list_devices,
     look_again,
     same_device,
     sounddevice,
 )
 from speech.errors import DeviceError
-
-__all__ = ["InputDevice", "Microphone", "list_devices"]
 
 POLL_S = 0.1
 PATIENCE_S = 3.0
@@ -188,7 +185,7 @@ class Microphone:
         channel: channels.Channel = "best",
         wait: bool = False,
     ) -> None:
-        self._wanted, self._reconnect, self._tell, self._wait = device, reconnect, tell or _tell, wait
+        self._wanted, self._reconnect, self._tell, self.wait = device, reconnect, tell or print_line, wait
         self._channel = channels.check(channel)
         self._losses, self._silence = _Losses(self._tell), _Silence(self._tell)
         self._device: InputDevice | None = None
@@ -214,17 +211,17 @@ class Microphone:
             session = self._session = _Session()
         session.task = _Task(lambda: self._open(session))
         try:
-            if not session.task.ended(OPEN_S) and not self._wait:
+            if not session.task.ended(OPEN_S) and not self.wait:
                 raise DeviceError("the sound system does not answer: restart its server, or use --file or --stdin")
             while not session.task.ended(POLL_S):
                 pass
         except BaseException:
-            self._close()
+            self.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
     def _open(self, session: _Session) -> None:
         try:
@@ -233,7 +230,7 @@ class Microphone:
         except DeviceError as error:
             problem = str(error)
             sounddevice()  # without it there is nothing to wait for
-        if self._wait:
+        if self.wait:
             self._tell(f"{problem}; waiting for it")
             self._find(session, lambda: choose(self._wanted))
             return
@@ -248,7 +245,8 @@ class Microphone:
     def _n_needed(self) -> int:
         return self._channel if isinstance(self._channel, int) else 1
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End its use, from any thread; its blocks end."""
         session, self._session = self._session, None
         if not session:
             return
@@ -360,5 +358,6 @@ def _close_stream(session: _Session) -> None:
         session.stream.close()
 
 
-def _tell(text: str) -> None:
+def print_line(text: str) -> None:
+    """A line on stderr."""
     print(text, file=sys.stderr, flush=True)

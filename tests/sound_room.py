@@ -103,6 +103,12 @@ class Lines:
         self._queue: queue.Queue[str] = queue.Queue()
         threading.Thread(target=lambda: [self._queue.put(line) for line in pipe], daemon=True).start()
 
+    def now(self) -> list[str]:
+        """The lines that have come, without waiting."""
+        while not self._queue.empty():
+            self.seen.append(self._queue.get())
+        return self.seen
+
     def until(self, text: str, seconds: float = DEADLINE_S, n: int = 1) -> str:
         """The n-th line with that text among all, waited for."""
         end = time.monotonic() + seconds
