@@ -4,11 +4,13 @@ PortAudio looks for devices when it begins, and when it ends it ends every strea
 look again has to come here: it is refused while a stream is open, be it another microphone's or the program's own.
 """
 
+import atexit
 import gc
 import glob
 import os
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ MOST_CHANNELS = 8
 """A device with more is virtual or a mixing desk: of those two channels are opened, unless more are asked for."""
 UNAVAILABLE = -9985
 """PortAudio's code for a device that another program holds."""
+CLOSE_S = 2.0
+"""Seconds that the sound system gets to close a device."""
 MME_NAME_LENGTH = 31
 """Characters after which Windows' oldest host API cuts a name off."""
 _LOCK = threading.RLock()
@@ -206,6 +210,7 @@ class Stream:
         self.n_discarded = 0
         """Frames that nobody is to hear."""
         self.has_ended = threading.Event()
+        self._closing: threading.Thread | None = None
         if n_needed > device.channels:
             raise DeviceError(f"{device.name!r} has {device.channels} channels; channel {n_needed} is wanted")
         with _LOCK:
@@ -239,7 +244,7 @@ class Stream:
         try:
             self._stream.start()
         except BaseException:
-            self._stream.close(ignore_errors=True)
+            self._stream.close()
             raise
 
     def _callback(self, samples: NDArray[np.float32], n_frames: int, _: Any, status: Any) -> None:
@@ -254,11 +259,25 @@ class Stream:
         """Mark what was captured so far, with the block that is being captured now."""
         self.n_discarded = self.n_frames + round(BLOCK_S * self.device.sample_rate_hz)
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Close it, if it is open; whether that is done.
+
+        With a sound server that died, PortAudio's own thread may hang in it or run in circles, and write a line each
+        time round.  Such a stream is left behind: it counts as open, so that PortAudio is never ended beneath it, and
+        file descriptor 2 is pointed at nothing.
+        """
         with _LOCK:
-            if not self._stream.closed:
-                self._stream.close(ignore_errors=True)
+            if self._closing:
+                return not self._closing.is_alive()
+            self._closing = threading.Thread(target=self._stream.close, daemon=True)
+            self._closing.start()
+            self._closing.join(CLOSE_S)
+            if self._closing.is_alive():
+                _silence_stderr()
+                atexit.unregister(sounddevice()._exit_handler)  # it would hang as well
+                return False
             _OPEN.discard(self)
+            return True
 
 
 def look_again() -> bool:
@@ -296,6 +315,17 @@ def _any_open(module: ModuleType) -> bool:
     """Whether the process has an open stream; the binding keeps no list, so all objects are gone through."""
     kinds = module.RawInputStream, module.RawOutputStream, module.InputStream, module.OutputStream  # and what derives
     return any(issubclass(type(found), kinds) and not found.closed for found in gc.get_objects())
+
+
+def _silence_stderr() -> None:
+    """Point file descriptor 2 at nothing for good; what Python writes on stderr goes where it went."""
+    with suppress(OSError, ValueError, AttributeError):  # there is none
+        if sys.stderr.fileno() == 2:
+            sys.stderr.flush()
+            kept = os.dup(2)
+            sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
 
 
 @contextmanager

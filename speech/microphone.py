@@ -5,7 +5,6 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -252,8 +251,8 @@ class Microphone:
             return
         session.is_over.set()
         if not _Task(lambda: _close_stream(session)).ended(CLOSE_S):
-            at_exit: Any = getattr(sys.modules.get("sounddevice"), "_exit_handler", None)
-            atexit.unregister(at_exit)  # it would hang as well
+            at_exit = getattr(sys.modules.get("sounddevice"), "_exit_handler", None)
+            atexit.unregister(at_exit or print)  # it would hang as well
 
     def blocks(self, sample_rate_hz: int) -> Iterator[Block]:
         """Mono blocks (time,) at `sample_rate_hz`, until the microphone is left.
@@ -315,8 +314,12 @@ class Microphone:
 
     def _find_again(self, session: _Session) -> None:
         assert session.stream
-        session.stream.close()
         lost = session.stream.device
+        if not session.stream.close():
+            self._tell(
+                f"warning: PortAudio does not let go of {lost.name!r}, which may cost processor time until this "
+                "program is started again"
+            )
         session.is_over.wait(RETRY_S)
         self._find(session, lambda: same_device(lost, self._wanted))
 

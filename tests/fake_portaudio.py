@@ -1,5 +1,6 @@
 """As much of `sounddevice` as is used, in the hands of a test."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,14 @@ class FakeStream:
     """An input stream that delivers when it is told to."""
 
     def __init__(self, **options: Any) -> None:
-        self.closed = False
+        self.closed, self.closing = False, threading.Event()
+        self.closing.set()
         self.__dict__.update(options)
 
     def start(self) -> None: ...
 
-    def close(self, ignore_errors: bool) -> None:
+    def close(self) -> None:
+        self.closing.wait(20)
         self.closed = True
 
 
@@ -66,7 +69,9 @@ class FakePortAudio:
 
     def stop(self) -> None:
         assert self.played
-        self.played.close(True)
+        self.played.close()
+
+    def _exit_handler(self) -> None: ...
 
     def _terminate(self) -> None:
         assert all(stream.closed for stream in self.streams), "PortAudio ends with a stream open"

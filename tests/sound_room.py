@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ import pytest
 
 DEADLINE_S = 60.0
 """How long a machine with other things to do gets for what takes a moment; nothing waits so long unless it fails."""
+ATTEMPTS, ANSWER_S, SETTLE_S = 3, 15.0, 1.0
+"""How often a recording is played at most, how long its words are waited for, and then further ones."""
 MISSING = [program for program in ("pulseaudio", "paplay", "pactl") if not shutil.which(program)]
 SINK = "room"
 
@@ -89,6 +92,7 @@ class Room:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=DEADLINE_S).stdout
 
     def play(self, path: Path) -> None:
+        """Play a recording to its end, every channel of it to the sink's channel of that number."""
         # with so much in advance that a paplay which gets no time leaves no gap
         subprocess.run(
             ["paplay", "--latency-msec=4000", str(path)], env=self.environment, check=True, timeout=DEADLINE_S
@@ -124,6 +128,7 @@ class Listening:
     """`speech-listen` as a user runs it, from where it says that it listens."""
 
     def __init__(self, room: Room, *arguments: str, program: tuple[str, ...] = ("-m", "speech.listen")) -> None:
+        self.room = room
         self.process = subprocess.Popen(
             [sys.executable, *program, "--json", *arguments],
             env=room.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -148,6 +153,19 @@ class Listening:
         assert not any("Traceback" in line for line in self.errors.seen)
         return summary
 
-    @property
-    def words(self) -> list[str]:
-        return [json.loads(line)["word"] for line in self.out.seen]
+    def hear(self, path: Path, *words: str) -> None:
+        """Play a recording until these words, and no others, are printed for it.
+
+        A starved machine loses audio on its way: then it is played again.
+        """
+        for attempt in range(ATTEMPTS):
+            n_lines = len(self.out.now())
+            self.room.play(path)
+            with suppress(AssertionError):
+                self.out.until("", seconds=ANSWER_S, n=n_lines + len(words))
+            time.sleep(SETTLE_S)
+            found = [json.loads(line)["word"] for line in self.out.now()[n_lines:]]
+            if found == list(words):
+                return
+            print(f"attempt {attempt}: {found}; {self.errors.now()}")
+        raise AssertionError(f"{words} were played {ATTEMPTS} times, and {found} was heard the last time")
