@@ -5,10 +5,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
+from speech import errors
 from speech.audio import Block
 from speech.errors import SpeechError
 from speech.listener import Listener
-from speech.microphone import Microphone, print_line
+from speech.microphone import Microphone
 from speech.pausing import Pauser
 from speech.recognizer import Recognizer
 from speech.results import Detection
@@ -40,7 +41,7 @@ class Background:
         tell: Callable[[str], None] | None = None,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        self._callback, self._tell, self._ended = callback, tell or print_line, ended or (lambda: None)
+        self._callback, self._tell, self._ended = callback, tell or errors.tell, ended or (lambda: None)
         self._listener = listener or Listener(Recognizer.load())
         self._source = Microphone(tell=self._tell) if source is None else source
         self._pauser = Pauser(self._listener)

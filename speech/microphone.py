@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from speech import channels
+from speech import channels, errors
 from speech.audio import Block, resample_stream
 from speech.devices import (
     BLOCK_S,
@@ -184,7 +184,7 @@ class Microphone:
         channel: channels.Channel = "best",
         wait: bool = False,
     ) -> None:
-        self._wanted, self._reconnect, self._tell, self.wait = device, reconnect, tell or print_line, wait
+        self._wanted, self._reconnect, self._tell, self.wait = device, reconnect, tell or errors.tell, wait
         self._channel = channels.check(channel)
         self._losses, self._silence = _Losses(self._tell), _Silence(self._tell)
         self._device: InputDevice | None = None
@@ -359,8 +359,3 @@ def _close_stream(session: _Session) -> None:
         session.task.join()
     if session.stream:
         session.stream.close()
-
-
-def print_line(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
