@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speech.activity import ListenerConfig
+    from speech.background import listen_async, listen_in_background
     from speech.errors import SpeechError
     from speech.listener import Listener
     from speech.own_words import OwnWords
@@ -31,6 +32,8 @@ __all__ = [
     "SpeechError",
     "SpokenWord",
     "__version__",
+    "listen_async",
+    "listen_in_background",
 ]
 
 _HOME = {
@@ -45,6 +48,8 @@ _HOME = {
     "Rejection": "speech.results",
     "SpeechError": "speech.errors",
     "SpokenWord": "speech.results",
+    "listen_async": "speech.background",
+    "listen_in_background": "speech.background",
 }
 
 

@@ -11,18 +11,21 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from speech import channels
 from speech.actions import Actions
 from speech.activity import ListenerConfig
 from speech.audio import Block, open_recording, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.containers import RawFormat
+from speech.devices import list_devices
 from speech.errors import AudioError, BundleError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
-from speech.microphone import Microphone, list_devices
+from speech.microphone import Microphone
 from speech.options import parse
 from speech.own_words import OwnWords
+from speech.pausing import Pauser
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
@@ -69,7 +72,7 @@ def show_devices(as_json: bool, console: Console) -> None:
         if as_json:
             print(json.dumps(asdict(device)))
         else:
-            print(f"{mark} {device.number:3}  {device.name}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
+            print(f"{mark} {device.number:3}  {device}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
     if not devices:
         console.tell("no input device")
 
@@ -119,6 +122,8 @@ class Session:
             self.actions = Actions.load(arguments.actions, tuple(self.listener.thresholds), console.tell)
         if arguments.record:
             self.recorder = Recorder(arguments.record, self.rate, {"model": str(self.model)}, console.tell)
+        self.pauser = Pauser(self.listener, path=arguments.pause_file, changed=self._note_pause)
+        self.channel = channels.parse(arguments.channel or "best")
         self.n_detections, self.n_heard, self.failed = 0, 0, False
         self.overflows: int | None = None
 
@@ -170,8 +175,9 @@ class Session:
 
     def _microphone(self) -> None:
         device, seconds = number_or_name(self.arguments.device), self.arguments.seconds
-        with Microphone(device, not self.arguments.no_reconnect, self.console.tell) as microphone:
-            found = microphone.device
+        reconnect, wait = not self.arguments.no_reconnect, self.arguments.wait
+        with Microphone(device, reconnect, self.console.tell, self.channel, wait) as microphone:
+            found, self.pauser.discard = microphone.device, microphone.discard
             self.console.inform(
                 f"listening on {found.name} at {found.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
             )
@@ -180,6 +186,9 @@ class Session:
                 self._listen(until(microphone.blocks(self.rate), seconds), found.name)
             finally:
                 self.overflows = microphone.overflows
+
+    def _note_pause(self, is_paused: bool) -> None:
+        self.console.inform("paused" if is_paused else "listening again")
 
     def _listen(self, blocks: Iterable[Block], source: str, seconds: float | None = None) -> None:
         """Hear a source; `seconds` is the length of one that is heard as fast as it goes."""
@@ -193,6 +202,7 @@ class Session:
             self.recorder.about["source"] = source
         for block in limited(blocks, self.arguments.seconds, self.rate):
             self.n_heard += len(block)
+            block = self.pauser.let_through(block)
             if self.recorder:
                 self.recorder.feed(block)
             self._react(self.listener.feed(block))
@@ -255,6 +265,12 @@ def watch_signals() -> None:
             signal.signal(kind, interrupt)
 
 
+def watch_pause(pauser: Pauser) -> None:
+    """Pause, and listen again, at SIGUSR1."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: pauser.toggle())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
     settle_streams()
@@ -268,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             session = Session(arguments, console)
             at_end.callback(session.end)
+            watch_pause(session.pauser)
             return session.run()
         except KeyboardInterrupt:
             return 0

@@ -57,6 +57,7 @@ class Listener:
         self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, wake)
         self._rejected, self._examined = rejected, examined
+        self._is_paused = False
         self.reset()
 
     def reset(self) -> None:
@@ -64,6 +65,7 @@ class Listener:
         self._rest: list[Block] = []  # less than a hop in all
         self._n_rest = 0
         self._fed = 0
+        self._deaf_until = 0
         self._segmenter.reset()
         self._decision.reset()
 
@@ -82,6 +84,19 @@ class Listener:
         """Whether a command would be heard now: always without a wake word."""
         return self._decision.is_awake(self._fed)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether what is fed is not heard."""
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Hear nothing of what is fed from now on, nor the utterance that is being spoken; time runs on."""
+        self._is_paused, self._deaf_until = True, self._fed
+
+    def resume(self) -> None:
+        """Hear again what is fed from now on."""
+        self._is_paused = False
+
     def feed(self, block: Block) -> list[Detection]:
         """Take the next samples.
 
@@ -97,6 +112,8 @@ class Listener:
             return []
         block = as_mono(block)
         self._fed += len(block)
+        if self._is_paused:
+            block, self._deaf_until = np.zeros_like(block), self._fed
         self._rest.append(block)
         self._n_rest += len(block)
         if self._n_rest < HOP:
@@ -130,7 +147,7 @@ class Listener:
         return detections
 
     def _decide(self, utterance: Utterance | None) -> list[Detection]:
-        if utterance is None:
+        if utterance is None or utterance.start <= self._deaf_until - HOP:  # a hop may lie on both sides of it
             return []
         examined = self._decision.decide(utterance, self._fed)
         if self._examined:

@@ -38,6 +38,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--stdin", action="store_true", help="audio that is piped in: WAV, FLAC, ..., or raw samples")
     source.add_argument("--demo", action="store_true", help="a recording that ships with the package, in real time")
     source.add_argument("--list-devices", action="store_true", help="show the input devices and exit")
+    group.add_argument(
+        "--channel", metavar="left|right|N|mix", help="which one of a device with several (default: the best)"
+    )
+    group.add_argument("--wait", action="store_true", help="wait for a microphone that is not there yet")
     group.add_argument("--rate", type=int, metavar="HZ", help="of raw samples on --stdin (default: 16000 Hz)")
     group.add_argument(
         "--format", choices=list(ENCODINGS), metavar="NAME", help="of raw samples on --stdin (default: s16le, unless "
@@ -47,6 +51,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--realtime", action="store_true", help="pace --file like a microphone")
     group.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
     group.add_argument("--no-reconnect", action="store_true", help="end when the microphone goes away")
+    group.add_argument("--pause-file", metavar="PATH", help="hear nothing while this file exists; SIGUSR1 toggles too")
 
 
 def _add_hearing(parser: argparse.ArgumentParser) -> None:
@@ -96,8 +101,9 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("--threshold and --thresholds exclude each other")
     if arguments.realtime and not arguments.file:
         parser.error("--realtime belongs to --file")
-    if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
-        parser.error("--no-reconnect belongs to the microphone")
+    for option in ("no_reconnect", "wait", "channel"):
+        if getattr(arguments, option) and (arguments.file or arguments.stdin or arguments.demo):
+            parser.error(f"--{option.replace('_', '-')} belongs to the microphone")
     if arguments.rejected and not arguments.json:
         parser.error("--rejected belongs to --json")
     if arguments.wake_for is not None and not arguments.wake:

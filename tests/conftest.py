@@ -1,12 +1,13 @@
 """What several tests share: synthesised audio and a small bundle whose answers are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from sound_room import Room
 
 from speech.bundle import FORMAT, BundleInfo
 
@@ -201,3 +202,17 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Head, Netw
         return path, network
 
     return make
+
+
+@pytest.fixture(scope="module")
+def shared_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    room = Room(tmp_path_factory.mktemp("sound"))
+    yield room
+    room.kill()
+
+
+@pytest.fixture
+def room(shared_room: Room) -> Room:
+    """A sound server with its one sink."""
+    shared_room.ready()
+    return shared_room

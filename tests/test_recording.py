@@ -101,6 +101,10 @@ def test_the_memory_does_not_grow(recorder: Recorder) -> None:
     for _ in range(1000):
         recorder.feed(np.zeros(RATE, np.float32))
     assert sum(map(len, recorder._blocks)) <= 13 * RATE
+    n_blocks = len(recorder._blocks)
+    for _ in range(1000):
+        recorder.feed(np.zeros(0, np.float32))
+    assert len(recorder._blocks) == n_blocks, "the microphone is away"
 
 
 @pytest.mark.parametrize("fails", ["write_bytes", "rename"])
