@@ -56,7 +56,7 @@ class Similarity:
 
     def project(self, embeddings: Vectors) -> Vectors:
         """(batch, embedding) -> (batch, axes)"""
-        projected: Vectors = (embeddings - self.mean) @ self.projection
+        projected: Vectors = np.matmul(embeddings - self.mean, self.projection, dtype=np.float32)
         return projected
 
     @cached_property

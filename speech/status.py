@@ -70,7 +70,7 @@ class Console:
         with self._lock:
             self._erase()
 
-    def heard(self, block: Block, heard_s: float) -> None:
+    def heard(self, block: Block, heard_s: float = 0.0) -> None:
         """Redraw the status line when it is time to.
 
         Args:

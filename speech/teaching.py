@@ -1,6 +1,6 @@
 """Recordings of a word: heard as a stream is, checked for what spoils them, and compared with one another."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -91,7 +91,7 @@ def _is_cut_off(raw: Block, begin: int, end: int, speech_dbfs: float) -> bool:
 
 def takes(
     blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None
-) -> Iterator[Take | None]:
+) -> Generator[Take | None]:
     """The utterances of a stream at `SAMPLE_RATE_HZ`, each as soon as it has ended; None after each other block."""
     segmenter = Segmenter(config, config.max_word_s, voice)
     raw, begin, now = np.zeros(0, np.float32), 0, 0  # what is at hand, and where it begins; the hop that comes next
