@@ -133,15 +133,6 @@ def test_speech_is_told_from_silence_and_noise(demo: np.ndarray) -> None:
     assert max(voice.push(hop) for hop in hops(noise)[10:]) < 0.3
 
 
-def test_a_reset_detector_is_a_fresh_one(demo: np.ndarray) -> None:
-    used, piece = VoiceActivity(), hops(demo)[20:40]
-    for hop in hops(demo)[100:137]:
-        used.push(hop)
-    used.reset()
-    fresh = VoiceActivity()
-    assert [used.push(hop) for hop in piece] == [fresh.push(hop) for hop in piece]
-
-
 def test_overdriven_samples_are_clipped(demo: np.ndarray) -> None:
     loud = [20 * hop for hop in hops(demo)[24:40]]
     one, other = VoiceActivity(), VoiceActivity()
