@@ -70,12 +70,12 @@ class Console:
         with self._lock:
             self._erase()
 
-    def heard(self, block: Block, heard_s: float) -> None:
+    def heard(self, block: Block, heard_s: float = 0.0) -> None:
         """Redraw the status line when it is time to.
 
         Args:
             block: the next samples (time,); none mean that the device is waited for.
-            heard_s: where in the source they end.
+            heard_s: where in the source they end; what the bar of a long file shows.
         """
         if not self._is_live:
             return

@@ -74,7 +74,12 @@ def test_the_listener_says_whether_it_is_awake(tone_bundle: Path, tone: Tone) ->
     rejected: list[Rejection] = []
     config = ListenerConfig(wake_for_s=2.0)
     listener = Listener(
-        Recognizer.load(tone_bundle), ["high"], config=config, rejected=rejected.append, voice=LoudIsSpeech(), wake="low"
+        Recognizer.load(tone_bundle),
+        ["high"],
+        config=config,
+        rejected=rejected.append,
+        voice=LoudIsSpeech(),
+        wake="low",
     )
     silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
 
