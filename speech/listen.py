@@ -162,8 +162,8 @@ class Session:
         raw = RawFormat(
             encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if channels is None else channels
         )
+        self.console.inform(f"listening to standard input, model {self.model}")
         recording = standard_input(raw, encoding is None, self.console.inform)
-        self.console.inform(f"listening to standard input at {recording.sample_rate_hz} Hz, model {self.model}")
         self._note_rate(recording.sample_rate_hz)
         self._listen(recording.blocks(self.rate), "standard input")
 
