@@ -75,8 +75,8 @@ TALK = (1.6, 1.0)
     ("pieces", "script", "decided"),
     [  # (seconds, probability of speech), the bundle's answers, what is decided
         ([QUIET], [], []),
-        ([QUIET, (0.4, 0.48), QUIET], [], []),
-        ([QUIET, (0.4, 0.52), QUIET], [YES], ["low"]),
+        ([QUIET, (0.4, 0.68), QUIET], [], []),
+        ([QUIET, (0.4, 0.72), QUIET], [YES], ["low"]),
         ([QUIET, (0.4, 1.0), QUIET], [("low", 0.59)], [Reason.UNSURE]),
         ([QUIET, (0.4, 1.0), QUIET], [NO], [Reason.ANOTHER_WORD]),
         ([QUIET, (0.4, 1.0), QUIET], [("_silence_", 0.9)], [Reason.NO_WORD]),
@@ -105,8 +105,8 @@ def test_what_is_heard_and_decided(
 WORD = (0.3, 1.0)
 SETTINGS: dict[str, tuple[list[tuple[float, float]], list[tuple[float, int]]]] = {
     "speech_probability": (
-        [QUIET, (0.4, 0.45), QUIET, (0.4, 0.55), QUIET, (0.4, 1.0)],
-        [(0.5, 2), (0.25, 3), (0.97, 1)],
+        [QUIET, (0.4, 0.6), QUIET, (0.4, 0.8), QUIET, (0.4, 1.0)],
+        [(0.7, 2), (0.35, 3), (0.97, 1)],
     ),
     "min_silence_s": ([QUIET, WORD, (0.16, 0.0), WORD, (0.32, 0.0), WORD], [(0.25, 2), (0.125, 3), (0.5, 1)]),
     "max_word_s": ([QUIET, (0.8, 1.0), QUIET, (1.35, 1.0), QUIET, (1.44, 1.0)], [(1.4, 2), (0.7, 0), (2.8, 3)]),
@@ -114,8 +114,8 @@ SETTINGS: dict[str, tuple[list[tuple[float, float]], list[tuple[float, int]]]] =
         [QUIET, TALK, (1.3, 0.0), WORD, (0.5, 0.0), WORD, (2.0, 0.0), WORD],
         [(2.0, 2), (1.0, 3), (4.0, 1)],
     ),
-    "gate_db": ([(3.0, 0.1), (0.4, 0.6), (3.0, 0.1), (0.4, 1.0)], [(3.0, 2), (17.0, 1), (21.0, 0)]),
-    "gate_floor_dbfs": ([QUIET, (0.4, 0.6), QUIET, (0.4, 1.0)], [(-75.0, 2), (-12.0, 1), (-6.0, 0)]),
+    "gate_db": ([(3.0, 0.1), (0.4, 0.72), (3.0, 0.1), (0.4, 1.0)], [(3.0, 2), (18.0, 1), (21.0, 0)]),
+    "gate_floor_dbfs": ([QUIET, (0.4, 0.72), QUIET, (0.4, 1.0)], [(-75.0, 2), (-11.0, 1), (-6.0, 0)]),
 }
 """Of each: a stream, and how many words are heard in it with the default and with other values."""
 
