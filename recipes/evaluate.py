@@ -2,7 +2,7 @@
 
 Protocols: `twelve` is the official 12-class test archive, `words` every word of a part of Speech Commands,
 `live` commands placed in long audio and heard through the Listener, `connected` sequences of commands (for a bundle
-with a CTC head), `speed` what it costs.
+with a CTC head), `own` words outside the vocabulary taught from some recordings, `speed` what it costs.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from recipes.connected import Connected, draw_connected, evaluate_connected
 from recipes.live import ALARMS, THRESHOLDS, Live, draw_live, evaluate_live
 from recipes.metrics import write_json
+from recipes.own import Own, draw_own, evaluate_own
 from recipes.report import Result, write_report
 from recipes.scenes import SCENES
 from recipes.speed import evaluate_speed
@@ -25,7 +26,7 @@ from speech.recognizer import Recognizer
 from speech.training.corpus import Corpus, index_others, index_words
 
 PARTS = ("training", "validation", "testing")
-PROTOCOLS = ("twelve", "words", "live", "connected", "speed")
+PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 
 
 def draw(result: Result, protocol: str, folder: Path) -> list[Path]:
@@ -44,6 +45,9 @@ def draw(result: Result, protocol: str, folder: Path) -> list[Path]:
     elif isinstance(result, Connected):
         targets = [folder / "connected.png"]
         draw_connected(result, targets[0])
+    elif isinstance(result, Own):
+        targets = [folder / "own.png"]
+        draw_own(result, targets[0])
     else:
         targets = []
     return targets
@@ -109,6 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
             names=arguments.scenes,
         ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
+        "own": lambda: evaluate_own(recognizer, corpus(), arguments.part),
         "speed": lambda: evaluate_speed(arguments.model),
     }
     folder = arguments.pictures or arguments.report

@@ -12,12 +12,13 @@ import soundfile
 from recipes.connected import Connected, error_rate
 from recipes.live import Live, Outcome
 from recipes.metrics import Share, summarize
+from recipes.own import Own
 from recipes.speed import Speed
 from recipes.words import Evaluation, Mistake
 from speech.bundle import BundleInfo
 from speech.training.clips import SAMPLE_RATE_HZ
 
-Result = Evaluation | Live | Connected | Speed
+Result = Evaluation | Live | Connected | Own | Speed
 
 HARDEST = 20
 """Clips with players: the errors of which the model was surest."""

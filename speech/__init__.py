@@ -10,22 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speech.activity import ListenerConfig
+    from speech.background import listen_async, listen_in_background
     from speech.errors import SpeechError
     from speech.listener import Listener
+    from speech.own_words import OwnWords
     from speech.recognizer import Recognizer
     from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Detection",
     "Examined",
     "Listener",
     "ListenerConfig",
+    "OwnWords",
     "Prediction",
     "Reason",
     "Recognizer",
     "Rejection",
     "SpeechError",
     "SpokenWord",
+    "__version__",
+    "listen_async",
+    "listen_in_background",
 ]
 
 _HOME = {
@@ -33,12 +41,15 @@ _HOME = {
     "Examined": "speech.results",
     "Listener": "speech.listener",
     "ListenerConfig": "speech.activity",
+    "OwnWords": "speech.own_words",
     "Prediction": "speech.results",
     "Reason": "speech.results",
     "Recognizer": "speech.recognizer",
     "Rejection": "speech.results",
     "SpeechError": "speech.errors",
     "SpokenWord": "speech.results",
+    "listen_async": "speech.background",
+    "listen_in_background": "speech.background",
 }
 
 

@@ -26,15 +26,16 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from speech import errors
 from speech.errors import ConfigError
 from speech.results import Detection
+from speech.settings import read_toml
 
 TAIL_BYTES = 4096
 """How much of each output of a command is kept."""
@@ -43,6 +44,8 @@ MESSAGE_LENGTH = 200
 GRACE_S = 0.5
 """Time between asking a command to end and killing it."""
 POLL_S = 0.02
+MOST_S = 10**9
+"""Longer times are no times: `inf` says what is meant."""
 
 Callback = Callable[[Detection], object]
 
@@ -67,6 +70,8 @@ class Action:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{field}={value!r} must be a number")
+            if isinstance(value, int) and abs(value) > MOST_S:
+                raise ConfigError(f"{field} must be at most {MOST_S}, or inf")
         if not self.cooldown_s >= 0:
             raise ConfigError(f"cooldown_s={self.cooldown_s} must not be negative")
         if not self.timeout_s > 0:
@@ -114,7 +119,7 @@ class Actions:
             if words is not None and word not in words:
                 raise ConfigError(f"[{word}] is not one of the words: {', '.join(words)}")
         self._actions = {word: a if isinstance(a, Action) else Action(a) for word, a in actions.items()}
-        self._tell = tell or _tell
+        self._tell = tell or errors.tell
         self._closing = threading.Event()
         self._runs: dict[str, _Run] = {}  # the last of each word
         self.reset()
@@ -122,12 +127,7 @@ class Actions:
     @classmethod
     def load(cls, path: str | Path, words: Sequence[str], tell: Callable[[str], None] | None = None) -> "Actions":
         """Read and check a TOML file.  Raises ConfigError with the file, the table and the key."""
-        try:
-            tables = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        tables = read_toml(path)
         try:
             return cls(_parse(tables), words, tell)
         except ConfigError as error:
@@ -309,7 +309,3 @@ def _one_line(text: str) -> str:
     """No line ends, no control characters, not too long."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

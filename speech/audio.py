@@ -1,6 +1,10 @@
-"""Any file that libsndfile reads -> mono float32 blocks; streaming resampler."""
+"""Samples of any layout, and whatever libsndfile reads -> mono float32 blocks; streaming resampler."""
 
-from collections.abc import Iterable, Iterator
+import numbers
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +13,104 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speech.errors import AudioError
+from speech.containers import (
+    ENCODINGS,
+    HEAD_BYTES,
+    MARK_BYTES,
+    MOST_CHANNELS,
+    OneWay,
+    RawFormat,
+    conversion,
+    is_container,
+    is_finished,
+    unreadable_kind,
+    whole,
+)
+from speech.errors import AudioError, tell
 
 Block = NDArray[np.float32]
 
+FEW_CHANNELS = 8
+"""Up to so many columns are channels, however few the rows."""
+LOUDEST = 256.0
+"""Samples above are no audio in -1..1, but integers that were converted without being scaled."""
+FILE_BLOCK_S = 0.1
+STREAM_BLOCK_S = 0.02
+"""A stream is handed on in blocks of this length: what has come is not kept waiting."""
 
-def as_mono(samples: NDArray[Any]) -> Block:
+
+def as_mono(samples: Any) -> Block:
     """Samples -> (time,) float32 in -1..1; channels are averaged.
 
     Args:
-        samples: (time,) or (time, channels), float in -1..1 or signed 16/32-bit integers.
+        samples: (time,), (time, channels) or (channels, time); float in -1..1 or signed 16/32-bit integers in any
+            byte order; an array, a sequence or a tensor that numpy can read.
     Raises:
         AudioError: for another shape or type, no samples, NaN or infinity.
     """
-    if samples.ndim not in (1, 2) or not samples.size:
-        raise AudioError(f"expected samples of shape (time,) or (time, channels), got {samples.shape}")
-    if samples.dtype in (np.int16, np.int32):
+    return _average(_time_first(as_array(samples)))
+
+
+def as_array(samples: Any) -> NDArray[Any]:
+    """Whatever numpy can read.  Raises AudioError for all else."""
+    try:
+        return np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:  # how ragged lists and tensors of a graph or a GPU refuse
+        raise AudioError(f"numpy can't read the samples as an array: {error}") from error
+
+
+def _time_first(samples: NDArray[Any]) -> NDArray[Any]:
+    """(time, channels) of any layout.  Raises AudioError where it can't be told."""
+    if samples.ndim == 1 and samples.size:
+        return samples[:, None]
+    if samples.ndim != 2 or not samples.size:
+        raise AudioError(
+            f"expected samples of shape (time,), (time, channels) or (channels, time), got {samples.shape}"
+        )
+    n_rows, n_columns = samples.shape
+    if n_columns <= FEW_CHANNELS or n_columns <= min(MOST_CHANNELS, n_rows):
+        return samples
+    if n_rows <= MOST_CHANNELS < n_columns:
+        return samples.T
+    raise AudioError(f"can't tell channels from time in samples of shape {samples.shape}; give (time,) or one channel")
+
+
+def _average(samples: NDArray[Any]) -> Block:
+    """(time, channels) of any type -> (time,) float32.  Raises AudioError for what is no audio."""
+    if samples.dtype.kind == "i" and samples.dtype.itemsize in (2, 4):
         samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    elif not np.issubdtype(samples.dtype, np.floating):
+    elif samples.dtype.kind != "f":
         raise AudioError(f"expected float, int16 or int32 samples, got {samples.dtype}")
-    mono = samples.astype(np.float32) if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        mono: Block = samples.astype(np.float32)[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise AudioError("the audio holds NaN or infinite samples")
+    peak = np.abs(mono).max(initial=0)
+    if peak > LOUDEST:
+        raise AudioError(f"expected samples in -1..1, got {peak:.0f}; divide 16-bit values by 32768")
     return mono
 
 
-def check_rate(sample_rate_hz: int) -> int:
-    """The rate itself; AudioError when no sound device or file has such a one."""
-    if not 1000 <= sample_rate_hz <= 768_000:
+def check_rate(sample_rate_hz: Any) -> int:
+    """The rate as an integer.  Raises AudioError for what is no number, or no rate of a sound device or file."""
+    if not isinstance(sample_rate_hz, numbers.Real):
+        raise AudioError(f"a sample rate must be a number of Hz, not {sample_rate_hz!r}")
+    rate_hz = float(sample_rate_hz)
+    if not 1000 <= rate_hz <= 768_000:
         raise AudioError(f"a sample rate of {sample_rate_hz} Hz is outside 1000..768000")
-    return sample_rate_hz
+    return round(rate_hz)
 
 
 def resample(waveform: Block, from_hz: int, to_hz: int) -> Block:
     """A whole waveform (time,) at another rate."""
-    if check_rate(from_hz) == to_hz:
-        return waveform
-    return soxr.resample(waveform, from_hz, to_hz).astype(np.float32)
+    from_hz, to_hz = check_rate(from_hz), check_rate(to_hz)
+    return waveform if from_hz == to_hz else soxr.resample(waveform, from_hz, to_hz).astype(np.float32)
 
 
 def resample_stream(blocks: Iterable[Block], from_hz: int, to_hz: int) -> Iterator[Block]:
     """Blocks at one rate -> blocks at another, without seams; memory does not grow."""
-    if check_rate(from_hz) == to_hz:
+    from_hz, to_hz = check_rate(from_hz), check_rate(to_hz)
+    if from_hz == to_hz:
         yield from blocks
         return
     stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
@@ -70,56 +130,179 @@ class ForwardFile(soundfile.SoundFile):
         return False
 
 
-def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = 0.1) -> Iterator[Block]:
+class Recording:
+    """An opened file or stream of audio; `blocks` reads it, once.
+
+    Args:
+        file: what libsndfile reads.
+        name: for messages.
+        source: the stream below the file, if it is one.
+    Raises:
+        AudioError: it holds no audio, or its header says what can't be.
+    """
+
+    def __init__(self, file: ForwardFile, name: str, source: OneWay | None = None) -> None:
+        self._file, self._name, self._source = file, name, source
+        try:
+            self.sample_rate_hz = check_rate(file.samplerate)
+            """The rate that it was recorded at."""
+            if not file.frames:
+                raise AudioError("it holds no audio")
+            if file.channels > MOST_CHANNELS:
+                raise AudioError(f"{file.channels} channels are more than the {MOST_CHANNELS} that can be read")
+        except AudioError as error:
+            file.close()
+            raise AudioError(f"{name}: {error}") from error
+
+    @property
+    def seconds(self) -> float | None:
+        """Length; None where it is not known before the end."""
+        return None if self._source else self._file.frames / self.sample_rate_hz
+
+    def blocks(self, sample_rate_hz: int, block_s: float | None = None) -> Iterator[Block]:
+        """Mono blocks at that rate, read as they are asked for.
+
+        Raises:
+            AudioError: while reading, when it is damaged or holds NaN.
+        """
+        block_s = block_s or (STREAM_BLOCK_S if self._source else FILE_BLOCK_S)
+        return resample_stream(self._decoded(block_s), self.sample_rate_hz, sample_rate_hz)
+
+    def _decoded(self, block_s: float) -> Iterator[Block]:
+        size, n_read = max(1, round(block_s * self.sample_rate_hz)), 0
+        with self._file as file:
+            try:
+                while len(samples := file.read(size, dtype="float32", always_2d=True)):
+                    n_read += len(samples)
+                    yield _average(samples)
+            except soundfile.LibsndfileError as error:
+                _check_source(self._source, self._name)
+                raise AudioError(f"{self._name} is damaged: {reason(error)}") from error
+            except AudioError as error:
+                raise AudioError(f"{self._name}: {error}") from error
+            _check_source(self._source, self._name)
+            self._check_length(n_read)
+
+    def _check_length(self, n_read: int) -> None:
+        """Raises AudioError when the decoder stopped before the end; the length of MPEG audio is an estimate."""
+        missing_s = (self._file.frames - n_read) / self.sample_rate_hz
+        if not self._source and missing_s > FILE_BLOCK_S and self._file.format not in ("MP3", "MPEG"):
+            end_s = n_read / self.sample_rate_hz
+            raise AudioError(f"{self._name} is damaged: nothing can be read after {end_s:.1f} s")
+
+
+def open_recording(path: str | Path) -> Recording:
+    """Open an audio file, or what comes through a named pipe, which is read once.
+
+    Raises:
+        AudioError: it is missing, a folder, empty or no audio.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and path.suffix.lower() != ".raw":  # by that name soundfile wants to be told the rate
+            with path.open("rb") as beginning:
+                head = beginning.read(HEAD_BYTES)
+            file = str(path) if sys.platform == "win32" else os.fsencode(path)  # a name may be no text at all
+            return Recording(_open(file, str(path), head), str(path))
+        if stat.S_ISDIR(mode):
+            raise AudioError(f"{path} is a folder; give audio files")
+        stream = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise AudioError(f"no such file: {path}") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}") from error
+    return open_stream(stream.read, str(path))
+
+
+def open_stream(
+    read: Callable[[int], bytes],
+    name: str,
+    raw: RawFormat | None = None,
+    sniff: bool = True,
+    tell: Callable[[str], None] = tell,
+) -> Recording:
+    """Open audio that comes once, as through a pipe; waits until its header has come.
+
+    Args:
+        read: up to that many bytes, at least one; none at the end.
+        name: for messages.
+        raw: what samples without a header are; default: they are refused.
+        sniff: look for a container that libsndfile reads.
+        tell: takes one line when nothing can be heard before its end.
+    Raises:
+        AudioError: it is empty or no audio.
+    """
+    settings = _settings(raw) if raw else {}
+    source = OneWay(read)
+    head = _head(source)
+    if not head:
+        raise AudioError(f"{name} holds no audio")
+    is_known = sniff and (is_container(head) or unreadable_kind(head) is not None)
+    if raw and not is_known:
+        recording = Recording(_open(source, name, b"", **settings), name, source)
+    elif is_finished(head):
+        tell(f"note: {name} is read to its end first; for live audio pipe in WAV or raw samples")
+        return Recording(_open(whole(source), name, head), name)
+    else:
+        recording = Recording(_open(source, name, head), name, source)
+    source.opened()
+    return recording
+
+
+def _head(source: OneWay) -> bytes:
+    """As many of the first bytes as it takes to know the container: raw samples are not kept waiting."""
+    head = source.peek(MARK_BYTES)
+    return source.peek(HEAD_BYTES) if head[:1] == b"\xff" or head.startswith(b"ID3") else head
+
+
+def _settings(raw: RawFormat) -> dict[str, Any]:
+    subtype, endian = ENCODINGS[raw.encoding]
+    return {
+        "samplerate": check_rate(raw.sample_rate_hz), "channels": raw.channels, "format": "RAW", "subtype": subtype,
+        "endian": endian,
+    }  # fmt: skip
+
+
+def _open(file: Any, name: str, head: bytes, **settings: Any) -> ForwardFile:
+    """Raises AudioError, with the way out for a format that libsndfile does not read."""
+    if kind := unreadable_kind(head):
+        raise AudioError(f"{name} is {kind}, which can't be read; {conversion(name)}")
+    try:
+        opened = ForwardFile(file, **settings)
+    except soundfile.LibsndfileError as error:
+        _check_source(file, name)
+        if Path(name).suffix.lower() in (".raw", ".pcm"):
+            way_out = "if these are raw samples: --stdin --rate HZ --format s16le < FILE"
+        else:
+            way_out = conversion(name)
+        raise AudioError(f"{name} can't be read as audio: {reason(error)}; {way_out}") from error
+    _check_source(file, name)
+    return opened
+
+
+def _check_source(file: Any, name: str) -> None:
+    """Raise what stopped a stream."""
+    error = file.error if isinstance(file, OneWay) else None
+    if isinstance(error, OSError):
+        raise AudioError(f"{name} can't be read: {error.strerror or error}") from error
+    if error:
+        raise error
+
+
+def reason(error: Exception) -> str:
+    """libsndfile's own words, without the path that the caller already names."""
+    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+
+
+def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = FILE_BLOCK_S) -> Iterator[Block]:
     """An audio file as mono blocks at `sample_rate_hz`, read as they are asked for.
 
     Raises:
         AudioError: at once when the file is missing, a folder, empty or no audio; while reading when the
             stream is damaged or holds NaN.
     """
-    path = Path(path)
-    file = _open(path)
-    if not file.frames:
-        file.close()
-        raise AudioError(f"{path} holds no audio")
-    return resample_stream(_decode(file, path, block_s), check_rate(file.samplerate), sample_rate_hz)
-
-
-def sample_rate_of(path: str | Path) -> int:
-    """The rate that a file was recorded at, in Hz.  Raises AudioError as `read_blocks` does at once."""
-    with _open(Path(path)) as file:
-        return int(file.samplerate)
-
-
-def _open(path: Path) -> ForwardFile:
-    try:
-        path.open("rb").close()
-        return ForwardFile(path)
-    except FileNotFoundError:
-        raise AudioError(f"no such file: {path}") from None
-    except IsADirectoryError:
-        raise AudioError(f"{path} is a folder; give audio files") from None
-    except OSError as error:
-        raise AudioError(f"{path} can't be opened: {error.strerror}") from error
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path} can't be read as audio: {reason(error)}") from error
-
-
-def _decode(file: ForwardFile, path: Path, block_s: float) -> Iterator[Block]:
-    size = max(1, round(block_s * file.samplerate))
-    with file:
-        try:
-            while len(samples := file.read(size, dtype="float32", always_2d=True)):
-                yield as_mono(samples)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path} is damaged: {reason(error)}") from error
-        except AudioError as error:
-            raise AudioError(f"{path}: {error}") from error
-
-
-def reason(error: Exception) -> str:
-    """libsndfile's own words, without the path that the caller already names."""
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return open_recording(path).blocks(sample_rate_hz, block_s)
 
 
 def read(path: str | Path, sample_rate_hz: int) -> Block:

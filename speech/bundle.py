@@ -17,6 +17,9 @@ UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
 HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
 """What scores may mean, and the labels that are no words."""
 
+LONGEST_S = 60.0
+"""No network was trained on longer waveforms."""
+
 _PREFIX = "speech."
 _LATER = ("thresholds", "step_s", "offset_s")  # fields that a bundle may lack
 
@@ -59,17 +62,26 @@ class BundleInfo:
         if self.head not in HEADS:
             raise BundleError(f"bundle with head {self.head!r}, but this version plays {', '.join(HEADS)}")
         needed = HEADS[self.head]
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise BundleError(f"bundle labels {list(self.labels)} must be text")
         if not set(needed) <= set(self.labels) or len(set(self.labels)) != len(self.labels):
             raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {' and '.join(needed)}")
-        if self.head == "ctc" and not self.step_s > 0:
+        if not self.words:
+            raise BundleError("bundle without words")
+        for name in ("features", "training", "figures", "thresholds"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise BundleError(f"bundle with {name}={getattr(self, name)!r}; expected a table")
+        if self.head == "ctc" and not 0 < self.step_s <= self.window_s:
             raise BundleError(f"bundle with head 'ctc' and step_s={self.step_s}")
         strange = set(self.thresholds) - set(self.words)
         if strange:
             raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
         if any(not 0 < value <= 1 for value in self.thresholds.values()):
             raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
-        if self.sample_rate_hz <= 0 or self.window_s <= 0 or not 0 < self.threshold <= 1:
+        if not (self.sample_rate_hz > 0 and 0 < self.window_s <= LONGEST_S and 0 < self.threshold <= 1):
             raise BundleError("bundle with a sample rate, window or threshold out of range")
+        if not 0 <= self.offset_s <= LONGEST_S:
+            raise BundleError(f"bundle with offset_s={self.offset_s}")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -105,5 +117,5 @@ class BundleInfo:
                 raise BundleError(f"damaged bundle: {_PREFIX}{name} is no JSON") from error
         try:
             return cls(**{**values, "labels": tuple(values["labels"])})
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:  # a value of another kind
             raise BundleError(f"damaged bundle: {error}") from error

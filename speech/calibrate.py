@@ -15,8 +15,6 @@ import os
 import signal
 import sys
 import threading
-import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +31,16 @@ from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.settings import read_toml
+from speech.sources import number_or_name
+from speech.status import settle_streams
 
 FLOOR = 0.3
 """Where the search begins with `allow_lower`."""
 HIGHEST = 0.99
 """A word that needs more than this can't be kept quiet by its threshold."""
+MINUTES = 60.0
+"""How long the microphone is listened to."""
 LEAST_S = 60.0
 """Less audio than this says nothing."""
 SILENT = 10 ** (-75 / 20)
@@ -221,29 +224,27 @@ def audio_files(path: Path) -> list[Path]:
 
 
 class Progress:
-    """A line on the terminal that is redrawn in place; nothing elsewhere."""
+    """How far it is, on a terminal; nothing elsewhere.
 
-    def __init__(self) -> None:
-        self._is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._drawn_s, self._is_drawn = -math.inf, False
+    Args:
+        total_s: audio to come; None where that is not known.
+    """
 
-    def show(self, text: str) -> None:
-        if self._is_live and time.monotonic() - self._drawn_s >= 0.2:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-            self._drawn_s, self._is_drawn = time.monotonic(), True
+    def __init__(self, total_s: float | None = None) -> None:
+        from tqdm import tqdm  # speech.listen, which starts at once, imports this module
+
+        self._bar = tqdm(total=total_s, unit=" s", disable=None, leave=False)
 
     def tell(self, text: str) -> None:
         """A line that stays."""
-        self.clear()
-        print(text, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._is_drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._is_drawn = False
+        self._bar.write(text, file=sys.stderr)
 
     def heard(self, heard_s: float, n_alarms: int) -> None:
-        self.show(f"listened to {heard_s / 60:.1f} min, {n_alarms} false alarms")
+        self._bar.set_postfix_str(f"{n_alarms} false alarms", refresh=False)
+        self._bar.update(round(heard_s) - self._bar.n)
+
+    def clear(self) -> None:
+        self._bar.close()
 
 
 @contextmanager
@@ -264,9 +265,8 @@ def first_interrupt() -> Iterator[threading.Event]:
 
 def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Iterator[Block]:
     """What a microphone hears for that long, or until Ctrl-C; nothing of it is kept."""
-    number_or_name = int(device) if device and device.isdigit() else device
     n_heard = 0
-    with Microphone(number_or_name, tell=progress.tell) as microphone, first_interrupt() as asked:
+    with Microphone(number_or_name(device), tell=progress.tell) as microphone, first_interrupt() as asked:
         progress.tell(
             f"listening on {microphone.device.name} for {minutes:g} min; no audio is kept; "
             "say no commands; Ctrl-C ends early"
@@ -318,12 +318,7 @@ def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: it can't be read, is malformed, names another word or a value outside 0..1.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("thresholds")
-    except OSError as error:
-        raise ConfigError(f"can't read the thresholds in {path}: {error.strerror}") from error
-    except ValueError as error:  # also UnicodeDecodeError and TOMLDecodeError
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    table = read_toml(path).get("thresholds")
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")
     for word, value in table.items():
@@ -343,7 +338,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.5, metavar="X", help="false alarms an hour (default: 0.5)")
     parser.add_argument("--audio", nargs="+", metavar="PATH", help="files or folders (default: the microphone)")
     parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
-    parser.add_argument("--minutes", type=float, metavar="N", help="how long to listen to the microphone (default: 60)")
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help=f"how long to listen to the microphone (default: {MINUTES:g})"
+    )
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--words", metavar="yes,no,...", help="only these (default: all the model knows)")
     parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, to {FLOOR} at the least")
@@ -369,7 +366,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
     if arguments.audio:
         source = Files(arguments.audio, rate, progress.tell)
     else:
-        source = [from_microphone(arguments.device, arguments.minutes or 60.0, rate, progress)]
+        source = [from_microphone(arguments.device, arguments.minutes or MINUTES, rate, progress)]
     result = calibrate(recognizer, source, arguments.budget, words, arguments.allow_lower, progress.heard)
     progress.clear()
     path = arguments.output or default_path()
@@ -390,7 +387,9 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
-    arguments, progress = parse(argv), Progress()
+    settle_streams()
+    arguments = parse(argv)
+    progress = Progress(None if arguments.audio else 60 * (arguments.minutes or MINUTES))
     try:
         return run(arguments, progress)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class SpeechError(Exception):
@@ -28,11 +29,18 @@ class DeviceError(SpeechError):
     """No sound device, or one that can't be used."""
 
 
+def tell(text: str) -> None:
+    """One line on stderr, where there is one: a program without a terminal may have none."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+
+
 def told(run: Callable[[], None]) -> int:
     """The exit status of a command: 0, or 1 when it failed for a reason that stderr then gives in one line."""
     try:
         run()
     except (SpeechError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     return 0

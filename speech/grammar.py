@@ -14,6 +14,8 @@ START, END = "_start_", "_end_"
 
 _LARGEST = 10_000  # states: a slip such as (a|b)* a (a|b)(a|b)... doubles them with every group
 _DEEPEST = 100  # parentheses
+_LONGEST = 3_000_000  # steps of compiling, some seconds of one core
+_TOO_LARGE = f"grammar with more than {_LARGEST} states or too many words; nest fewer * and + over shared words"
 _LEXEME = re.compile(r"#.*|[|()?*+]|[^\s|()?*+#]+|\Z")
 
 
@@ -30,7 +32,7 @@ class Grammar:
         follow: the places that may come next to each place.
         last: the places at which a sentence may end; 0 among them when it may be empty.
     Raises:
-        ConfigError: more than 10,000 states.
+        ConfigError: more than 10,000 states, or more work than a few seconds.
     """
 
     def __init__(self, words: Sequence[str], follow: Sequence[Collection[int]], last: Collection[int]) -> None:
@@ -39,16 +41,19 @@ class Grammar:
         states = {frozenset({0}): self.start}
         fresh = deque(states)
         self._edges: list[dict[str, int]] = []
+        n_steps = 0
         while fresh:
             targets: dict[str, set[int]] = {}
-            for place in frozenset[int]().union(*(self._follow[p] for p in fresh.popleft())):
+            next_places = [self._follow[place] for place in fresh.popleft()]
+            n_steps += sum(map(len, next_places))
+            for place in frozenset[int]().union(*next_places):
                 targets.setdefault(self._places[place], set()).add(place)
             for target in map(frozenset, targets.values()):
                 if target not in states:
                     states[target] = len(states)
                     fresh.append(target)
-            if len(states) > _LARGEST:
-                raise ConfigError(f"grammar with more than {_LARGEST} states; nest fewer * and + over shared words")
+            if len(states) > _LARGEST or n_steps > _LONGEST:
+                raise ConfigError(_TOO_LARGE)
             self._edges.append({word: states[frozenset(target)] for word, target in targets.items()})
         self._accepting = [bool(state & self._last) for state in states]
 
@@ -74,7 +79,10 @@ class Grammar:
         Raises:
             ConfigError: there are none.
         """
-        return cls.parse(f"({' | '.join(words)})*", words)
+        if not words:
+            raise ConfigError("a grammar needs words")
+        places = range(1, len(words) + 1)
+        return cls(["", *words], [places] * (len(words) + 1), range(len(words) + 1))
 
     @property
     def words(self) -> frozenset[str]:
@@ -127,7 +135,7 @@ class _Parser:
         self._lexemes = deque(match for match in _LEXEME.finditer(text) if not match[0].startswith("#"))
         self._places = [""]
         self._follow: list[set[int]] = [set()]
-        self._depth = 0
+        self._depth, self._n_links = 0, 0
 
     def grammar(self) -> Grammar:
         if not self._lexemes[0][0]:
@@ -194,6 +202,9 @@ class _Parser:
         return self._lexemes[0][0]
 
     def _link(self, before: Collection[int], after: Collection[int]) -> None:
+        self._n_links += len(before) * len(after)
+        if self._n_links > _LONGEST:
+            raise ConfigError(_TOO_LARGE)
         for place in before:
             self._follow[place].update(after)
 

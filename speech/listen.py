@@ -2,143 +2,49 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO
 
-import numpy as np
-
+from speech import channels
 from speech.actions import Actions
 from speech.activity import ListenerConfig
-from speech.audio import Block, as_mono, check_rate, read_blocks, resample_stream, sample_rate_of
+from speech.audio import Block, open_recording, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.containers import RawFormat
+from speech.devices import list_devices
+from speech.errors import AudioError, BundleError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
-from speech.microphone import Microphone, list_devices
+from speech.microphone import Microphone
+from speech.options import parse
+from speech.own_words import OwnWords
+from speech.pausing import Pauser
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
 from speech.results import Detection, Rejection
-from speech.status import Console
+from speech.settings import read_text
+from speech.sources import limited, number_or_name, paced, standard_input, until
+from speech.status import Console, settle_streams
 
 DEMO = Path(__file__).parent / "demo.flac"
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """They end the program."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; exits with status 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="speech-listen",
-        description="Print the commands that are spoken, offline.  Without a source: the default microphone.",
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
-    source.add_argument("--file", nargs="+", metavar="PATH", help="audio files instead of the microphone")
-    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
-    source.add_argument("--demo", action="store_true", help="a recording that ships with the package, in real time")
-    source.add_argument("--list-devices", action="store_true", help="show the input devices and exit")
-    parser.add_argument("--rate", type=int, metavar="HZ", help="sample rate of --stdin (default: 16000 Hz)")
-    parser.add_argument("--realtime", action="store_true", help="pace --file like a microphone")
-    parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    parser.add_argument("--words", metavar="yes,no,...", help="report only these (default: all the model knows)")
-    parser.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
-    parser.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
-    parser.add_argument(
-        "--after-talk", type=float, metavar="S",
-        help=f"time after talk in which commands are rejected (default: {ListenerConfig.after_talk_s} s); "
-        "0 hears a command right after a sentence, but more in a television",
-    )  # fmt: skip
-    parser.add_argument("--pause", type=float, dest="after_talk", help=argparse.SUPPRESS)  # its name up to 0.1
-    parser.add_argument(
-        "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
-    )
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds of audio")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument(
-        "--rejected", action="store_true", help="with --json: also the utterances that were not reported, and why"
-    )
-    parser.add_argument("--actions", metavar="FILE.toml", help="what each word sets off; see speech/actions.py")
-    parser.add_argument("--record", metavar="DIR", help="keep the audio of each command, and of what nearly was one")
-    parser.add_argument("--no-reconnect", action="store_true", help="end when the microphone goes away")
-    parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
-    arguments = parser.parse_args(argv)
-    if arguments.rate is not None and not arguments.stdin:
-        parser.error("--rate belongs to --stdin; files and devices know their rate")
-    if arguments.thresholds and arguments.threshold is not None:
-        parser.error("--threshold and --thresholds exclude each other")
-    if arguments.realtime and not arguments.file:
-        parser.error("--realtime belongs to --file")
-    if arguments.no_reconnect and (arguments.file or arguments.stdin or arguments.demo):
-        parser.error("--no-reconnect belongs to the microphone")
-    if arguments.rejected and not arguments.json:
-        parser.error("--rejected belongs to --json")
-    if arguments.seconds is not None and not arguments.seconds > 0:
-        parser.error("--seconds must be positive")
-    if arguments.stdin and sys.stdin.isatty():
-        parser.error(
-            "--stdin expects audio from a pipe, as in: arecord -t raw -f S16_LE -r 16000 | speech-listen --stdin"
-        )
-    return arguments
-
-
-def stdin_blocks(stream: IO[bytes], rate_hz: int, to_hz: int) -> Iterator[Block]:
-    """Raw 16-bit samples -> blocks, each as soon as it has come."""
-
-    def decoded() -> Iterator[Block]:
-        odd = b""
-        while data := os.read(stream.fileno(), 4096):
-            data = odd + data
-            whole = len(data) // 2 * 2
-            odd = data[whole:]
-            yield as_mono(np.frombuffer(data[:whole], "<i2").astype(np.int16))
-
-    return resample_stream(decoded(), check_rate(rate_hz), to_hz)
-
-
-def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
-    """Hand each block out when a microphone would have recorded it."""
-    begin, given = time.monotonic(), 0
-    for block in blocks:
-        given += len(block)
-        time.sleep(max(0.0, begin + given / rate_hz - time.monotonic()))
-        yield block
-
-
-def limited(blocks: Iterable[Block], n_samples: int | None) -> Iterator[Block]:
-    """The first `n_samples` of a stream; all of it for None."""
-    for block in blocks:
-        if n_samples is not None:
-            block, n_samples = block[:n_samples], n_samples - len(block)
-        yield block
-        if n_samples is not None and n_samples <= 0:
-            return
-
-
-def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
-    """End a stream that is only waiting (empty blocks) after that time; None: never."""
-    end = time.monotonic() + (float("inf") if seconds is None else seconds)
-    for block in blocks:
-        if not len(block) and time.monotonic() > end:
-            return
-        yield block
-
-
 def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
     """A grammar that is spelled out or lies in a file; in a stream its sentences follow one another."""
-    path = Path(text_or_path)
     try:
-        text = path.read_text("utf-8") if path.is_file() else text_or_path
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-    return Grammar.parse(text, words).repeated()
+        is_file = Path(text_or_path).exists() and not Path(text_or_path).is_dir()
+    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+        is_file = False
+    return Grammar.parse(read_text(text_or_path) if is_file else text_or_path, words).repeated()
 
 
 def as_json(found: Detection | Rejection, file: str | None) -> str:
@@ -166,25 +72,49 @@ def show_devices(as_json: bool, console: Console) -> None:
         if as_json:
             print(json.dumps(asdict(device)))
         else:
-            print(f"{mark} {device.number:3}  {device.name}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
+            print(f"{mark} {device.number:3}  {device}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
     if not devices:
         console.tell("no input device")
+
+
+def load_recognizer(arguments: argparse.Namespace, console: Console) -> Recognizer:
+    """The bundle, with the person's own words if there are any and the bundle can hear them."""
+    recognizer = Recognizer.load(arguments.model)
+    own = OwnWords.load(arguments.own or None)
+    if arguments.no_own or (arguments.own is None and recognizer.info.head == "ctc"):
+        return recognizer
+    if arguments.own is not None and not len(own) and not own.notices:
+        raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
+    try:
+        recognizer.hear_also(own)
+    except BundleError as error:
+        if arguments.own is not None:
+            raise
+        own.notices.append(f"your own words are not heard: {error}")
+    for notice in own.notices:
+        console.tell(f"note: {notice}")
+    if recognizer.own:
+        console.inform(f"own words: {', '.join(own.names)}")
+    return recognizer
 
 
 class Session:
     """One run of the program: the listener, what it has heard, and what that sets off."""
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
-        recognizer = Recognizer.load(arguments.model)
+        recognizer = load_recognizer(arguments, console)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
         threshold: float | dict[str, float] | None = arguments.threshold
         if arguments.thresholds:
-            threshold = load_thresholds(arguments.thresholds, recognizer.info.words)
+            threshold = load_thresholds(arguments.thresholds, recognizer.words)
         config = ListenerConfig()
         if arguments.after_talk is not None:
             config = replace(config, after_talk_s=arguments.after_talk)
-        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject)
+        if arguments.wake_for is not None:
+            config = replace(config, wake_for_s=arguments.wake_for)
+        wake = " ".join(arguments.wake.lower().split()) if arguments.wake else None
+        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject, wake=wake)
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None
@@ -192,23 +122,22 @@ class Session:
             self.actions = Actions.load(arguments.actions, tuple(self.listener.thresholds), console.tell)
         if arguments.record:
             self.recorder = Recorder(arguments.record, self.rate, {"model": str(self.model)}, console.tell)
+        self.pauser = Pauser(self.listener, path=arguments.pause_file, changed=self._note_pause)
+        self.channel = channels.parse(arguments.channel or "best")
         self.n_detections, self.n_heard, self.failed = 0, 0, False
         self.overflows: int | None = None
 
     def run(self) -> int:
         """Listen to the source until it ends and wait for what it set off; the exit status."""
         arguments = self.arguments
-        if arguments.file:
+        if arguments.stdin:
+            self._standard_input()
+        elif arguments.file:
             for path in arguments.file:
                 self._file(path)
         elif arguments.demo:
             self.console.inform(f"listening to the demo recording, model {self.model}")
             self._listen(paced(read_blocks(DEMO, self.rate), self.rate), DEMO.name)
-        elif arguments.stdin:
-            rate = self.rate if arguments.rate is None else arguments.rate
-            self.console.inform(f"listening to standard input at {rate} Hz, model {self.model}")
-            self._note_rate(rate)
-            self._listen(stdin_blocks(sys.stdin.buffer, rate, self.rate), "standard input")
         else:
             self._microphone()
         if self.actions:
@@ -217,12 +146,26 @@ class Session:
 
     def _file(self, path: str) -> None:
         try:
-            blocks = read_blocks(path, self.rate)
-            self._note_rate(sample_rate_of(path))
-            self._listen(paced(blocks, self.rate) if self.arguments.realtime else blocks, path)
+            recording = standard_input(RawFormat(), tell=self.console.inform) if path == "-" else open_recording(path)
+            self._note_rate(recording.sample_rate_hz)
+            blocks = recording.blocks(self.rate)
+            if self.arguments.realtime:
+                self._listen(paced(blocks, self.rate), path)
+            else:
+                self._listen(blocks, path, recording.seconds)
         except AudioError as error:
             self.console.tell(f"error: {error}")
             self.failed = True  # the other files are still listened to
+
+    def _standard_input(self) -> None:
+        encoding, rate_hz, channels = self.arguments.format, self.arguments.rate, self.arguments.channels
+        raw = RawFormat(
+            encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if channels is None else channels
+        )
+        recording = standard_input(raw, encoding is None, self.console.inform)
+        self.console.inform(f"listening to standard input at {recording.sample_rate_hz} Hz, model {self.model}")
+        self._note_rate(recording.sample_rate_hz)
+        self._listen(recording.blocks(self.rate), "standard input")
 
     def _note_rate(self, rate_hz: int) -> None:
         if rate_hz < self.rate:
@@ -231,35 +174,46 @@ class Session:
             )
 
     def _microphone(self) -> None:
-        wanted, seconds = self.arguments.device, self.arguments.seconds
-        number_or_name = int(wanted) if wanted and wanted.isdigit() else wanted
-        with Microphone(number_or_name, not self.arguments.no_reconnect, self.console.tell) as microphone:
-            device = microphone.device
+        device, seconds = number_or_name(self.arguments.device), self.arguments.seconds
+        reconnect, wait = not self.arguments.no_reconnect, self.arguments.wait
+        with Microphone(device, reconnect, self.console.tell, self.channel, wait) as microphone:
+            found, self.pauser.discard = microphone.device, microphone.discard
             self.console.inform(
-                f"listening on {device.name} at {device.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
+                f"listening on {found.name} at {found.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
             )
-            self._note_rate(device.sample_rate_hz)
+            self._note_rate(found.sample_rate_hz)
             try:
-                self._listen(until(microphone.blocks(self.rate), seconds), device.name)
+                self._listen(until(microphone.blocks(self.rate), seconds), found.name)
             finally:
                 self.overflows = microphone.overflows
 
-    def _listen(self, blocks: Iterable[Block], source: str) -> None:
+    def _note_pause(self, is_paused: bool) -> None:
+        self.console.inform("paused" if is_paused else "listening again")
+
+    def _listen(self, blocks: Iterable[Block], source: str, seconds: float | None = None) -> None:
+        """Hear a source; `seconds` is the length of one that is heard as fast as it goes."""
         self.listener.reset()
+        self.console.begin(min(seconds, self.arguments.seconds or math.inf) if seconds else None)
         self.source = source
         if self.actions:
             self.actions.reset()
         if self.recorder:
             self.recorder.reset()
             self.recorder.about["source"] = source
-        seconds = self.arguments.seconds
-        for block in limited(blocks, None if seconds is None else round(seconds * self.rate)):
+        for block in limited(blocks, self.arguments.seconds, self.rate):
             self.n_heard += len(block)
+            block = self.pauser.let_through(block)
             if self.recorder:
                 self.recorder.feed(block)
             self._react(self.listener.feed(block))
-            self.console.heard(block)
+            self.console.sign = self._sign
+            self.console.heard(block, self.listener.heard_s)
         self._react(self.listener.flush())
+
+    @property
+    def _sign(self) -> str:
+        """For the status line: whether commands are heard, where that depends on a wake word."""
+        return "" if not self.arguments.wake else "awake " if self.listener.is_awake else "asleep"
 
     @property
     def _file_name(self) -> str | None:
@@ -311,8 +265,15 @@ def watch_signals() -> None:
             signal.signal(kind, interrupt)
 
 
+def watch_pause(pauser: Pauser) -> None:
+    """Pause, and listen again, at SIGUSR1."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: pauser.toggle())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    settle_streams()
     arguments = parse(argv)
     console = Console(arguments.quiet)
     watch_signals()
@@ -323,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             session = Session(arguments, console)
             at_end.callback(session.end)
+            watch_pause(session.pauser)
             return session.run()
         except KeyboardInterrupt:
             return 0
@@ -343,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def drop_stdout() -> None:
     """Let what is still to be written vanish, so that Python does not try again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.audio import Block, as_mono
+from speech.audio import Block, as_array, as_mono
 from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
@@ -25,6 +25,7 @@ class Listener:
         rejected: called with each utterance that is not reported, and why.
         examined: called with each utterance, its audio and scores.
         voice: tells speech from other sound; default: Silero VAD.
+        wake: a word after which commands are heard for `config.wake_for_s`, and not otherwise.
     Raises:
         ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range; a bundle at
             another rate than `SAMPLE_RATE_HZ`.
@@ -40,17 +41,23 @@ class Listener:
         rejected: Callable[[Rejection], None] | None = None,
         examined: Callable[[Examined], None] | None = None,
         voice: SpeechDetector | None = None,
+        wake: str | None = None,
     ) -> None:
         if recognizer.info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ConfigError(
                 f"a bundle at {recognizer.info.sample_rate_hz} Hz; streams are heard at {SAMPLE_RATE_HZ} Hz"
             )
         self.recognizer, self.config = recognizer, config
+        if wake is not None and words is not None and wake not in words:
+            words = [*words, wake]
         self.thresholds = thresholds_for(recognizer, words, threshold)
+        if wake is not None and wake not in self.thresholds:
+            thresholds_for(recognizer, [wake], None)  # raises and names those that there are
         reader = reader_for(recognizer, self.thresholds, config, grammar)
         self._segmenter = Segmenter(config, reader.max_s, voice)
-        self._decision = Decision(reader, config)
+        self._decision = Decision(reader, config, wake)
         self._rejected, self._examined = rejected, examined
+        self._is_paused = False
         self.reset()
 
     def reset(self) -> None:
@@ -58,6 +65,7 @@ class Listener:
         self._rest: list[Block] = []  # less than a hop in all
         self._n_rest = 0
         self._fed = 0
+        self._deaf_until = 0
         self._segmenter.reset()
         self._decision.reset()
 
@@ -71,6 +79,24 @@ class Listener:
         """Whether somebody is speaking, as far as is known."""
         return self._segmenter.is_open
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether a command would be heard now: always without a wake word."""
+        return self._decision.is_awake(self._fed)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether what is fed is not heard."""
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Hear nothing of what is fed from now on, nor the utterance that is being spoken; time runs on."""
+        self._is_paused, self._deaf_until = True, self._fed
+
+    def resume(self) -> None:
+        """Hear again what is fed from now on."""
+        self._is_paused = False
+
     def feed(self, block: Block) -> list[Detection]:
         """Take the next samples.
 
@@ -81,11 +107,13 @@ class Listener:
         Raises:
             AudioError: NaN, infinity or another type.
         """
-        block = np.asarray(block)
+        block = as_array(block)
         if not block.size:
             return []
         block = as_mono(block)
         self._fed += len(block)
+        if self._is_paused:
+            block, self._deaf_until = np.zeros_like(block), self._fed
         self._rest.append(block)
         self._n_rest += len(block)
         if self._n_rest < HOP:
@@ -119,7 +147,7 @@ class Listener:
         return detections
 
     def _decide(self, utterance: Utterance | None) -> list[Detection]:
-        if utterance is None:
+        if utterance is None or utterance.start <= self._deaf_until - HOP:  # a hop may lie on both sides of it
             return []
         examined = self._decision.decide(utterance, self._fed)
         if self._examined:

@@ -1,26 +1,27 @@
 """A sound device as a context manager that yields blocks, and is waited for when it goes away."""
 
 import atexit
-import glob
-import os
 import queue
-import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speech.audio import Block, as_mono, resample_stream
+from speech import channels, errors
+from speech.audio import Block, resample_stream
+from speech.devices import (
+    BLOCK_S,
+    InputDevice,
+    Stream,
+    choose,
+    exclusive_and_hushed,
+    look_again,
+    same_device,
+    sounddevice,
+)
 from speech.errors import DeviceError
 
-BLOCK_S = 0.04
 POLL_S = 0.1
 PATIENCE_S = 3.0
 """Seconds without a block after which the device counts as gone."""
@@ -30,104 +31,12 @@ OPEN_S, CLOSE_S = 10.0, 2.0
 """Seconds that the sound system gets to open and to close the device; a hanging server takes longer."""
 GAP_S = 1.0
 """Silence in place of the time in which the device was gone, so that no word is made of two halves."""
-BACKLOG_S = 10.0
-"""Seconds of audio kept while nobody asks for it."""
 STRETCH_S, TOLERANCE_S = 2.0, 0.2
 """How the clock finds losses: compared from one stretch of audio to the next, those above the tolerance."""
 REPEAT_S = 10.0
 """Seconds between two warnings about lost audio."""
-UNAVAILABLE = -9985
-"""PortAudio's code for a device that another program holds."""
-
-
-@dataclass(frozen=True)
-class InputDevice:
-    """A device that can record."""
-
-    number: int
-    name: str
-    channels: int
-    sample_rate_hz: int
-    """The device's own rate."""
-    is_default: bool
-
-
-def sounddevice() -> ModuleType:
-    """The PortAudio binding, loaded only when a device is wanted.
-
-    Raises:
-        DeviceError: when the PortAudio library is missing; says how to install it.
-    """
-    try:
-        import sounddevice as module
-    except OSError as error:
-        raise DeviceError(
-            "the PortAudio library is missing: install it (Debian, Ubuntu: apt-get install libportaudio2; "
-            "Fedora: dnf install portaudio); --file and --stdin work without it"
-        ) from error
-    found: ModuleType = module
-    return found
-
-
-def list_devices() -> list[InputDevice]:
-    """All devices that can record, by number.  Raises DeviceError without PortAudio or a sound system."""
-    module = sounddevice()
-    try:
-        devices, default = module.query_devices(), module.default.device[0]
-    except module.PortAudioError as error:
-        raise DeviceError(f"the sound system can't be asked for devices: {error.args[0]}") from error
-    return [
-        InputDevice(n, found["name"], found["max_input_channels"], round(found["default_samplerate"]), n == default)
-        for n, found in enumerate(devices)
-        if found["max_input_channels"] > 0
-    ]
-
-
-def choose(device: int | str | None) -> InputDevice:
-    """The device of a number, the one whose name contains a text (case ignored), or the default one.
-
-    Raises:
-        DeviceError: none or several fit.
-    """
-    devices = list_devices()
-    if not devices:
-        raise DeviceError(f"no input device: {_why_none()}, or use --file or --stdin")
-    if device is None:
-        fitting = [d for d in devices if d.is_default] or devices[:1]
-    elif isinstance(device, int):
-        fitting = [d for d in devices if d.number == device]
-    else:
-        exact = [d for d in devices if d.name.lower() == device.lower()]
-        fitting = exact or [d for d in devices if device.lower() in d.name.lower()]
-    if len(fitting) != 1:
-        problem = "no input device" if not fitting else f"{len(fitting)} input devices"
-        raise DeviceError(f"{problem} for {device!r}; --list-devices shows them")
-    return fitting[0]
-
-
-def _why_none() -> str:
-    nodes = glob.glob("/dev/snd/pcm*c")
-    if nodes and not any(os.access(node, os.R_OK | os.W_OK) for node in nodes):
-        return "you may not use the sound devices; add yourself to their group (sudo usermod -aG audio $USER)"
-    return "plug in a microphone or start the sound server"
-
-
-def _what_to_do(error: Exception) -> str:
-    """PortAudio's reason why a device can't be opened, and the way out."""
-    text, code, host = (*error.args, None, None)[:3]
-    reason = host[2] if host and host[2] else text  # the host's own words say more
-    if code == UNAVAILABLE or "busy" in reason.lower():
-        return f"{reason}; another program may hold it: close that, or choose another --device"
-    if "permission" in reason.lower():
-        return f"{reason}; allow this program or user to use the microphone"
-    return f"{reason}; --list-devices shows the others"
-
-
-def _now_s() -> float:
-    """A clock that goes on while the machine sleeps, where there is one."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+SILENT_S, SILENT_LEVEL = 5.0, 2**-15
+"""Time after which a device without any sound is reported, and how little counts as none: one step of 16 bits."""
 
 
 class _Task(threading.Thread):
@@ -153,54 +62,6 @@ class _Task(threading.Thread):
         return not self.is_alive()
 
 
-class _Stream:
-    """An open stream of one device, filled by PortAudio's own thread.  Raises DeviceError."""
-
-    def __init__(self, device: InputDevice) -> None:
-        self.device = device
-        self.blocks: queue.Queue[tuple[float, int, NDArray[np.float32]]] = queue.Queue(round(BACKLOG_S / BLOCK_S))
-        """When a block came, the frames up to its end, its samples (time, channels)."""
-        self.n_frames, self.n_dropped, self.n_overflows = 0, 0, 0
-        self.has_ended = threading.Event()
-        module = sounddevice()
-        channels = sorted({1, min(2, device.channels)})  # some hardware refuses to record in mono
-        for n_channels in channels:
-            try:
-                self._stream = module.InputStream(
-                    samplerate=device.sample_rate_hz,
-                    blocksize=round(BLOCK_S * device.sample_rate_hz),
-                    device=device.number,
-                    channels=n_channels,
-                    dtype="float32",
-                    callback=self._callback,
-                    finished_callback=self.has_ended.set,
-                )
-                self._stream.start()
-                return
-            except (module.PortAudioError, ValueError) as error:
-                if n_channels == channels[-1]:
-                    raise DeviceError(f"can't record from {device.name!r}: {_what_to_do(error)}") from error
-
-    def _callback(self, samples: NDArray[np.float32], n_frames: int, _: Any, status: Any) -> None:
-        self.n_frames += n_frames
-        self.n_overflows += bool(status.input_overflow)
-        try:
-            self.blocks.put_nowait((_now_s(), self.n_frames, samples.copy()))
-        except queue.Full:
-            self.n_dropped += n_frames
-
-    def delivers(self) -> bool:
-        """Wait for the first block; whether it came."""
-        for _ in range(round(PATIENCE_S / POLL_S)):
-            if self.n_frames or self.has_ended.wait(POLL_S):
-                break
-        return bool(self.n_frames)
-
-    def close(self) -> None:
-        if not self._stream.closed:
-            self._stream.close(ignore_errors=True)
-
-
 class _Losses:
     """Audio that was lost: told by the driver, dropped here, or missing when compared with the clock.
 
@@ -213,7 +74,7 @@ class _Losses:
         self._tell, self._told, self._told_s = tell, "", -float("inf")
         self.n_times, self.lost_s = 0, 0.0
 
-    def watch(self, stream: _Stream) -> None:
+    def watch(self, stream: Stream) -> None:
         """Begin with a newly opened stream."""
         self._stream, self._rate = stream, stream.device.sample_rate_hz
         self._known = (0, 0)
@@ -258,37 +119,84 @@ class _Losses:
             self._told, self._told_s = text, now_s
 
 
+class _Silence:
+    """Reports a device that delivers blocks without any sound in them, once for each time that it is opened."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def watch(self, device: InputDevice) -> None:
+        """Begin with a newly opened device."""
+        self._device, self._silent_s, self._is_reported = device, 0.0, False
+
+    def check(self, block: Block) -> None:
+        """Look at the next block (time,), at the device's rate."""
+        is_silent = np.ptp(block) <= 2 * SILENT_LEVEL
+        self._silent_s = self._silent_s + len(block) / self._device.sample_rate_hz if is_silent else 0.0
+        if self._silent_s >= SILENT_S and not self._is_reported:
+            self._is_reported = True
+            self._tell(
+                f"warning: {self._device.name!r} has delivered nothing but silence for {SILENT_S:.0f} s: is it muted, "
+                "or its level at zero?  Look in the sound settings, or choose another --device or --channel"
+            )
+
+
+class _Session:
+    """One use of a microphone, from when it is entered to when it is left."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.task: _Task | None = None
+        self.is_over = threading.Event()
+
+
 class Microphone:
-    """An open input device.
+    """An input device; it can be used several times, one after the other.
 
     Captures at the device's own rate (many refuse 16 kHz) and yields mono blocks at the rate asked for.
 
         with Microphone() as microphone:
             for block in microphone.blocks(16000): ...
 
+    Several microphones, and streams of the program's own by way of `sounddevice`, live side by side.  As long as
+    another is open, only devices that were there before can be found again: PortAudio looks for new ones only when
+    nothing is open.
+
     Args:
-        device: number, part of a name, or None for the default.
+        device: number, (part of) a name, or None for the default; see `devices.choose`.
         reconnect: wait for a device that goes away, and take it up again by its name or as the default.  Each look
             for it points file descriptor 2 at nothing while it lasts, as sound libraries complain there.
-        tell: takes one line about a device that went or came, or about lost audio; default: prints it on stderr.
+        tell: takes one line about a device that went, came or is silent, or about lost audio; default: prints it on
+            stderr.
+        channel: which channel of the device, from 1 on, `"mix"` for their mean, or `"best"`: see `channels.Picker`.
+        wait: on entering, wait for a device that is not there yet.
     Raises:
-        DeviceError: on entering, when there is no such device or it can't be opened; while reading, when it
-            stops delivering and is not to be waited for.
+        ConfigError: no such channel.
+        DeviceError: on entering, when it is open already, or there is no such device or it can't be opened; while
+            reading, when it stops delivering and is not to be waited for.
     """
 
     def __init__(
-        self, device: int | str | None = None, reconnect: bool = True, tell: Callable[[str], None] | None = None
+        self,
+        device: int | str | None = None,
+        reconnect: bool = True,
+        tell: Callable[[str], None] | None = None,
+        channel: channels.Channel = "best",
+        wait: bool = False,
     ) -> None:
-        self._wanted, self._reconnect, self._tell = device, reconnect, tell or _tell
-        self._losses = _Losses(self._tell)
-        self._stream: _Stream | None = None
-        self._stopping = threading.Event()
+        self._wanted, self._reconnect, self._tell, self.wait = device, reconnect, tell or errors.tell, wait
+        self._channel = channels.check(channel)
+        self._losses, self._silence = _Losses(self._tell), _Silence(self._tell)
+        self._device: InputDevice | None = None
+        self._session: _Session | None = None
+        self._entering = threading.Lock()
 
     @property
     def device(self) -> InputDevice:
-        """The one that is open, or was when it went away."""
-        assert self._stream, "only within `with`"
-        return self._stream.device
+        """The one that is open, or was last."""
+        if not self._device:
+            raise DeviceError("the microphone has not been opened: use it in a `with` statement")
+        return self._device
 
     @property
     def overflows(self) -> int:
@@ -296,124 +204,158 @@ class Microphone:
         return self._losses.n_times
 
     def __enter__(self) -> "Microphone":
-        self._task = _Task(self._open)
+        with self._entering:
+            if self._session:
+                raise DeviceError("this microphone is open already; use one Microphone for each `with` statement")
+            session = self._session = _Session()
+        session.task = _Task(lambda: self._open(session))
         try:
-            if not self._task.ended(OPEN_S):
+            if not session.task.ended(OPEN_S) and not self.wait:
                 raise DeviceError("the sound system does not answer: restart its server, or use --file or --stdin")
+            while not session.task.ended(POLL_S):
+                pass
         except BaseException:
-            self._close()
+            self.close()
             raise
         return self
 
-    def _open(self) -> None:
-        self._stream = _Stream(choose(self._wanted))
-
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
-        self._stopping.set()
-        if not _Task(self._close_stream).ended(CLOSE_S):
-            at_exit: Any = getattr(sys.modules.get("sounddevice"), "_exit_handler", None)
-            atexit.unregister(at_exit)  # it would hang as well
+    def _open(self, session: _Session) -> None:
+        try:
+            self._take(session, Stream(choose(self._wanted), self._n_needed))
+            return
+        except DeviceError as error:
+            problem = str(error)
+            sounddevice()  # without it there is nothing to wait for
+        if self.wait:
+            self._tell(f"{problem}; waiting for it")
+            self._find(session, lambda: choose(self._wanted))
+            return
+        with exclusive_and_hushed():
+            look_again()  # it may have come since the program began
+            self._take(session, Stream(choose(self._wanted), self._n_needed))
 
-    def _close_stream(self) -> None:
-        self._task.join()
-        if self._stream:
-            self._stream.close()
+    def _take(self, session: _Session, stream: Stream) -> None:
+        session.stream, self._device = stream, stream.device
+
+    @property
+    def _n_needed(self) -> int:
+        return self._channel if isinstance(self._channel, int) else 1
+
+    def close(self) -> None:
+        """End its use, from any thread; its blocks end."""
+        session, self._session = self._session, None
+        if not session:
+            return
+        session.is_over.set()
+        if not _Task(lambda: _close_stream(session)).ended(CLOSE_S):
+            at_exit = getattr(sys.modules.get("sounddevice"), "_exit_handler", None)
+            atexit.unregister(at_exit or print)  # it would hang as well
 
     def blocks(self, sample_rate_hz: int) -> Iterator[Block]:
-        """Mono blocks (time,) at `sample_rate_hz`, without end.
+        """Mono blocks (time,) at `sample_rate_hz`, until the microphone is left.
 
         While a device is waited for, and only then, empty blocks come, ten a second; then a second of silence, and
         on it goes.
+
+        Raises:
+            DeviceError: outside of `with`.
         """
+        if not self._session:
+            raise DeviceError("the microphone is not open: use it in a `with` statement")
+        return self._blocks(self._session, sample_rate_hz)
+
+    def _blocks(self, session: _Session, sample_rate_hz: int) -> Iterator[Block]:
         while True:
-            yield from filter(len, resample_stream(self._captured(), self.device.sample_rate_hz, sample_rate_hz))
+            rate_hz = self.device.sample_rate_hz
+            yield from filter(len, resample_stream(self._captured(session), rate_hz, sample_rate_hz))
+            if session.is_over.is_set():
+                return
             gone = f"{self.device.name!r} stopped delivering audio"
             if not self._reconnect:
                 raise DeviceError(f"{gone}: was it unplugged?")
             self._tell(f"{gone}; waiting for it")
-            self._task = _Task(self._find_again)
-            while not self._task.ended(POLL_S):
+            session.task = _Task(lambda: self._find_again(session))
+            while not session.task.ended(POLL_S):
                 yield np.zeros(0, np.float32)
+            if session.is_over.is_set():
+                return
             self._tell(f"{self.device.name!r} is back, at {self.device.sample_rate_hz} Hz")
             yield np.zeros(round(GAP_S * sample_rate_hz), np.float32)
 
-    def _captured(self) -> Iterator[Block]:
+    def discard(self) -> None:
+        """Turn what was captured up to now, and has not been read yet, into silence."""
+        if self._session and self._session.stream:
+            self._session.stream.discard()
+
+    def _captured(self, session: _Session) -> Iterator[Block]:
         """What the open stream delivers, until it ends or is silent for too long."""
-        stream, silent_s = self._stream, 0.0
+        stream, waited_s = session.stream, 0.0
         assert stream
         self._losses.watch(stream)
-        while silent_s < PATIENCE_S:
+        self._silence.watch(stream.device)
+        picker = channels.Picker(self._channel, BLOCK_S)
+        while waited_s < PATIENCE_S and not session.is_over.is_set():
             has_ended = stream.has_ended.is_set()
             try:
                 now_s, n_frames, samples = stream.blocks.get(timeout=POLL_S)
             except queue.Empty:
                 if has_ended:
                     return
-                silent_s += POLL_S  # not by the clock: a process that slept has not waited
+                waited_s += POLL_S  # not by the clock: a process that slept has not waited
                 continue
-            silent_s = 0.0
+            waited_s = 0.0
             self._losses.check(now_s, n_frames)
-            yield as_mono(samples)
+            block = picker.push(samples)
+            self._silence.check(block)
+            yield block if n_frames > stream.n_discarded else np.zeros_like(block)
 
-    def _find_again(self) -> None:
-        module = sounddevice()
-        assert self._stream
-        self._stream.close()
-        while not self._stopping.wait(RETRY_S):
+    def _find_again(self, session: _Session) -> None:
+        assert session.stream
+        lost = session.stream.device
+        if not session.stream.close():
+            self._tell(
+                f"warning: PortAudio does not let go of {lost.name!r}, which may cost processor time until this "
+                "program is started again"
+            )
+        session.is_over.wait(RETRY_S)
+        self._find(session, lambda: same_device(lost, self._wanted))
+
+    def _find(self, session: _Session, choose_device: Callable[[], InputDevice]) -> None:
+        """Look for a device until it delivers, or the session is over."""
+        has_explained = False
+        while not session.is_over.is_set():
+            has_looked = True
             try:
-                with _hushed():
-                    _restart(module)
-                    stream = _Stream(self._same_device())
-                if stream.delivers():
-                    self._stream = stream
+                with exclusive_and_hushed():
+                    has_looked = look_again()
+                    stream = Stream(choose_device(), self._n_needed)
+                if _delivers(stream):
+                    self._take(session, stream)
                     return
                 stream.close()
-            except (DeviceError, module.PortAudioError):
+            except DeviceError:
                 pass  # not yet
-
-    def _same_device(self) -> InputDevice:
-        """By name, as numbers change when devices come and go; the default one may be another now."""
-        if self._wanted is None:
-            return choose(None)
-        namesakes = [d for d in list_devices() if _bare(d.name) == _bare(self.device.name)]
-        if not namesakes and isinstance(self._wanted, str):
-            return choose(self._wanted)
-        if not namesakes:
-            raise DeviceError(f"no input device {self.device.name!r}")
-        return next((d for d in namesakes if d.number == self.device.number), namesakes[0])
+            if not has_looked and not has_explained:
+                has_explained = True
+                self._tell(
+                    "other sound streams of this program are open: a new device is only seen once they are closed"
+                )
+            session.is_over.wait(RETRY_S)
 
 
-def _bare(name: str) -> str:
-    """A name without the number that ALSA gave the card this time."""
-    return re.sub(r"\(hw:\d+,\d+\)", "", name)
+def _delivers(stream: Stream) -> bool:
+    """Wait for the first block; whether it came."""
+    for _ in range(round(PATIENCE_S / POLL_S)):
+        if stream.n_frames or stream.has_ended.wait(POLL_S):
+            break
+    return bool(stream.n_frames)
 
 
-def _restart(module: ModuleType) -> None:
-    """Let PortAudio look for devices again; it does so only when it begins."""
-    while module._initialized:
-        module._terminate()
-    module._initialize()
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep the C libraries, which complain at each attempt, from filling a log."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _close_stream(session: _Session) -> None:
+    if session.task:
+        session.task.join()
+    if session.stream:
+        session.stream.close()

@@ -1,6 +1,7 @@
 """Waveform in, scores out: a bundle on ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from speech.activity import ListenerConfig, high_pass, utterances_of
+from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
 from speech.audio import Block, as_mono, resample
 from speech.bundle import BLANK, DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import beam_search, confidences
 from speech.errors import BundleError
 from speech.grammar import Grammar, NGram
+from speech.own_words import OwnWords
 from speech.results import Prediction, SpokenWord
+from speech.similarity import Similarity, Vectors
+from speech.word_model import with_own_words
 
 SHORTEST_S = 0.2
 """Shorter waveforms are padded to this with silence: the network needs a few steps."""
@@ -25,17 +29,21 @@ WHOLE_S = 2.0
 class Recognizer:
     """A loaded bundle; `Recognizer.load()` makes one."""
 
+    own: OwnWords | None = None
+    """Words that are heard beside the bundle's, see `hear_also`."""
+
     def __init__(self, session: onnxruntime.InferenceSession, info: BundleInfo) -> None:
         self._session, self.info = session, info
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "Recognizer":
+    def load(cls, path: str | Path | None = None, own: OwnWords | None = None) -> "Recognizer":
         """Open a bundle on one CPU thread.
 
         Args:
             path: an `.onnx` bundle, or the name of a shipped one (`commands`, `connected`); default: `commands`.
+            own: taught words, to be heard beside the bundle's.
         Raises:
-            BundleError: when it is missing, no ONNX file, or no bundle of this format.
+            BundleError: when it is missing, no ONNX file, or no bundle of this format; when it can't hear own words.
         """
         path = DEFAULT_MODEL if path is None else Path(path)
         shipped = MODELS / f"{path}.onnx"
@@ -54,15 +62,49 @@ class Recognizer:
             info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path}: damaged bundle: its metadata is no text") from error
+        if info.sample_rate_hz != SAMPLE_RATE_HZ:
+            raise BundleError(
+                f"{path}: made for {info.sample_rate_hz} Hz, but this version listens at {SAMPLE_RATE_HZ}"
+            )
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if [i.name for i in inputs] != ["waveform"] or not outputs or outputs[0].shape[-1] != len(info.labels):
             raise BundleError(f"{path}: the graph must map `waveform` to {len(info.labels)} scores")
-        return cls(session, info)
+        recognizer = cls(session, info)
+        if own is not None:
+            recognizer.hear_also(own)
+        return recognizer
+
+    def hear_also(self, own: OwnWords) -> None:
+        """Hear taught words beside the bundle's; those that were taught with another bundle are learnt again.
+
+        Raises:
+            BundleError: the bundle hears sequences, or does not hold what own words need.
+        """
+        if len(own):
+            own.learn(self.similarity, self.embed)
+        self.own = own
+
+    @cached_property
+    def similarity(self) -> Similarity:
+        """What the bundle's embeddings mean.  Raises BundleError for a bundle without."""
+        found = Similarity.from_metadata(self._session.get_modelmeta().custom_metadata_map)
+        if found is None or "embedding" not in [output.name for output in self._session.get_outputs()]:
+            kind = "hears sequences" if self.info.head == "ctc" else "was exported without recipes.similarity"
+            raise BundleError(f"this bundle {kind}, so it can't learn own words; --model commands can")
+        return found
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that can be recognised: the bundle's and a person's own."""
+        own = self.own.names if self.own else ()
+        return (*self.info.words, *(name for name in own if name not in self.info.words))
 
     @property
     def thresholds(self) -> dict[str, float]:
         """The words that can be recognised, each with the confidence from which it counts by default."""
-        return {word: self.info.thresholds.get(word, self.info.threshold) for word in self.info.words}
+        return {word: self.info.thresholds.get(word, self.info.threshold) for word in self.words}
 
     def scores(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Posteriors of waveforms of equal length.
@@ -71,8 +113,12 @@ class Recognizer:
             waveforms: (batch, time) float32 in -1..1 at `info.sample_rate_hz`; time >= `SHORTEST_S`.
         Returns:
             (batch, labels), or (batch, steps, labels) from a CTC head; each row sums to one.
+        Raises:
+            BundleError: its weights are damaged.
         """
         scores: NDArray[np.float32] = self._session.run(["scores"], {"waveform": waveforms})[0]
+        if not np.isfinite(scores).all():
+            raise BundleError("the bundle is damaged: its scores are not finite")
         return scores
 
     def posteriors(self, waveform: Block) -> dict[str, float]:
@@ -80,10 +126,28 @@ class Recognizer:
 
         From a CTC head: how probable it is that the utterance holds exactly this token; blank is called `_silence_`.
         """
+        if self.own:
+            return self._with_own(self.own, waveform)
         scores = self.scores(self._long_enough(waveform)[None])[0]
         if self.info.head == "ctc":
             scores = confidences(log_of(scores), self.info.labels.index(BLANK))
         return dict(zip(self.info.classes, scores.tolist(), strict=True))
+
+    def _with_own(self, own: OwnWords, waveform: Block) -> dict[str, float]:
+        scores, embedding = self.read(waveform)
+        posteriors = dict(zip(self.info.classes, scores.tolist(), strict=True))
+        models = {word.name: word.model for word in own if word.model}
+        return with_own_words(posteriors, models, self.similarity, self.similarity.project(embedding[None])[0])
+
+    def read(self, waveform: Block) -> tuple[NDArray[np.float32], Vectors]:
+        """The posteriors (labels,) of one utterance (time,), and the pooled vector before the class layer."""
+        inputs = {"waveform": self._long_enough(waveform)[None]}
+        scores, embeddings = self._session.run(["scores", "embedding"], inputs)
+        return scores[0], embeddings[0]
+
+    def embed(self, waveform: Block) -> Vectors:
+        """The vector of `read` alone."""
+        return self.read(waveform)[1]
 
     def classify(self, waveform: NDArray[Any] | Sequence[float], sample_rate: int) -> Prediction:
         """Name the word in a recording.
@@ -97,7 +161,7 @@ class Recognizer:
         Raises:
             AudioError: when it is empty or holds NaN or infinity.
         """
-        mono = resample(as_mono(np.asarray(waveform)), sample_rate, self.info.sample_rate_hz)
+        mono = resample(as_mono(waveform), sample_rate, self.info.sample_rate_hz)
         if len(mono) > WHOLE_S * self.info.sample_rate_hz:
             config = ListenerConfig()
             found = utterances_of(mono, config, config.max_word_s)
@@ -110,7 +174,7 @@ class Recognizer:
         return Prediction(word, posteriors[word], posteriors)
 
     def _most_confident(self, posteriors: Mapping[str, float]) -> float:
-        return max(posteriors[word] for word in self.info.words)
+        return max(posteriors[word] for word in self.words)
 
     def transcribe(
         self,
@@ -135,7 +199,7 @@ class Recognizer:
         info = self.info
         if info.head != "ctc":
             raise BundleError(f"a bundle with head {info.head!r} names single words; sequences need head 'ctc'")
-        mono = high_pass(resample(as_mono(np.asarray(waveform)), sample_rate, info.sample_rate_hz))
+        mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
         log_probs = log_of(self.steps(mono))
         spans = beam_search(log_probs, info.labels, grammar=grammar, language_model=language_model, threshold=threshold)

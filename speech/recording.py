@@ -66,6 +66,8 @@ class Recorder:
 
     def feed(self, block: Block) -> None:
         """Take the samples (time,) that the listener is given, before it is."""
+        if not len(block):  # a device is waited for, for hours maybe
+            return
         self._blocks.append(block)
         self._end += len(block)
         while self._end - self._begin - len(self._blocks[0]) >= MEMORY_S * self._rate:

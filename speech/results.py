@@ -24,6 +24,8 @@ class Reason(StrEnum):
     """Words that the grammar does not allow here."""
     NOT_ASKED_FOR = "not asked for"
     """A word of the model that the listener was not asked for."""
+    NO_WAKE_WORD = "no wake word"
+    """A command without the wake word just before it."""
 
 
 @dataclass(frozen=True)

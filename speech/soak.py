@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 from speech.audio import Block, read, resample_stream
-from speech.errors import SpeechError
+from speech.errors import SpeechError, tell
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.status import settle_streams
 
 DEVICE_HZ = 44100
 PERIOD_S = 600
@@ -31,6 +33,7 @@ DEMO_AT_S, DEMO_S = (60, 400), 18
 TALK_S = (200, 320)
 """Where somebody talks without a pause."""
 BLOCK_S = 0.04
+MOST_HOURS = 24.0 * 365
 MORE_MB = 5.0
 """Memory that may be added after the tenth minute."""
 SAME_S = 0.05
@@ -138,14 +141,12 @@ class Soak:
 
     def _blocks(self, n_periods: int) -> Iterator[Block]:
         size = round(BLOCK_S * DEVICE_HZ)
-        for number in range(n_periods):
+        for _ in tqdm(range(n_periods), unit="period", disable=None, leave=False):
             for begin in range(0, len(self.audio), size):
                 self.kind = kind_at(begin / DEVICE_HZ)
                 block = self.audio[begin : begin + size]
                 self.audio_s[self.kind] += len(block) / DEVICE_HZ
                 yield block
-            print(f"\r{(number + 1) * PERIOD_S / 3600:.1f} h", end="", file=sys.stderr, flush=True)
-        print("\r", end="", file=sys.stderr)
 
 
 def kind_at(second: float) -> str:
@@ -168,14 +169,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, default=24.0, help="hours of audio (default: 24)")
     parser.add_argument("--model", metavar="PATH", help="bundle to use (default: the shipped one)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    settle_streams()
     arguments = parser.parse_args(argv)
-    if not arguments.hours * 3600 >= 2 * PERIOD_S:
-        parser.error(f"--hours must be at least {2 * PERIOD_S / 3600:.2f}")
+    if not 2 * PERIOD_S / 3600 <= arguments.hours <= MOST_HOURS:
+        parser.error(f"--hours must lie in {2 * PERIOD_S / 3600:.2f}..{MOST_HOURS:g}")
     try:
         listener = Listener(Recognizer.load(arguments.model))
         report = Soak(listener).run(int(arguments.hours * 3600 / PERIOD_S))
     except SpeechError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         return 1

@@ -1,5 +1,6 @@
 """What is told on stderr: lines, and on a terminal a status line below them that is redrawn in place."""
 
+import io
 import os
 import shutil
 import sys
@@ -7,7 +8,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ QUIETEST_DB = -60.0
 """Level of an empty meter, relative to full scale."""
 N_WORDS = 4
 ERASE = "\r\x1b[K"
+LONG_S = 60.0
+"""A file from this length on gets a bar."""
 
 
 class Console:
@@ -34,7 +37,18 @@ class Console:
         self._lock = threading.Lock()  # actions tell from threads of their own
         self._is_drawn, self._drawn_s = False, -float("inf")
         self._words: deque[str] = deque(maxlen=N_WORDS)
+        self.sign = ""
+        """A text between the meter and the words."""
         self._power, self._n_samples = 0.0, 0
+        self._bar: Any = None  # of tqdm, in the place of the level
+
+    def begin(self, seconds: float | None = None) -> None:
+        """Another source; one that is heard as fast as it goes tells its length and gets a bar."""
+        with self._lock:
+            self._erase()
+            self._bar = None
+            if self._is_live and seconds and seconds >= LONG_S:
+                self._bar = _bar(seconds, self._stream)
 
     def tell(self, text: str) -> None:
         """A line that everybody needs to see; from any thread."""
@@ -56,9 +70,18 @@ class Console:
         with self._lock:
             self._erase()
 
-    def heard(self, block: Block) -> None:
-        """Redraw the status line when it is time to; no samples mean that the device is waited for."""
+    def heard(self, block: Block, heard_s: float = 0.0) -> None:
+        """Redraw the status line when it is time to.
+
+        Args:
+            block: the next samples (time,); none mean that the device is waited for.
+            heard_s: where in the source they end.
+        """
         if not self._is_live:
+            return
+        if self._bar is not None:
+            with self._lock:
+                self._is_drawn |= bool(self._bar.update(heard_s - self._bar.n))
             return
         self._power += float(np.square(block).sum())
         self._n_samples += len(block)
@@ -66,7 +89,7 @@ class Console:
         if now_s - self._drawn_s < REDRAW_S:
             return
         with self._lock:
-            text = "  ".join([meter(self._power, self._n_samples), *self._words])
+            text = "  ".join([meter(self._power, self._n_samples), *filter(None, [self.sign]), *self._words])
             self._write(ERASE + text[: shutil.get_terminal_size().columns - 1])
             self._is_drawn = True
         self._drawn_s, self._power, self._n_samples = now_s, 0.0, 0
@@ -82,6 +105,14 @@ class Console:
             self._stream.flush()
 
 
+def _bar(seconds: float, stream: IO[str]) -> Any:
+    from tqdm import tqdm  # not needed for what is heard at once
+
+    tqdm.monitor_interval = 0  # no thread of its own: it would draw between two lines
+    shape = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    return tqdm(total=seconds, file=stream, disable=None, leave=False, bar_format=shape, delay=REDRAW_S)
+
+
 def meter(power: float, n_samples: int) -> str:
     """A bar and the level in dB relative to full scale of samples with that sum of squares."""
     if not n_samples:
@@ -89,6 +120,23 @@ def meter(power: float, n_samples: int) -> str:
     level_db = 10 * np.log10(max(power / n_samples, 10 ** (QUIETEST_DB / 10)))
     filled = round(METER_WIDTH * (1 - level_db / QUIETEST_DB))
     return f"[{'#' * filled:<{METER_WIDTH}}] {level_db:3.0f} dB"
+
+
+def settle_streams() -> None:
+    """Make a program's standard streams fit for any text, and put nothing in the place of those that are closed.
+
+    A file that is opened later must not get the number of a closed one: what is written to stderr would end up in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or a window without a console
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in this encoding
 
 
 def _own_stderr() -> IO[str]:

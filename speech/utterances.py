@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Utterance, n_hops, sound_bounds
 from speech.bundle import SILENCE, UNKNOWN
 from speech.ctc import Span, beam_search
@@ -96,7 +99,10 @@ class SequenceReader:
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
         self._grammar = grammar
-        self._sought = Grammar.any_of(thresholds) if set(thresholds) < set(recognizer.info.words) else None
+        self._others = set(recognizer.info.words) - {
+            word for word in thresholds if not grammar or word in grammar.words
+        }
+        self._sought = Grammar.any_of([word for word in recognizer.info.words if word not in self._others])
         self.reset()
 
     def reset(self) -> None:
@@ -104,12 +110,19 @@ class SequenceReader:
         self._state, self._end = self._grammar.start if self._grammar else 0, 0
 
     def read(self, utterance: Utterance) -> Reading:
-        info = self._recognizer.info
         log_probs = log_of(self._recognizer.steps(utterance.waveform))
-        spans = beam_search(log_probs, info.labels, grammar=self._sought)
+        spans = self._spans(log_probs)
         if not spans:
             return Reading((Word(SILENCE, 0, len(utterance.waveform), 1.0),), Reason.NO_WORD, {})
         return Reading(self._placed(spans, utterance), self._objection(spans, utterance), {})
+
+    def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
+        """The tokens: all that there are where another word than the wanted ones is sure, else the best wanted ones."""
+        labels, known = self._recognizer.info.labels, self._recognizer.thresholds
+        spans = beam_search(log_probs, labels)
+        if not self._others or any(s.label in self._others and s.confidence >= known[s.label] for s in spans):
+            return spans
+        return beam_search(log_probs, labels, grammar=self._sought)
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
         """The tokens' places, the outer two widened to where the sound begins and ends."""
@@ -120,8 +133,11 @@ class SequenceReader:
         return tuple(Word(s.label, a, b, s.confidence) for s, a, b in zip(spans, starts, ends, strict=True))
 
     def _objection(self, spans: list[Span], utterance: Utterance) -> Reason | None:
-        if any(span.label == UNKNOWN for span in spans):
+        heard = {span.label for span in spans}
+        if UNKNOWN in heard:
             return Reason.ANOTHER_WORD
+        if not heard <= set(self._thresholds):
+            return Reason.NOT_ASKED_FOR
         if any(span.confidence < self._thresholds[span.label] for span in spans):
             return Reason.UNSURE
         return None if self._follows([span.label for span in spans], utterance) else Reason.NOT_IN_GRAMMAR
@@ -147,14 +163,16 @@ class Decision:
     Args:
         reader: of the bundle's head.
         config: the settings.
+        wake: the word that must come before commands; it may begin the very utterance that holds them.
     """
 
     TALK = (Reason.TOO_LONG, Reason.ANOTHER_WORD)
     """Why talk is rejected; it is longer than a word can be."""
 
-    def __init__(self, reader: Reader, config: ListenerConfig) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, config: ListenerConfig, wake: str | None = None) -> None:
+        self._reader, self._wake = reader, wake
         self._after_talk = round(config.after_talk_s * SAMPLE_RATE_HZ)
+        self._wake_for = round(config.wake_for_s * SAMPLE_RATE_HZ)
         self._longest_word = HOP * n_hops(config.max_word_s)
         self.reset()
 
@@ -162,6 +180,11 @@ class Decision:
         """A new stream begins."""
         self._reader.reset()
         self._talk_end = -self._after_talk
+        self._awake_until = -1
+
+    def is_awake(self, now: int) -> bool:
+        """Whether a command that begins now, in samples since the stream began, would be heard."""
+        return self._wake is None or now < self._awake_until
 
     def decide(self, utterance: Utterance, fed: int) -> Examined:
         """Read one utterance.
@@ -175,13 +198,20 @@ class Decision:
             reading = Reading((nothing,), Reason.TOO_LONG, {})
         else:
             reading = self._reader.read(utterance)
-        reason = reading.reason
-        if reason is None and utterance.start - self._talk_end < self._after_talk:
-            reason = Reason.AFTER_TALK
+        reason = reading.reason or self._objection(utterance, reading)
+        if reason and not reading.reason:
             self._reader.reset()  # no sentence goes on from rejected words
         if reading.reason in self.TALK and utterance.end - utterance.start > self._longest_word:
             self._talk_end = utterance.end
         return self._examined(utterance, reading, reason, fed)
+
+    def _objection(self, utterance: Utterance, reading: Reading) -> Reason | None:
+        """Why what was understood comes at the wrong time, if it does."""
+        if utterance.start - self._talk_end < self._after_talk:
+            return Reason.AFTER_TALK
+        if self._wake and reading.words[0].word == self._wake:
+            self._awake_until = utterance.end + self._wake_for
+        return None if self.is_awake(utterance.start) else Reason.NO_WAKE_WORD
 
     def _examined(self, utterance: Utterance, reading: Reading, reason: Reason | None, fed: int) -> Examined:
         begin, at_s = utterance.begin, min(utterance.closed, fed) / SAMPLE_RATE_HZ

@@ -339,7 +339,7 @@ def test_lines_go_to_stderr_by_default(capfd: pytest.CaptureFixture[str]) -> Non
         ("", "no action; expected tables like [left]"),
         ("[defaults]\ncooldown_s = 1", "no action; expected tables like [left]"),
         ("left = [", "not valid TOML: "),
-        ("\xff", "not valid TOML: "),
+        ("\xff", "not UTF-8 from byte 0 on"),
         ("left = 3", "left=3 must be a table"),
         ("[[left]]\nrun = ['sh']", "left=[{'run': ['sh']}] must be a table"),
         ("[lfet]\nrun = ['sh']", "[lfet] is not one of the words: left, right, stop"),

@@ -251,7 +251,7 @@ def test_a_stubborn_word_is_told(
     [
         ("", "lacks a table"),
         ("low = 0.5", "lacks a table"),
-        ("[thresholds]\nlow = ", "is no TOML"),
+        ("[thresholds]\nlow = ", "not valid TOML"),
         ("[thresholds]\nmiddle = 0.5", "does not know 'middle'; it knows low, high"),
         ("[thresholds]\nlow = 1.5", "must be a number in 0..1"),
         ("[thresholds]\nlow = nan", "must be a number in 0..1"),
@@ -272,7 +272,7 @@ def test_hand_written_thresholds_load(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text("# mine\n[thresholds]\nhigh = 1\n")
     assert load_thresholds(tmp_path / "t.toml", WORDS) == {"high": 1.0}
     (tmp_path / "latin").write_bytes(b"[thresholds]\n\xe9 = 1")
-    with pytest.raises(ConfigError, match="is no TOML"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         load_thresholds(tmp_path / "latin", WORDS)
 
 

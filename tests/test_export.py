@@ -126,7 +126,7 @@ def test_a_bundle_gives_back_its_network(exported: Exported) -> None:
 
 
 def test_weights_with_equal_values_are_read_back(tmp_path: Path) -> None:
-    """The exporter keeps one of them: a new network has many."""
+    """A new network has many, which the exporter would like to merge."""
     network = build_network("classification", 40, len(TWELVE), RICH, "torch")
     scorer = export.Scorer(MFCC(FeatureConfig()), network).eval()
     export.export(scorer, export.bundle_info(notes_of("classification", RICH), 0.7, {}, {}), tmp_path / "a.onnx")

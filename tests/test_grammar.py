@@ -97,6 +97,15 @@ def test_any_of_some_words_allows_them_in_any_order() -> None:
     assert grammar.step(grammar.start, "c") is None
 
 
+def test_any_of_some_words_takes_words_that_a_text_could_not_spell() -> None:
+    grammar = Grammar.any_of(["turn on", "a|b", "#"])
+    assert grammar.words == {"turn on", "a|b", "#"}
+    assert allows(grammar, ["turn on", "#", "a|b", "turn on"])
+    assert not allows(grammar, ["turn"])
+    with pytest.raises(ConfigError, match="needs words"):
+        Grammar.any_of([])
+
+
 def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
     grammar = Grammar.parse("# where to\n(left|right)   # one of them\n| go\n  (one | two)?\n", WORDS)
     for sentence in (["left"], ["go"], ["go", "two"]):
@@ -123,6 +132,8 @@ def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
         (" # left\n", "the grammar is empty"),
         ("(" * 5000 + "left" + ")" * 5000, "more than 100 parentheses inside each other"),
         ("(left | right)* left" + " (left | right)" * 20, "more than 10000 states"),
+        ("(" + " | ".join(["left"] * 5000) + ")*", "too many words"),
+        ("left? " * 3000, "too many words"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_line_with_its_place(text: str, message: str) -> None:

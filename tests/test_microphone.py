@@ -1,88 +1,37 @@
-"""The microphone: against a fake PortAudio, and against a real sound server.
-
-The real one is PulseAudio with a null sink whose monitor is the default input, reached through ALSA by PortAudio.  Its
-tests are skipped where pulseaudio, paplay or pactl are not installed; CI installs them.
-"""
+"""The microphone: against a fake PortAudio, and against a real sound server."""
 
 import json
 import os
-import queue
-import shutil
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
 
 import numpy as np
 import pytest
 import soundfile
+from fake_portaudio import FakePortAudio
+from sound_room import DEADLINE_S, SINK, Lines, Listening, Room, needs_sound, wait_for
 
-from speech import listen, microphone
-from speech.errors import DeviceError
+from speech import devices, listen, microphone
+from speech.channels import Channel
+from speech.errors import ConfigError, DeviceError
 from speech.microphone import Microphone
 
 RATE = 16000
 
 
-class FakePortAudio:
-    """As much of sounddevice as is used; `devices` may change, but is seen only after a restart."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        self.devices = [self.device("Built-in", 16000), self.device("USB Mic: Audio (hw:1,0)", 16000)]
-        self.default = SimpleNamespace(device=[0, 0])
-        self.streams: list[SimpleNamespace] = []
-        self.refusal: Exception | None = None
-        self.channels_refused: tuple[int, ...] = ()
-        self._initialized = 1
-        self._seen = list(self.devices)
-
-    @staticmethod
-    def device(name: str, rate: float, channels: int = 1) -> dict[str, Any]:
-        return {"name": name, "max_input_channels": channels, "default_samplerate": rate}
-
-    def query_devices(self) -> list[dict[str, Any]]:
-        return self._seen
-
-    def _terminate(self) -> None:
-        assert all(stream.closed for stream in self.streams), "PortAudio ends with a stream open"
-        self._initialized -= 1
-
-    def _initialize(self) -> None:
-        self._initialized += 1
-        self._seen = list(self.devices)
-
-    def InputStream(self, **options: Any) -> SimpleNamespace:
-        if self.refusal or options["channels"] in self.channels_refused:
-            raise self.refusal or self.PortAudioError("Invalid number of channels", -9998)
-        stream = SimpleNamespace(closed=False, start=lambda: None, **options)
-
-        def close(ignore_errors: bool) -> None:
-            stream.closed = True
-
-        stream.close = close
-        self.streams.append(stream)
-        return stream
-
-    def deliver(self, n_blocks: int = 1, overflow: bool = False, value: float = 0.25) -> None:
-        stream = self.streams[-1]
-        samples = np.full((stream.blocksize, stream.channels), value, np.float32)
-        for _ in range(n_blocks):
-            stream.callback(samples, len(samples), None, SimpleNamespace(input_overflow=overflow))
-
-
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
     fake = FakePortAudio()
-    monkeypatch.setattr(microphone, "sounddevice", lambda: fake)
+    for module in (devices, microphone):
+        monkeypatch.setattr(module, "sounddevice", lambda: fake)
     monkeypatch.setattr(microphone, "POLL_S", 0.01)
     monkeypatch.setattr(microphone, "RETRY_S", 0.02)
     monkeypatch.setattr(microphone, "PATIENCE_S", 0.3)
@@ -92,13 +41,6 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
 @pytest.fixture
 def told() -> list[str]:
     return []
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAudio, told: list[str]) -> None:
@@ -178,26 +120,288 @@ def test_a_device_that_can_not_be_opened_says_what_to_do(
 
 
 def test_no_device_says_what_to_do(portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch) -> None:
-    portaudio._seen = []
-    monkeypatch.setattr(microphone.glob, "glob", lambda _: [])
+    portaudio.devices = portaudio._seen = []
+    monkeypatch.setattr(devices.glob, "glob", lambda _: [])
     with (
         pytest.raises(DeviceError, match=r"plug in a microphone or start the sound server, or use --file or --stdin"),
         Microphone(),
     ):
         pass
-    monkeypatch.setattr(microphone.glob, "glob", lambda _: ["/dev/snd/pcmC0D0c"])
+    monkeypatch.setattr(devices.glob, "glob", lambda _: ["/dev/snd/pcmC0D0c"])
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(DeviceError, match="usermod -aG audio"), Microphone():
         pass
 
 
-def test_hardware_that_refuses_mono_is_opened_in_stereo(portaudio: FakePortAudio) -> None:
-    portaudio._seen = [portaudio.device("Interface", 16000, channels=8)]
-    portaudio.channels_refused = (1,)
-    with Microphone() as mic:
+@pytest.mark.parametrize(
+    ("channels", "refused", "channel", "opened"),
+    [
+        (1, (), "best", 1),
+        (2, (), "best", 2),
+        (2, (2,), "best", 1),  # some hardware records in mono only
+        (6, (), "best", 6),
+        (6, (6,), "mix", 2),
+        (8, (), 5, 8),
+        (8, (8,), 5, 5),
+        (32, (), "best", 2),  # a virtual device
+        (32, (), 2, 2),
+        (32, (2,), "best", 1),
+        (32, (), 12, 12),
+    ],
+)
+def test_a_device_is_opened_with_the_channels_that_it_has(
+    portaudio: FakePortAudio, channels: int, refused: tuple[int, ...], channel: Channel, opened: int
+) -> None:
+    portaudio._seen = [portaudio.device("Interface", 16000, channels)]
+    portaudio.channels_refused = refused
+    with Microphone(channel=channel) as mic:
         portaudio.deliver()
         assert next(mic.blocks(RATE)).shape == (640,)
-    assert portaudio.streams[-1].channels == 2
+    assert portaudio.streams[-1].channels == opened
+
+
+def test_a_channel_that_the_device_lacks_is_refused(portaudio: FakePortAudio) -> None:
+    with pytest.raises(DeviceError, match="'Built-in' has 1 channels; channel 2 is wanted"), Microphone(channel=2):
+        pass
+    with pytest.raises(ConfigError, match="channel=0"):
+        Microphone(channel=0)
+
+
+def test_a_given_channel_is_delivered(portaudio: FakePortAudio) -> None:
+    portaudio._seen = [portaudio.device("Array", 16000, 4)]
+    with Microphone(channel=3) as mic:
+        portaudio.deliver(value=np.arange(4) / 4)
+        np.testing.assert_array_equal(next(mic.blocks(RATE)), np.full(640, 0.5))
+
+
+def test_a_microphone_is_used_once_at_a_time(portaudio: FakePortAudio) -> None:
+    mic = Microphone()
+    with pytest.raises(DeviceError, match="not open: use it in a `with` statement"):
+        mic.blocks(RATE)
+    with pytest.raises(DeviceError, match="has not been opened"):
+        _ = mic.device
+    with mic:
+        with pytest.raises(DeviceError, match="open already; use one Microphone for each"), mic:
+            pass
+        assert not portaudio.streams[-1].closed, "the first use is not disturbed"
+        blocks = mic.blocks(RATE)
+        portaudio.deliver()
+        assert len(next(blocks)) == 640
+    assert len(portaudio.streams) == 1
+    assert list(blocks) == [], "they end with it"
+    assert mic.device.name == "Built-in"
+
+
+def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, told: list[str]) -> None:
+    mic = Microphone(tell=told.append)
+
+    def lose_and_find() -> None:
+        blocks, n_streams = mic.blocks(RATE), len(portaudio.streams)
+        portaudio.streams[-1].finished_callback()
+        wait_for(lambda: not len(next(blocks)) and len(portaudio.streams) > n_streams)
+        portaudio.deliver()
+        assert len(next(block for block in blocks if len(block))) == RATE * microphone.GAP_S
+
+    for _ in range(2):
+        told.clear()
+        with mic:
+            lose_and_find()
+        assert told == ["'Built-in' stopped delivering audio; waiting for it", "'Built-in' is back, at 16000 Hz"]
+    assert all(stream.closed for stream in portaudio.streams)
+
+
+def test_two_microphones_come_back_together(portaudio: FakePortAudio) -> None:
+    """The fake asserts that PortAudio never ends with a stream open."""
+    told: tuple[list[str], list[str]] = ([], [])
+    with Microphone(0, tell=told[0].append) as first, Microphone(1, tell=told[1].append) as second:
+        blocks = first.blocks(RATE), second.blocks(RATE)
+        for stream in list(portaudio.streams):
+            stream.finished_callback()
+        wait_for(lambda: not len(next(blocks[0])) and len(portaudio.streams) == 3)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks[0])))
+        wait_for(lambda: not len(next(blocks[1])) and len(portaudio.streams) == 4)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks[1])))
+        assert portaudio.n_restarts == 1, "the second one opens without, as the first one is open again"
+    assert [lines[-1].split(" is ")[1] for lines in told] == ["back, at 16000 Hz"] * 2
+
+
+def test_another_open_stream_is_left_alone_and_that_is_said_once(portaudio: FakePortAudio, told: list[str]) -> None:
+    output = portaudio.OutputStream()
+    with Microphone(1, tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        unplugged = portaudio._seen.pop()
+        portaudio.devices = [*portaudio._seen, portaudio.device("New", 8000), unplugged]
+        portaudio.streams[-1].finished_callback()
+        wait_for(lambda: not len(next(blocks)) and len(told) == 2)
+        assert told[1] == "other sound streams of this program are open: a new device is only seen once they are closed"
+        time.sleep(0.1)
+        assert (portaudio.n_restarts, output.closed, len(told)) == (0, False, 2)
+        output.close()
+        wait_for(lambda: len(portaudio.streams) == 2)
+        portaudio.deliver()
+        wait_for(lambda: len(next(blocks)))
+    assert (portaudio.n_restarts, portaudio.streams[-1].device) == (1, 2)
+
+
+def test_a_stream_that_can_not_be_closed_is_left_behind(
+    portaudio: FakePortAudio, told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As PortAudio does when its thread runs in circles; the other microphones and the rest of the program go on."""
+    monkeypatch.setattr(devices, "CLOSE_S", 0.1)
+    before = os.dup(2)
+    try:
+        with Microphone(tell=told.append) as mic, Microphone(1):
+            blocks = mic.blocks(RATE)
+            portaudio.streams[0].closing.clear()
+            portaudio.streams[0].finished_callback()
+            wait_for(lambda: not len(next(blocks)) and len(portaudio.streams) == 3)
+            portaudio.deliver()
+            wait_for(lambda: len(next(blocks)))
+            os.write(2, b"flood")
+            print("a line", file=sys.stderr)
+        assert [stream.closed for stream in portaudio.streams] == [False, True, True]
+        assert portaudio.n_restarts == 0
+        portaudio.streams[0].closing.set()
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+    assert told[1].startswith("warning: PortAudio does not let go of 'Built-in'")
+    assert told[2] == "'Built-in' is back, at 16000 Hz"
+    assert "flood" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("is_playing", [False, True])
+def test_a_sound_that_was_played_does_not_count_as_an_open_stream(portaudio: FakePortAudio, is_playing: bool) -> None:
+    """`sounddevice.play` leaves its stream open when the sound has ended."""
+    portaudio.played = portaudio.OutputStream(active=is_playing)
+    assert devices.look_again() == (not is_playing)
+    assert portaudio.played.closed == (not is_playing)
+
+
+def test_a_stream_that_failed_to_open_does_not_count_as_an_open_one(portaudio: FakePortAudio) -> None:
+    portaudio.refusal = portaudio.PortAudioError("Invalid sample rate", -9997)
+    with pytest.raises(DeviceError) as kept, Microphone():
+        pass
+    assert devices.look_again()
+    assert kept.value
+
+
+def test_a_device_that_came_after_the_program_began_is_found(portaudio: FakePortAudio) -> None:
+    portaudio.devices.append(portaudio.device("Late", 16000))
+    with Microphone("late") as mic:
+        assert mic.device.number == 2
+
+
+def test_a_device_that_is_not_there_yet_is_waited_for(portaudio: FakePortAudio, told: list[str]) -> None:
+    def plug_in() -> None:
+        wait_for(lambda: portaudio.n_restarts > 3)
+        portaudio.devices.append(portaudio.device("Late", 16000))
+        wait_for(lambda: portaudio.streams)
+        portaudio.deliver()
+
+    helper = threading.Thread(target=plug_in)
+    helper.start()
+    with Microphone("late", tell=told.append, wait=True) as mic:
+        helper.join()
+        assert mic.device.name == "Late"
+        assert len(next(mic.blocks(RATE))) == 640
+    assert told == ["no input device for 'late'; --list-devices shows them; waiting for it"]
+
+
+def test_what_is_discarded_becomes_silence_of_the_same_length(portaudio: FakePortAudio, told: list[str]) -> None:
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        portaudio.deliver(3)
+        assert next(blocks).all()
+        mic.discard()
+        portaudio.deliver(2)
+        found = np.stack([next(blocks) for _ in range(4)])
+        assert found.any(1).tolist() == [False, False, False, True], "with the block that is being captured"
+    assert (mic.overflows, told) == (0, [])
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 2**-16])
+def test_a_device_without_any_sound_is_reported_once(
+    portaudio: FakePortAudio, told: list[str], constant: float
+) -> None:
+    n_blocks = round(microphone.SILENT_S / devices.BLOCK_S)
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+
+        def hear(value: float, n: int) -> None:
+            portaudio.deliver(n, value=value)
+            for _ in range(n):
+                next(blocks)
+
+        hear(constant, n_blocks - 1)
+        assert told == []
+        hear(constant, 1)
+        assert len(told) == 1
+        assert re.match(r"warning: 'Built-in' has delivered nothing but silence for 5 s: is it muted", told[0])
+        hear(constant, n_blocks)
+    assert len(told) == 1
+
+
+def test_a_quiet_room_is_not_silence(portaudio: FakePortAudio, told: list[str]) -> None:
+    with Microphone(tell=told.append) as mic:
+        blocks = mic.blocks(RATE)
+        for _ in range(2 * round(microphone.SILENT_S / devices.BLOCK_S)):
+            portaudio.deliver(value=np.resize([[0.0001], [0.0]], (640, 1)))
+            next(blocks)
+    assert told == []
+
+
+WINDOWS = ["MME", "Windows DirectSound", "Windows WASAPI", "Windows WDM-KS"]
+
+
+@pytest.fixture
+def windows(portaudio: FakePortAudio) -> FakePortAudio:
+    """One microphone under four host APIs, of which the first one cuts names off and is the default."""
+    long_name = "Microphone (USB Audio Device 2.0)"
+    names = [long_name[:31], long_name, long_name, long_name]
+    portaudio.host_apis = WINDOWS
+    portaudio._seen = [portaudio.device(name, 16000, 1, api) for api, name in enumerate(names)]
+    return portaudio
+
+
+@pytest.mark.parametrize(
+    ("text", "host_api"),
+    [
+        ("usb", "MME"),
+        ("Microphone (USB Audio Device 2.0)", "MME"),
+        ("usb wasapi", "Windows WASAPI"),
+        ("Microphone (USB Audio Device 2.0), Windows WDM-KS", "Windows WDM-KS"),
+        ("directsound", "Windows DirectSound"),
+    ],
+)
+@pytest.mark.usefixtures("windows")
+def test_a_host_api_can_be_named_and_the_default_one_is_preferred(text: str, host_api: str) -> None:
+    assert devices.choose(text).host_api == host_api
+
+
+def test_the_host_api_is_shown(windows: FakePortAudio, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listen.main(["--list-devices"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "*   0  Microphone (USB Audio Device 2., MME  (1 channels, 16000 Hz)"
+    assert [line.split(", ")[1].split("  ")[0] for line in lines] == WINDOWS
+    assert listen.main(["--list-devices", "--json"]) == 0
+    assert [json.loads(line)["host_api"] for line in capsys.readouterr().out.splitlines()] == WINDOWS
+
+
+def test_it_comes_back_by_way_of_the_same_host_api(windows: FakePortAudio) -> None:
+    lost = devices.choose("usb wasapi")
+    windows._seen.insert(0, windows.device("New", 16000, 1, 0))
+    found = devices.same_device(lost, "usb wasapi")
+    assert (found.number, found.host_api) == (3, "Windows WASAPI")
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_text_for_several_devices_is_refused(portaudio: FakePortAudio) -> None:
+    portaudio._seen.append(portaudio.device("Another USB", 16000, 1, 0))
+    with pytest.raises(DeviceError, match="2 input devices for 'usb'; --list-devices shows them"):
+        devices.choose("usb")
 
 
 def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
@@ -226,9 +430,9 @@ class Clock:
 
     def run(self, seconds: float, speed: float = 1.0) -> None:
         """Blocks of audio that take `1 / speed` of their length to come."""
-        for _ in range(round(seconds / microphone.BLOCK_S)):
-            self.n_frames += round(microphone.BLOCK_S * RATE)
-            self.now_s += microphone.BLOCK_S / speed
+        for _ in range(round(seconds / devices.BLOCK_S)):
+            self.n_frames += round(devices.BLOCK_S * RATE)
+            self.now_s += devices.BLOCK_S / speed
             self.losses.check(self.now_s, self.n_frames)
 
 
@@ -278,92 +482,14 @@ def test_the_clock_does_not_count_again_what_the_driver_told(told: list[str]) ->
 
 def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, told: list[str]) -> None:
     with Microphone(tell=told.append) as mic:
-        portaudio.deliver(round(15 / microphone.BLOCK_S))
+        portaudio.deliver(round(15 / devices.BLOCK_S))
         blocks = mic.blocks(RATE)
-        assert sum(len(next(blocks)) for _ in range(250)) == microphone.BACKLOG_S * RATE
+        assert sum(len(next(blocks)) for _ in range(250)) == devices.BACKLOG_S * RATE
     assert mic.overflows == 1
-    assert told == ["warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"]
+    assert told[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
 
 
-# From here on: a real sound server.
-
-MISSING = [program for program in ("pulseaudio", "paplay", "pactl") if not shutil.which(program)]
-SINK = "room"
-
-
-def needs_sound(test: Any) -> Any:
-    skip = pytest.mark.skipif(bool(MISSING), reason=f"no sound server: {', '.join(MISSING)} not installed")
-    return pytest.mark.sound_server(skip(test))
-
-
-class Room:
-    """A sound server with one sink, whose monitor is the default input device."""
-
-    def __init__(self, home: Path) -> None:
-        (home / ".asoundrc").write_text("pcm.!default { type pulse }\nctl.!default { type pulse }\n")
-        self.socket = home / "socket"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if k not in ("DISPLAY", "DBUS_SESSION_BUS_ADDRESS")},
-            "HOME": str(home),
-            "XDG_RUNTIME_DIR": str(home),
-            "PULSE_SERVER": f"unix:{self.socket}",
-            "PULSE_SINK": SINK,
-            "PULSE_SOURCE": f"{SINK}.monitor",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.server: subprocess.Popen[bytes] | None = None
-
-    def ready(self) -> None:
-        if not self.server:
-            self.start()
-        if not self._has_sink():
-            self.add_sink()
-
-    def start(self) -> None:
-        protocol = f"--load=module-native-protocol-unix auth-anonymous=1 socket={self.socket}"
-        command = ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", protocol]
-        null = subprocess.DEVNULL
-        self.server = subprocess.Popen(command, env=self.environment, stdout=null, stderr=null)
-        wait_for(lambda: "module-native" in self.control("list", "short", "modules"))
-        self.add_sink()
-
-    def kill(self) -> None:
-        if self.server:
-            self.server.kill()
-            self.server.wait(10)
-        self.server = None
-
-    def add_sink(self) -> None:
-        self.control("load-module", "module-null-sink", f"sink_name={SINK}", "rate=48000", "channels=2")
-        wait_for(self._has_sink)
-
-    def remove_sink(self) -> None:
-        self.control("unload-module", "module-null-sink")
-
-    def _has_sink(self) -> bool:
-        return SINK in self.control("list", "short", "sinks")
-
-    def control(self, *arguments: str) -> str:
-        return self.output(["pactl", *arguments])
-
-    def output(self, command: list[str]) -> str:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30).stdout
-
-    def play(self, path: Path) -> None:
-        subprocess.run(["paplay", str(path)], env=self.environment, check=True, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def shared_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    room = Room(tmp_path_factory.mktemp("sound"))
-    yield room
-    room.kill()
-
-
-@pytest.fixture
-def room(shared_room: Room) -> Room:
-    shared_room.ready()
-    return shared_room
+# From here on: a real sound server, see sound_room.py.
 
 
 def beginning(folder: Path, seconds: float) -> Path:
@@ -379,69 +505,24 @@ def yes_no(tmp_path: Path) -> Path:
     return beginning(tmp_path, 3.1)
 
 
-class Lines:
-    """What a pipe has brought so far."""
-
-    def __init__(self, pipe: IO[str]) -> None:
-        self.seen: list[str] = []
-        self._queue: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [self._queue.put(line) for line in pipe], daemon=True).start()
-
-    def until(self, text: str, seconds: float = 20, n: int = 1) -> str:
-        """The n-th line with that text among all, waited for."""
-        end = time.monotonic() + seconds
-        while len(found := [line for line in self.seen if text in line]) < n:
-            try:
-                self.seen.append(self._queue.get(timeout=max(0.0, end - time.monotonic())))
-            except queue.Empty:
-                raise AssertionError(f"{text!r} did not come in {seconds} s; there is {self.seen}") from None
-        return found[-1].rstrip()
-
-
-class Listening:
-    """`speech-listen` as a user runs it, from where it says that it listens."""
-
-    def __init__(self, room: Room, *arguments: str, program: tuple[str, ...] = ("-m", "speech.listen")) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *program, "--json", *arguments],
-            env=room.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout
-        assert self.process.stderr
-        self.out, self.errors = Lines(self.process.stdout), Lines(self.process.stderr)
-        self.started = self.errors.until("listening on")
-
-    def __enter__(self) -> "Listening":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    def end(self) -> str:
-        """Its summary, after SIGTERM."""
-        self.process.terminate()
-        summary = self.errors.until("heard")
-        assert self.process.wait(10) == 0
-        assert not any("Traceback" in line for line in self.errors.seen)
-        return summary
-
-    @property
-    def words(self) -> list[str]:
-        return [json.loads(line)["word"] for line in self.out.seen]
+SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
 
 @needs_sound
 def test_what_is_played_is_printed_and_agrees_with_the_file(room: Room) -> None:
-    with Listening(room) as listening:
-        assert listening.started.startswith("listening on default at 44100 Hz"), "resampled from the device's own rate"
-        room.play(listen.DEMO)
-        listening.out.until('"off"')
-        assert "10 commands, 0 overflows" in listening.end()
-        live = [json.loads(line) for line in listening.out.seen]
+    for _ in range(3):
+        with Listening(room) as listening:
+            started = listening.started
+            assert started.startswith("listening on default at 44100 Hz"), "resampled from the device's own rate"
+            listening.hear(listen.DEMO, *SPOKEN)
+            summary = listening.end()
+            live = [json.loads(line) for line in listening.out.seen][-10:]
+        if "0 overflows" in summary:
+            break
+    else:
+        pytest.skip("this machine is too busy to play ten seconds without a loss")
     command = [sys.executable, "-m", "speech.listen", "--json", "--file", str(listen.DEMO)]
     from_file = [json.loads(line) for line in room.output(command).splitlines()]
-    assert len(live) == 10
     assert [d["word"] for d in live] == [d["word"] for d in from_file]
     for key in ("start_s", "end_s"):
         offsets = [a[key] - b[key] for a, b in zip(live, from_file, strict=True)]
@@ -452,42 +533,47 @@ def test_what_is_played_is_printed_and_agrees_with_the_file(room: Room) -> None:
 def test_the_devices_are_listed_for_people_and_programs(room: Room) -> None:
     command = [sys.executable, "-m", "speech.listen", "--list-devices"]
     lines = room.output(command).splitlines()
-    devices = [json.loads(line) for line in room.output([*command, "--json"]).splitlines()]
-    assert len(lines) == len(devices) > 0
-    assert sum(d["is_default"] for d in devices) == 1
+    found = [json.loads(line) for line in room.output([*command, "--json"]).splitlines()]
+    assert len(lines) == len(found) > 0
+    assert sum(d["is_default"] for d in found) == 1
     assert any("default" in line and line.startswith("*") for line in lines)
-    default = next(d for d in devices if d["is_default"])
-    for choice in (default["name"], str(default["number"])):
+    default = next(d for d in found if d["is_default"])
+    for choice in (default["name"], str(default["number"]), f"{default['name']}, {default['host_api']}"):
         with Listening(room, "--device", choice, "--seconds", "0.5") as listening:
-            assert listening.errors.until("heard") == "heard 0.5 s, 0 commands, 0 overflows"
-            assert listening.process.wait(10) == 0
+            assert listening.errors.until("heard").startswith("heard 0.5 s, 0 commands")
+            assert listening.process.wait(DEADLINE_S) == 0
 
 
 @needs_sound
-@pytest.mark.parametrize("choice", ["no such device", "99"])
-def test_an_unknown_device_ends_in_one_clear_line(room: Room, choice: str) -> None:
-    command = [sys.executable, "-m", "speech.listen", "--device", choice]
-    done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
-    assert "no input device for" in done.stderr.splitlines()[-1]
-    assert "--list-devices" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "no such device"), "no input device for"),
+        (("--device", "99"), "no input device for"),
+        (("--device", "default", "--channel", "99"), "channel 99 is wanted"),
+        (("--channel", "centre"), "channel='centre' must be left, right, best, mix or a number from 1 on"),
+    ],
+)
+def test_an_unknown_device_ends_in_one_clear_line(room: Room, arguments: tuple[str, ...], message: str) -> None:
+    command = [sys.executable, "-m", "speech.listen", *arguments]
+    done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 1 + message.startswith("channel=")
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 @needs_sound
 def test_a_device_that_comes_back_is_listened_to_again(room: Room, yes_no: Path) -> None:
     with Listening(room) as listening:
-        room.play(yes_no)
-        listening.out.until("no")
+        listening.hear(yes_no, "yes", "no")
         room.remove_sink()
         listening.errors.until("'default' stopped delivering audio; waiting for it")
         time.sleep(2.5)  # some looks in vain
         room.add_sink()
         listening.errors.until("'default' is back, at 44100 Hz")
-        room.play(yes_no)
-        listening.out.until("no", n=2)
-        assert "4 commands" in listening.end()
-        assert listening.words == ["yes", "no"] * 2
-        lines = [line for line in listening.errors.seen if "default" in line]
+        listening.hear(yes_no, "yes", "no")
+        listening.end()
+        lines = [line for line in listening.errors.seen if "default" in line and "warning" not in line]
         assert len(lines) == 3, "listening, lost, back"
         assert not [line for line in listening.errors.seen if "Unable to create stream" in line], "looks are silent"
 
@@ -501,10 +587,222 @@ def test_a_sound_server_that_dies_and_comes_back_is_listened_to_again(room: Room
         assert listening.process.poll() is None
         room.start()
         listening.errors.until("'default' is back, at 44100 Hz")
-        room.play(yes_no)
-        listening.out.until("no")
-        assert "2 commands" in listening.end()
-        assert listening.words == ["yes", "no"]
+        listening.hear(yes_no, "yes", "no")
+        listening.end()
+
+
+MICROPHONES = """
+import sys, threading
+from speech.microphone import Microphone
+
+def say(*words):
+    sys.stdout.write(" ".join(words) + chr(10))  # in one piece, unlike print
+    sys.stdout.flush()
+
+def listen(name):
+    with Microphone(tell=lambda text: say(name, text)) as microphone:
+        say(name, "open")
+        for block in microphone.blocks(16000):
+            if over.is_set():
+                return
+
+over = threading.Event()
+"""
+"""Begins a program that may run several microphones; it ends with its standard input."""
+
+TWO_MICROPHONES = """
+threads = [threading.Thread(target=listen, args=[name]) for name in ("first", "second")]
+for thread in threads:
+    thread.start()
+sys.stdin.read()
+over.set()
+for thread in threads:
+    thread.join()
+say("ended")
+"""
+
+OWN_OUTPUT = """
+import sounddevice
+output = sounddevice.OutputStream(channels=1, callback=lambda out, *_: out.fill(0))
+output.start()
+thread = threading.Thread(target=listen, args=["first"])
+thread.start()
+sys.stdin.read()
+over.set()
+thread.join()
+assert not output.closed
+output.active  # raises when the stream is an invalid pointer
+output.stop()
+output.close()
+output = sounddevice.OutputStream(channels=1)
+output.start()
+output.close()
+say("ended")
+"""
+
+SECOND_USE = """
+microphone = Microphone(tell=lambda text: say("first", text))
+with microphone:
+    next(microphone.blocks(16000))
+def read():
+    for block in blocks:
+        pass
+with microphone:
+    blocks = microphone.blocks(16000)
+    next(blocks)
+    thread = threading.Thread(target=read)
+    thread.start()
+    say("first open")
+    sys.stdin.read()
+thread.join()
+say("ended")
+"""
+
+
+@needs_sound
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [(TWO_MICROPHONES, ["first", "second"]), (OWN_OUTPUT, ["first"]), (SECOND_USE, ["first"])],
+    ids=["two microphones", "an output of the program's own", "a second use"],
+)
+def test_a_restarted_server_crashes_nothing(room: Room, program: str, names: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", MICROPHONES + program],
+        env=room.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        lines = Lines(process.stdout)
+        for name in names:
+            lines.until(f"{name} open")
+        room.kill()
+        for name in names:
+            lines.until(f"{name} 'default' stopped delivering audio; waiting for it")
+        time.sleep(1.5)
+        room.start()
+        for name in names:
+            lines.until(f"{name} 'default' is back, at 44100 Hz")
+        time.sleep(2)  # it would go again at once
+        process.stdin.close()
+        lines.until("ended")
+        assert process.wait(DEADLINE_S) == 0
+    for name in names:
+        news = [line for line in lines.seen if line.startswith(name) and "warning" not in line]
+        assert len([line for line in news if "stopped" in line or "back" in line]) == 2, news
+
+
+@needs_sound
+def test_one_microphone_is_not_opened_twice(room: Room) -> None:
+    script = """
+from speech.errors import DeviceError
+microphone = Microphone()
+with microphone:
+    try:
+        with microphone:
+            pass
+    except DeviceError as error:
+        print(error)
+    print(len(next(microphone.blocks(16000))) > 0)
+"""
+    command = [sys.executable, "-X", "faulthandler", "-c", MICROPHONES + script]
+    done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "this microphone is open already; use one Microphone for each `with` statement", "True",
+    ]  # fmt: skip
+
+
+@needs_sound
+def test_a_sound_server_that_is_not_there_yet_is_waited_for(room: Room, yes_no: Path) -> None:
+    """As at the start of a machine."""
+    room.kill()
+    threading.Timer(3, room.start).start()
+    with Listening(room, "--wait") as listening:
+        listening.hear(yes_no, "yes", "no")
+        listening.end()
+        (waiting,) = [line for line in listening.errors.seen if "waiting for it" in line]
+        assert listening.errors.seen.index(waiting) == 0, "the sound libraries complain to nobody"
+
+
+@needs_sound
+def test_without_waiting_a_missing_server_is_one_line(room: Room) -> None:
+    room.kill()
+    command = [sys.executable, "-m", "speech.listen"]
+    done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 1
+    assert re.match("error: (no input device|can't record from)", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+
+
+@needs_sound
+def test_an_interrupt_ends_it_while_it_waits(room: Room) -> None:
+    room.kill()
+    command = [sys.executable, "-m", "speech.listen", "--wait"]
+    with subprocess.Popen(command, env=room.environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        errors = Lines(process.stderr)
+        errors.until("waiting for it")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0
+    assert not [line for line in errors.now() if "Traceback" in line]
+
+
+@pytest.fixture
+def two_channels(tmp_path: Path) -> Callable[[str], Path]:
+    """The first five words on the left, and on the right noise, the same in opposite phase, or nothing."""
+
+    def make(right: str) -> Path:
+        speech, rate = soundfile.read(listen.DEMO)
+        speech = speech[: round(6.5 * rate)]
+        other = {"hiss": np.random.default_rng(0).normal(0, 0.1, len(speech)), "phase": -speech, "dead": 0 * speech}
+        soundfile.write(tmp_path / "two.wav", np.stack([speech, other[right]], 1), rate)
+        return tmp_path / "two.wav"
+
+    return make
+
+
+@needs_sound
+@pytest.mark.parametrize(
+    ("right", "arguments", "n_words"),
+    [
+        ("hiss", (), 5),
+        ("hiss", ("--channel", "left"), 5),
+        ("hiss", ("--channel", "right"), 0),
+        ("phase", (), 5),
+        ("phase", ("--channel", "mix"), 0),
+        ("dead", (), 5),
+        ("dead", ("--channel", "2"), 0),
+    ],
+)
+def test_the_channel_that_speaks_is_heard(
+    room: Room, two_channels: Callable[[str], Path], right: str, arguments: tuple[str, ...], n_words: int
+) -> None:
+    with Listening(room, *arguments) as listening:
+        listening.hear(two_channels(right), *SPOKEN[:n_words])
+
+
+@needs_sound
+def test_a_muted_source_is_reported_once(room: Room) -> None:
+    room.control("set-source-mute", f"{SINK}.monitor", "1")
+    try:
+        with Listening(room, "--seconds", "12") as listening:
+            room.play(listen.DEMO)
+            listening.errors.until("warning: 'default' has delivered nothing but silence for 5 s: is it muted")
+            listening.errors.until("heard")
+            assert len([line for line in listening.errors.seen if "silence" in line]) == 1
+    finally:
+        room.control("set-source-mute", f"{SINK}.monitor", "0")
+
+
+@needs_sound
+def test_nothing_that_is_played_during_a_pause_is_heard(room: Room, yes_no: Path) -> None:
+    with Listening(room) as listening:
+        for text in ("paused", "listening again"):
+            listening.process.send_signal(signal.SIGUSR1)
+            listening.errors.until(text)
+            if text == "paused":
+                listening.hear(yes_no)
+        listening.hear(yes_no, "yes", "no")
 
 
 @needs_sound
@@ -519,8 +817,8 @@ def test_it_ends_while_it_waits_for_a_hanging_sound_server(room: Room, ending: s
             if not limit:
                 time.sleep(0.5)
                 listening.process.send_signal(getattr(signal, ending))
-            assert listening.process.wait(8) == 0
-            assert listening.errors.until("heard").endswith("0 commands, 0 overflows")
+            assert listening.process.wait(20) == 0, "the server's own time limit is half a minute"
+            assert "0 commands" in listening.errors.until("heard")
         finally:
             room.server.send_signal(signal.SIGCONT)
             room.kill()
@@ -530,26 +828,26 @@ def test_it_ends_while_it_waits_for_a_hanging_sound_server(room: Room, ending: s
 def test_a_device_that_disappears_ends_it_where_that_is_wanted(room: Room) -> None:
     with Listening(room, "--no-reconnect") as listening:
         room.remove_sink()
-        assert listening.process.wait(20) == 1
+        assert listening.process.wait(DEADLINE_S) == 1
         listening.errors.until("error: 'default' stopped delivering audio: was it unplugged?")
         assert not any("Traceback" in line for line in listening.errors.seen)
 
 
 @needs_sound
-def test_a_process_that_slept_tells_what_it_missed_and_goes_on(room: Room, yes_no: Path) -> None:
-    script = "import sys; from speech import listen, microphone; microphone.BACKLOG_S = 1; sys.exit(listen.main())"
+def test_a_process_that_slept_reports_what_it_missed_and_goes_on(room: Room, yes_no: Path) -> None:
+    script = "import sys; from speech import listen, devices; devices.BACKLOG_S = 1; sys.exit(listen.main())"
     with Listening(room, program=("-c", script)) as listening:
         time.sleep(0.5)
         listening.process.send_signal(signal.SIGSTOP)
         time.sleep(6)
         listening.process.send_signal(signal.SIGCONT)
         warning = listening.errors.until("warning: audio was lost")
-        assert "1 times so far" in warning
-        assert listening.process.poll() is None, "told while it runs"
-        room.play(yes_no)
-        listening.out.until("no")
-        assert "2 commands, 1 overflows" in listening.end()
-        assert listening.words == ["yes", "no"]
+        assert re.match(r"warning: audio was lost, \d+ times so far", warning)
+        assert len([line for line in listening.errors.now() if "audio was lost" in line]) == 1, "one line for one sleep"
+        assert listening.process.poll() is None, "it is reported while it runs"
+        listening.hear(yes_no, "yes", "no")
+        n_losses = int(re.search(r"(\d+) overflows", listening.end())[1])  # type: ignore[index]
+        assert n_losses >= 1
 
 
 @needs_sound
@@ -571,25 +869,22 @@ def test_actions_that_hang_fail_and_flood_do_not_disturb_the_words(room: Room, t
         """
     )
     with Listening(room, "--actions", str(actions)) as listening:
-        room.play(beginning(tmp_path, 6.5))
-        listening.out.until("left")
+        listening.hear(beginning(tmp_path, 6.5), "yes", "no", "up", "down", "left")
         wait_for(note.exists)
         for line in ("yes: killed after 3 s", "no: exit status 7: broken", "up: killed after 3 s"):
             listening.errors.until(f"action {line}")
-        assert "5 commands, 0 overflows" in listening.end()
-        assert listening.words == ["yes", "no", "up", "down", "left"]
-    assert note.read_text().strip() == "left"
+        listening.end()
+    wait_for(lambda: note.read_text().strip() == "left")
 
 
 @needs_sound
 def test_a_microphone_is_recorded(room: Room, tmp_path: Path, yes_no: Path) -> None:
     with Listening(room, "--record", str(tmp_path / "kept")) as listening:
-        room.play(yes_no)
-        listening.out.until('"no"')
+        listening.hear(yes_no, "yes", "no")
         listening.end()
     kept = sorted((tmp_path / "kept").glob("*.json"))
     found = [json.loads(path.read_text()) for path in kept]
-    assert [f["word"] for f in found if f["kind"] == "detection"] == ["yes", "no"]
+    assert [f["word"] for f in found if f["kind"] == "detection"][-2:] == ["yes", "no"]
     assert {f["source"] for f in found} == {"default"}
     for path in kept:
         samples, rate = soundfile.read(path.with_suffix(".wav"))

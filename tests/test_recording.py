@@ -16,7 +16,7 @@ import soundfile
 from speech import listen
 from speech.errors import ConfigError
 from speech.recording import LEAD_S, Recorder
-from speech.results import Detection
+from speech.results import Detection, Reason, Rejection
 
 RATE = 16000
 BEGAN = datetime(2026, 11, 22, 15, 45, 1)
@@ -29,6 +29,10 @@ def stream(seconds: float) -> np.ndarray:
 
 def heard(start_s: float = 2.0, word: str = "left") -> Detection:
     return Detection(word, start_s, start_s + 0.4, 0.93, start_s + 0.6)
+
+
+def rejected(word: str = "left") -> Rejection:
+    return Rejection(Reason.UNSURE, word, 2.0, 2.4, 0.93, 2.6)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def kept(folder: Path) -> list[str]:
 def test_the_audio_goes_from_before_the_word_to_its_decision(recorder: Recorder, tmp_path: Path) -> None:
     for block in np.array_split(stream(30), 777):
         recorder.feed(block)
-    recorder.keep(heard(28.34), "detection", 0.5)
+    recorder.keep(heard(28.34), 0.5)
     folder = tmp_path / "a" / "b"
     name = "20261122-154501_000028.34_left_0.93"
     assert kept(folder) == [f"{name}.json", f"{name}.wav"]
@@ -63,11 +67,21 @@ def test_the_audio_goes_from_before_the_word_to_its_decision(recorder: Recorder,
     }  # fmt: skip
 
 
+def test_a_rejection_is_kept_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.feed(stream(4))
+    recorder.keep(rejected(), None)
+    (path,) = (tmp_path / "a" / "b").glob("*_left_0.93_rejected.json")
+    assert json.loads(path.read_text()) == {
+        "reason": "unsure", "word": "left", "start_s": 2.0, "end_s": 2.4, "confidence": 0.93, "at_s": 2.6,
+        "kind": "rejection", "threshold": None, "model": "m",
+    }  # fmt: skip
+
+
 def test_at_the_beginning_there_is_less_before_the_word(recorder: Recorder, tmp_path: Path) -> None:
     recorder.feed(stream(9))
     recorder.reset()
     recorder.feed(stream(1))
-    recorder.keep(heard(0.2), "detection", 0.5)
+    recorder.keep(heard(0.2), 0.5)
     (path,) = (tmp_path / "a" / "b").glob("*.wav")
     assert soundfile.info(path).frames == round(0.8 * RATE)
 
@@ -75,10 +89,10 @@ def test_at_the_beginning_there_is_less_before_the_word(recorder: Recorder, tmp_
 def test_nothing_is_overwritten_and_names_are_names(recorder: Recorder, tmp_path: Path) -> None:
     recorder.feed(stream(4))
     for word in ("left", "left", "left", "../a b"):
-        recorder.keep(heard(word=word), "near_miss", 0.5)
+        recorder.keep(rejected(word), 0.5)
     names = [name.removeprefix("20261122-154501_000002.00_") for name in kept(tmp_path / "a" / "b")]
     assert [name for name in names if name.endswith(".wav")] == [
-        "___a_b_0.93_near.wav", "left_0.93_near.wav", "left_0.93_near_2.wav", "left_0.93_near_3.wav",
+        "___a_b_0.93_rejected.wav", "left_0.93_rejected.wav", "left_0.93_rejected_2.wav", "left_0.93_rejected_3.wav",
     ]  # fmt: skip
     assert len(names) == 8
 
@@ -86,7 +100,11 @@ def test_nothing_is_overwritten_and_names_are_names(recorder: Recorder, tmp_path
 def test_the_memory_does_not_grow(recorder: Recorder) -> None:
     for _ in range(1000):
         recorder.feed(np.zeros(RATE, np.float32))
-    assert sum(map(len, recorder._blocks)) <= 7 * RATE
+    assert sum(map(len, recorder._blocks)) <= 13 * RATE
+    n_blocks = len(recorder._blocks)
+    for _ in range(1000):
+        recorder.feed(np.zeros(0, np.float32))
+    assert len(recorder._blocks) == n_blocks, "the microphone is away"
 
 
 @pytest.mark.parametrize("fails", ["write_bytes", "rename"])
@@ -94,7 +112,7 @@ def test_a_failure_is_told_once_and_leaves_nothing_behind(
     recorder: Recorder, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     recorder.feed(stream(4))
-    recorder.keep(heard(1), "detection", 0.5)
+    recorder.keep(heard(1), 0.5)
     whole, calls = getattr(Path, fails), 0
 
     def second_fails(path: Path, *arguments: object) -> None:
@@ -107,8 +125,8 @@ def test_a_failure_is_told_once_and_leaves_nothing_behind(
         whole(path, *arguments)
 
     monkeypatch.setattr(Path, fails, second_fails)
-    recorder.keep(heard(2), "detection", 0.5)
-    recorder.keep(heard(3), "detection", 0.5)
+    recorder.keep(heard(2), 0.5)
+    recorder.keep(heard(3), 0.5)
     folder = tmp_path / "a" / "b"
     assert told == [f"recording stopped: {folder}: No space left on device"]
     assert len(kept(folder)) == 2
@@ -139,21 +157,30 @@ def test_every_word_is_kept_as_it_was_heard(tmp_path: Path) -> None:
     assert {d["source"] for d in found} == {str(listen.DEMO)}
     assert all(d["confidence"] >= d["threshold"] for d in found)
     whole, _ = soundfile.read(listen.DEMO)
-    for path, p in zip([q for q in sorted(tmp_path.glob("*.wav")) if "near" not in q.name], printed, strict=True):
+    for path, p in zip([q for q in sorted(tmp_path.glob("*.wav")) if "rejected" not in q.name], printed, strict=True):
         samples, _ = soundfile.read(path)
         begin = round((p["start_s"] - LEAD_S) * RATE)
         np.testing.assert_allclose(samples, whole[max(0, begin) :][: len(samples)], atol=2**-14)
         assert len(samples) == pytest.approx(round(p["at_s"] * RATE) - max(0, begin), abs=16)
 
 
-def test_what_a_higher_threshold_misses_is_kept_as_a_near_miss(tmp_path: Path) -> None:
-    assert run("--record", str(tmp_path), "--threshold", "1").stdout == ""
+def test_what_may_have_been_a_command_is_kept_with_its_reason(tmp_path: Path) -> None:
+    assert run("--record", str(tmp_path), "--threshold", "1", "--words", "yes,no").stdout == ""
     described = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
-    assert {d["word"] for d in described} >= {"yes", "no"}
+    assert [d["word"] for d in described] == ["yes", "no"], "what nobody asked for, and talk, is not"
     for d in described:
-        assert (d["kind"], d["threshold"], d["model"]) == ("near_miss", 1.0, "commands")
+        assert (d["kind"], d["reason"], d["threshold"], d["model"]) == ("rejection", "unsure", 1.0, "commands")
         assert 0.8 <= d["confidence"] < 1
-    assert len(list(tmp_path.glob("*_near.wav"))) == len(described) <= 10
+    assert [path.name.endswith("_rejected.wav") for path in tmp_path.glob("*.wav")] == [True, True]
+
+
+def test_a_command_after_talk_is_kept_with_its_reason(tmp_path: Path) -> None:
+    samples, rate = soundfile.read(listen.DEMO)
+    path, folder = tmp_path / "talk.wav", tmp_path / "kept"
+    soundfile.write(path, np.concatenate([samples[-4 * rate :], samples[: 2 * rate]]), rate)
+    subprocess.run([sys.executable, "-m", "speech.listen", "--file", str(path), "--record", str(folder)], check=True)
+    (found,) = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    assert (found["word"], found["reason"], found["kind"]) == ("yes", "after talk", "rejection")
 
 
 def test_an_unwritable_folder_ends_in_one_clear_line(tmp_path: Path) -> None:

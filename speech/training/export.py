@@ -93,7 +93,11 @@ class Scorer(nn.Module):
 
 
 class _Graph(nn.Module):
-    """A scorer with all its outputs, for the exporter, which calls `forward`."""
+    """A scorer with all its outputs, for the exporter, which calls `forward`.
+
+    It is left in training mode, what is inside is not: so the exporter does not merge weights with equal values, and
+    each keeps its name.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -145,7 +149,7 @@ def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
         network = info.training["network"]
         notes = {"labels": list(info.labels), "features": info.features, "head": info.head, "network": network}
         notes["lstm"] = info.training.get("lstm", "torch")
-        state = _initializers(onnx.load(str(path)).graph)
+        state = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in onnx.load(str(path)).graph.initializer}
         prefix = f"{SCORER}.network."
         scorer = build_scorer(notes, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         scorer.offsets = state[f"{SCORER}.offsets"]
@@ -180,15 +184,6 @@ def build_scorer(notes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Score
     counters = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}  # not in a bundle
     network.load_state_dict(counters | {k: v for k, v in state.items() if not k.startswith("words.")})
     return Scorer(MFCC(features), network).eval()
-
-
-def _initializers(graph: onnx.GraphProto) -> dict[str, Tensor]:
-    """The weights of a graph by name; of several equal ones it keeps one, and an Identity for each other name."""
-    arrays = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in arrays:
-            arrays[node.output[0]] = arrays[node.input[0]]
-    return arrays
 
 
 def _first_line(error: Exception) -> str:

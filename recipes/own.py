@@ -1,0 +1,450 @@
+"""Own words: some recordings are taught, others are heard, each as an utterance of a stream.
+
+Voice activity and network look at each recording once; what is taught and the threshold only change the decision.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.metrics import Share
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_of
+from speech.bundle import UNKNOWN
+from speech.errors import DataError
+from speech.forecast import forecast
+from speech.own_words import OwnWord, OwnWords
+from speech.recognizer import Recognizer
+from speech.results import Detection, Examined
+from speech.similarity import Vectors
+from speech.training.data import KEYWORDS, Corpus, Waveform, set_level, speaker_of
+from speech.utterances import Decision, WordReader
+from speech.word_model import fit
+
+RECORDINGS = (3, 5, 10)
+"""How many are taught."""
+N_DRAWS = 2
+"""Times that the recordings to teach are drawn anew."""
+LEAST_HEARD = 2
+"""Recordings that must be left to be heard."""
+MOST_HEARD = 40
+"""Recordings of a group that are used."""
+BUDGET = 0.5
+"""False alarms an hour in speech at which misses are read."""
+THRESHOLDS = tuple(round(x, 3) for x in np.linspace(0.3, 0.98, 35))
+"""For all own words."""
+MOST_WORDS = 20
+"""Of a kind."""
+N_BESIDE = 5
+"""Own words that are taught at once to see what they cost the commands."""
+K_BESIDE = 5
+"""Recordings that each of these is taught from."""
+PAD = SAMPLE_RATE_HZ // 2
+"""Samples of silence set around a recording."""
+SNR_DB = 10.0
+N_TOLD = 10
+"""Predicted confusions that are compared with the measured ones."""
+
+
+class Once(Recognizer):
+    """A recogniser that reads each utterance once, and then remembers it."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        super().__init__(recognizer._session, recognizer.info)
+        self._known: dict[bytes, tuple[NDArray[np.float32], Vectors]] = {}
+        self.masked = ""
+        """A word of the bundle that it shall not know: its posterior counts as `_unknown_`."""
+
+    def read(self, waveform: Waveform) -> tuple[NDArray[np.float32], Vectors]:
+        key = hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
+        if key not in self._known:
+            self._known[key] = super().read(waveform)
+        scores, embedding = self._known[key]
+        if self.masked in self.info.words:
+            scores, at = scores.copy(), self.info.labels.index(self.masked)
+            scores[self.info.labels.index(UNKNOWN)] += scores[at]
+            scores[at] = 0
+        return scores, embedding
+
+    def teach(self, *words: OwnWord) -> None:
+        """Hear these beside the bundle's words, instead of those of before."""
+        self.own = OwnWords(Path(), words)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Recordings of one word, by one speaker or by many."""
+
+    word: str
+    kind: str
+    """Row of the table."""
+    clean: list[list[Utterance]]
+    """Of each recording the utterances that it was cut into."""
+    noisy: list[list[Utterance]]
+
+
+def utterances_in(waveform: Waveform) -> list[Utterance]:
+    config = ListenerConfig()
+    return utterances_of(np.pad(waveform, PAD), config, config.max_word_s)
+
+
+def group_of(corpus: Corpus, word: str, kind: str, indices: Sequence[int], rng: np.random.Generator) -> Group:
+    """Cut the recordings of a word, as they are and in noise."""
+    noise = corpus.select("training", "noise")
+    clean, noisy = [], []
+    for index in rng.permutation(indices)[:MOST_HEARD]:
+        waveform = corpus[int(index)]
+        clean.append(utterances_in(waveform))
+        if len(noise):
+            length = len(waveform) + 2 * PAD
+            level_db = 20 * np.log10(np.sqrt(np.square(waveform).mean()) + 1e-9) - SNR_DB
+            bed = set_level(corpus.crop(int(rng.choice(noise)), rng, length), level_db)
+            config = ListenerConfig()
+            noisy.append(utterances_of(np.clip(np.pad(waveform, PAD) + bed, -1, 1), config, config.max_word_s))
+    return Group(word, kind, clean, noisy)
+
+
+def groups_by_speaker(corpus: Corpus, rng: np.random.Generator) -> list[Group]:
+    """One speaker, one word, at home; the least group lets five be taught."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index in corpus.select("validation", "home"):
+        recording = corpus.recordings[index]
+        found.setdefault((recording.word, recording.path.name.split("_")[0]), []).append(int(index))
+    return [
+        group_of(corpus, word, "same speaker, at home", indices, rng)
+        for (word, _), indices in sorted(found.items())
+        if len(indices) >= RECORDINGS[0] + LEAST_HEARD
+    ]
+
+
+def groups_by_word(corpus: Corpus, known: Sequence[str], rng: np.random.Generator) -> list[Group]:
+    """Words outside the bundle's vocabulary, each recording by another speaker where there are enough."""
+    groups = []
+    for kind, source, parts in (
+        ("other speakers", "words", ("validation", "testing")),
+        ("other speakers, met in training", "words", ("training",)),
+        ("other voices, synthetic", "voices", ("training",)),
+    ):
+        found: dict[str, dict[str, int]] = {}
+        for index, recording in enumerate(corpus.recordings):
+            if recording.source == source and recording.part in parts and recording.word not in known:
+                found.setdefault(recording.word, {})[speaker_of(recording.path)] = index
+        words = [word for word in sorted(found) if len(found[word]) >= RECORDINGS[0] + LEAST_HEARD]
+        chosen = rng.permutation(words)[:MOST_WORDS]
+        groups += [group_of(corpus, str(w), kind, sorted(found[str(w)].values()), rng) for w in sorted(chosen)]
+    return groups
+
+
+def taught(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> OwnWord | None:
+    """The word as it is learnt from the recordings that are one utterance; None where there are none."""
+    waveforms = [found[0].waveform for found in recordings if len(found) == 1 and not found[0].is_long]
+    model = fit(once.similarity, once.embed, waveforms) if waveforms else None
+    return OwnWord(word, (), model, once.similarity.key) if model else None
+
+
+def heard(once: Once, utterances: Iterable[Utterance], after_talk_s: float) -> list[Detection]:
+    """What the Listener's decision accepts, at any confidence."""
+    config = ListenerConfig(after_talk_s=after_talk_s)
+    decision = Decision(WordReader(once, dict.fromkeys(once.words, 1e-6), config), config)
+    examined = [decision.decide(utterance, utterance.closed) for utterance in utterances]
+    return [detection for one in examined for detection in one.detections]
+
+
+def confidences_of(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> list[float]:
+    """Of each recording the confidence with which the word was heard; 0 where another was, or none."""
+    found = []
+    for utterances in recordings:
+        detections = heard(once, utterances, after_talk_s=0.0)
+        found.append(max((d.confidence for d in detections if d.word == word), default=0.0))
+    return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A word taught from some recordings, and what was heard of the others and of speech."""
+
+    word: str
+    kind: str
+    k: int
+    clean: list[float]
+    """Confidence of each recording that was not taught; 0 where it was not heard as the word."""
+    noisy: list[float]
+    alarms: list[float]
+    """Confidence of each time that it was heard in speech."""
+    predicted: float
+    """Share of misses that the forecast told."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """All trials of a kind with so many recordings."""
+
+    kind: str
+    k: int
+    threshold: float
+    """For all words alike; the lowest at which they keep to the budget, or the highest there is."""
+    alarms_per_hour: float
+    """Of one own word."""
+    clean: Share
+    noisy: Share
+    predicted: float
+    n_words: int
+
+    def __str__(self) -> str:
+        return (
+            f"  {self.kind:33} k {self.k:2}  {self.n_words:3} words  threshold {self.threshold:.2f}  "
+            f"alarms/h {self.alarms_per_hour:5.2f}  missed {self.clean}   10 dB {self.noisy}   "
+            f"forecast {100 * self.predicted:.0f} %"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"clean": self.clean.as_dict(), "noisy": self.noisy.as_dict()}
+
+
+def row_of(trials: Sequence[Trial], hours: float, threshold: float | None) -> Row:
+    """The figures of trials of one kind, at a threshold or at the budget."""
+
+    def rate(at: float) -> float:
+        return sum(c >= at for t in trials for c in t.alarms) / max(hours * len(trials), 1e-9)
+
+    if threshold is None:
+        threshold = next((at for at in THRESHOLDS if rate(at) <= BUDGET), THRESHOLDS[-1])
+    clean, noisy = ([c for t in trials for c in getattr(t, name)] for name in ("clean", "noisy"))
+    return Row(
+        trials[0].kind,
+        trials[0].k,
+        threshold,
+        rate(threshold),
+        Share(sum(c < threshold for c in clean), len(clean)),
+        Share(sum(c < threshold for c in noisy), len(noisy)),
+        float(np.mean([t.predicted for t in trials])),
+        len({t.word for t in trials}),
+    )
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The ten commands, without and beside own words."""
+
+    own: tuple[str, ...]
+    missed_alone: Share
+    missed_beside: Share
+    taken_for_own: Share
+    """Commands that an own word was heard in."""
+    own_taken: Share
+    """Recordings of the own words that a command was heard in."""
+
+    def __str__(self) -> str:
+        return (
+            f"  commands beside {', '.join(self.own)}:\n"
+            f"    missed alone {self.missed_alone}   beside them {self.missed_beside}\n"
+            f"    commands taken for an own word {self.taken_for_own}   own words taken for one {self.own_taken}"
+        )
+
+
+@dataclass(frozen=True)
+class Own:
+    """The figures of the protocol."""
+
+    part: str
+    hours: float
+    at_budget: list[Row]
+    at_default: list[Row]
+    commands: Commands | None
+    predicted: list[tuple[str, str, float, float]]
+    """Own word, word taken for it, share that the forecast told, share measured; the surest first."""
+    n_right: int
+    """Of the first `N_TOLD` of these, those among the `2 * N_TOLD` most frequent pairs measured."""
+    awake_alarms: int
+    """Commands heard in speech after an own word as the wake word."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"own words, {self.part}: some recordings taught, the others heard through the Listener; "
+            f"alarms in {self.hours:.2f} h of speech, of one own word",
+            f"  at most {BUDGET:g} alarms an hour:",
+            *map(str, self.at_budget),
+            "  at the bundle's threshold:",
+            *map(str, self.at_default),
+            *([str(self.commands)] if self.commands else []),
+            f"  predicted confusions: {self.n_right} of the first {min(N_TOLD, len(self.predicted))} are among the "
+            f"{2 * N_TOLD} most frequent measured",
+            *(f"    {b!r} taken for {a!r}: predicted {100 * p:.0f} %, measured {100 * m:.0f} %"
+              for a, b, p, m in self.predicted[:N_TOLD]),
+            f"  with a wake word: {self.awake_alarms} commands heard in {self.hours:.2f} h of speech",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        commands = self.commands and {k: v.as_dict() if isinstance(v, Share) else v for k, v in
+                                      vars(self.commands).items()}  # fmt: skip
+        rows = {name: [row.as_dict() for row in getattr(self, name)] for name in ("at_budget", "at_default")}
+        return asdict(replace(self, at_budget=[], at_default=[], commands=None)) | rows | {"commands": commands}
+
+
+def cut_stream(corpus: Corpus, indices: Iterable[int]) -> tuple[list[Utterance], float]:
+    """Recordings one after another: their utterances, and hours."""
+    config = ListenerConfig()
+    segmenter = Segmenter(config, config.max_word_s)
+    rest, found, n_samples = np.zeros(0, np.float32), [], 0
+    for index in indices:
+        stream = np.concatenate([rest, corpus[index]])
+        whole = len(stream) // HOP * HOP
+        found += [u for u in map(segmenter.push, stream[:whole].reshape(-1, HOP)) if u]
+        rest, n_samples = stream[whole:], n_samples + whole
+    return found, n_samples / SAMPLE_RATE_HZ / 3600
+
+
+def try_out(once: Once, group: Group, k: int, speech: Sequence[Utterance], rng: np.random.Generator) -> Trial | None:
+    """Teach some recordings of a group, hear the others and the speech."""
+    order = rng.permutation(len(group.clean))
+    known, rest = order[:k], order[k:]
+    once.masked = group.word
+    word = taught(once, group.word, [group.clean[i] for i in known])
+    if word is None:
+        return None
+    once.teach(word)
+    recordings = [group.clean[i][0].waveform for i in known if group.clean[i]]
+    alarms = [d.confidence for d in heard(once, speech, ListenerConfig.after_talk_s) if d.word == word.name]
+    trial = Trial(
+        group.word,
+        group.kind,
+        k,
+        confidences_of(once, word.name, [group.clean[i] for i in rest]),
+        confidences_of(once, word.name, [group.noisy[i] for i in rest if group.noisy]),
+        alarms,
+        forecast(word, recordings, OwnWords(Path(), [word]), once).missed,
+    )
+    once.masked = ""
+    return trial
+
+
+def learnt_words(once: Once, groups: Iterable[Group], k: int) -> dict[str, tuple[OwnWord, Group]]:
+    """Each word outside the bundle's vocabulary, from the first `k` recordings of its group."""
+    found = {}
+    for group in groups:
+        if group.word not in once.info.words and len(group.clean) >= k + LEAST_HEARD:
+            word = taught(once, group.word, group.clean[:k])
+            if word:
+                found[group.word] = (word, group)
+    return found
+
+
+def commands_beside(
+    once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]], k: int
+) -> Commands:
+    """What some own words cost the commands, and what they lose to them.
+
+    Args:
+        commands: of each word the utterances of its recordings.
+    """
+    least, chosen = once.info.threshold, list(learnt)[:N_BESIDE]
+    counts: Counter[str] = Counter()
+    total = sum(map(len, commands.values()))
+    for mine in ((), tuple(learnt[name][0] for name in chosen)):
+        once.teach(*mine)
+        for word, recordings in commands.items():
+            for utterances in recordings:
+                found = {d.word for d in heard(once, utterances, 0.0) if d.confidence >= least}
+                counts["beside" if mine else "alone"] += word not in found
+                counts["taken"] += bool(found & set(chosen))
+    said = [utterances for name in chosen for utterances in learnt[name][1].clean[k:]]
+    for utterances in said:
+        counts["own taken"] += any(d.word in commands and d.confidence >= least for d in heard(once, utterances, 0.0))
+    return Commands(
+        tuple(chosen),
+        Share(counts["alone"], total),
+        Share(counts["beside"], total),
+        Share(counts["taken"], total),
+        Share(counts["own taken"], len(said)),
+    )
+
+
+def compare_confusions(
+    once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]]
+) -> tuple[list[tuple[str, str, float, float]], int]:
+    """Predicted confusions with their measured shares, and how many of the first are among the most frequent."""
+    recordings = {name: group.clean for name, (_, group) in learnt.items()} | dict(commands)
+    measured, predicted = {}, {}
+    for name, (word, group) in learnt.items():
+        once.teach(word)
+        known = [utterances[0].waveform for utterances in group.clean if utterances]
+        for confusion in forecast(word, known, OwnWords(Path(), [word]), once).confusions:
+            predicted[name, confusion.word] = confusion.share
+        for other, said in recordings.items():
+            if other != name:
+                hits = [c >= once.info.threshold for c in confidences_of(once, name, said)]
+                measured[name, other] = float(np.mean(hits))
+    first = sorted((pair for pair in predicted if pair in measured), key=lambda pair: -predicted[pair])
+    frequent = sorted((pair for pair in measured if measured[pair]), key=lambda pair: -measured[pair])[: 2 * N_TOLD]
+    told = [(*pair, predicted[pair], measured[pair]) for pair in first]
+    return told, sum(pair in frequent for pair in first[:N_TOLD])
+
+
+def count_awake(once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], speech: Sequence[Utterance]) -> int:
+    """Commands accepted in speech when the first of the own words must come before them."""
+    name = next(iter(learnt), None)
+    if name is None:
+        return 0
+    once.teach(learnt[name][0])
+    config = ListenerConfig()
+    decision = Decision(WordReader(once, once.thresholds, config), config, wake=name)
+    examined: list[Examined] = [decision.decide(utterance, utterance.closed) for utterance in speech]
+    return sum(d.word != name for one in examined for d in one.detections)
+
+
+def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str) -> Own:
+    """Teach words outside the vocabulary and hear them, by the same speaker and by others.
+
+    Raises:
+        DataError: no recordings of words outside the vocabulary.
+    """
+    once, rng = Once(recognizer), np.random.default_rng(0)
+    speech, hours = cut_stream(corpus, corpus.select(part, "speech").tolist())
+    groups = groups_by_speaker(corpus, rng) + groups_by_word(corpus, recognizer.info.words, rng)
+    if not groups:
+        raise DataError("no words outside the vocabulary with recordings enough: nothing to teach")
+    trials: dict[tuple[str, int], list[Trial]] = {}
+    for group in groups:
+        for k in RECORDINGS:
+            if len(group.clean) >= k + LEAST_HEARD:
+                tried = [try_out(once, group, k, speech, rng) for _ in range(N_DRAWS)]
+                trials.setdefault((group.kind, k), []).extend(trial for trial in tried if trial)
+    commands = {
+        word: group_of(corpus, word, "", corpus.select(part, "words", word).tolist(), rng).clean for word in KEYWORDS
+    }
+    learnt = learnt_words(once, groups, K_BESIDE)
+    told, n_right = compare_confusions(once, learnt, commands)
+    return Own(
+        part,
+        hours,
+        [row_of(some, hours, None) for some in trials.values()],
+        [row_of(some, hours, recognizer.info.threshold) for some in trials.values()],
+        commands_beside(once, learnt, commands, K_BESIDE) if learnt else None,
+        told,
+        n_right,
+        count_awake(once, learnt, speech),
+    )
+
+
+def draw_own(result: Own, target: Path) -> None:
+    """Misses over the number of recordings taught, at the budget of false alarms, as one picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panes = figure.subplots(1, 2, sharey=True)
+    for axes, name, title in zip(panes, ("clean", "noisy"), ("Clean", f"Noise at {SNR_DB:.0f} dB"), strict=True):
+        for kind in sorted({row.kind for row in result.at_budget}):
+            rows = [row for row in result.at_budget if row.kind == kind]
+            axes.plot([r.k for r in rows], [100 * getattr(r, name).value for r in rows], marker="o", label=kind)
+        axes.set(xlabel="recordings taught", title=title, xticks=RECORDINGS)
+        axes.grid(alpha=0.3)
+    panes[0].set(ylabel=f"missed (%) at {BUDGET:g} false alarms an hour", ylim=(0, None))
+    panes[0].legend()
+    figure.suptitle(f"Own words, {result.part}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)

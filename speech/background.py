@@ -1,0 +1,194 @@
+"""Listening beside a program that does other things: in a thread, or as an asynchronous iterator."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+
+from speech import errors
+from speech.audio import Block
+from speech.errors import SpeechError
+from speech.listener import Listener
+from speech.microphone import Microphone
+from speech.pausing import Pauser
+from speech.recognizer import Recognizer
+from speech.results import Detection
+
+STOP_S = 5.0
+"""Time that `stop` gives a callback to return."""
+
+
+class Background:
+    """A thread that listens until it is stopped or its source ends.
+
+        with listen_in_background(print) as background:
+            ...  # do something else
+
+    Args:
+        callback: called with each detection, in the thread.  While it takes its time nothing is heard, and up to
+            `devices.BACKLOG_S` seconds of audio are kept for later.  An exception of its is reported in one line.
+        listener: default: one with the shipped bundle.
+        source: a microphone, or blocks (time,) at the bundle's rate; default: the default microphone.
+        tell: takes one line when something went wrong; default: prints it on stderr.
+        ended: called at the end of the thread.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[Detection], object],
+        listener: Listener | None = None,
+        source: Microphone | Iterable[Block] | None = None,
+        tell: Callable[[str], None] | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        self._callback, self._tell, self._ended = callback, tell or errors.tell, ended or (lambda: None)
+        self._listener = listener or Listener(Recognizer.load())
+        self._source = Microphone(tell=self._tell) if source is None else source
+        self._pauser = Pauser(self._listener)
+        self._is_begun, self._is_stopped, self._is_open = threading.Event(), threading.Event(), False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="speech")
+        self.error: Exception | None = None
+        """What ended it, other than `stop` and the end of the source."""
+
+    def start(self) -> None:
+        """Begin; returns when the microphone is open, at once when that one is to be waited for.
+
+        Raises:
+            SpeechError: the microphone can't be opened.
+        """
+        self._thread.start()
+        if not self._is_waiting:
+            self._is_begun.wait()
+            if self.error and not self._is_open:
+                raise self.error
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether nobody waits for the microphone to open."""
+        return isinstance(self._source, Microphone) and self._source.wait
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it still listens."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End it, from any thread and from the callback; nothing is reported any more once this has returned."""
+        self._is_stopped.set()
+        if isinstance(self._source, Microphone):
+            self._source.close()
+        self.wait(STOP_S)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for its end, as that of a recording."""
+        if self._thread.ident and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def pause(self) -> None:
+        """Hear nothing from now on, as while the program itself speaks."""
+        self._pauser.pause()
+
+    def resume(self) -> None:
+        """Hear again what comes from now on."""
+        self._pauser.resume()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is heard."""
+        return self._pauser.is_paused
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            if isinstance(self._source, Microphone):
+                with self._source as microphone:
+                    self._pauser.discard = microphone.discard
+                    self._listen(microphone.blocks(self._listener.recognizer.info.sample_rate_hz))
+            else:
+                self._listen(self._source)
+        except Exception as error:
+            if not self._is_stopped.is_set():
+                self.error = error
+                if self._is_open or self._is_waiting:  # otherwise `start` raises it
+                    self._tell(f"error: {_described(error)}")
+        finally:
+            self._is_begun.set()
+            self._ended()
+
+    def _listen(self, blocks: Iterable[Block]) -> None:
+        self._is_open = True
+        self._is_begun.set()
+        self._listener.reset()
+        for block in blocks:
+            if self._is_stopped.is_set():
+                return
+            self._report(self._listener.feed(self._pauser.let_through(block)))
+        self._report(self._listener.flush())
+
+    def _report(self, detections: list[Detection]) -> None:
+        for detection in detections:
+            if self._is_stopped.is_set():
+                return
+            try:
+                self._callback(detection)
+            except Exception as error:
+                self._tell(f"callback for {detection.word!r}: {_described(error)}")
+
+
+def listen_in_background(
+    callback: Callable[[Detection], object],
+    listener: Listener | None = None,
+    source: Microphone | Iterable[Block] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Background:
+    """Begin to listen in a thread; see `Background` for the arguments and for what can be done with it.
+
+    Raises:
+        SpeechError: the bundle or the microphone can't be used.
+    """
+    background = Background(callback, listener, source, tell)
+    background.start()
+    return background
+
+
+async def listen_async(
+    listener: Listener | None = None,
+    source: Microphone | Iterable[Block] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> AsyncIterator[Detection]:
+    """Detections as they come, for `async for`; the event loop runs on meanwhile.
+
+    Wrapped in `contextlib.aclosing` the microphone is closed where the loop is left; otherwise soon after.
+
+    Raises:
+        SpeechError: the bundle or the microphone can't be used.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Queue[Detection | None] = asyncio.Queue()
+
+    def put(item: Detection | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(found.put_nowait, item)
+
+    background = await asyncio.to_thread(Background, put, listener, source, tell, lambda: put(None))
+    try:
+        await asyncio.to_thread(background.start)
+        while (detection := await found.get()) is not None:
+            yield detection
+        if background.error:
+            raise background.error
+    finally:
+        stopping = threading.Thread(target=background.stop)
+        stopping.start()  # at once: what is awaited here may be cancelled, as when the event loop ends
+        await asyncio.to_thread(stopping.join)
+
+
+def _described(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SpeechError) else f"{type(error).__name__}: {text}".rstrip(": ")

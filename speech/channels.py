@@ -1,0 +1,88 @@
+"""One channel from many: the best one, a given one, or their mean."""
+
+from collections import deque
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.audio import Block, as_mono
+from speech.errors import ConfigError
+
+Channel = int | Literal["best", "mix"]
+"""A number from 1 on, the one that speech stands out of most, or the mean of all."""
+
+FLOOR_DB = -90.0
+"""Level below which a channel counts as digitally silent, relative to full scale."""
+MEMORY_S = 10.0
+"""Time in which a channel's noise floor is sought: the level of its quietest tenth."""
+DECAY_DB_PER_S = 0.5
+"""How fast a channel's peak is forgotten."""
+ENOUGH_DB = 30.0
+"""Peaks this far above the noise floor are as good as any."""
+SILENT_LOSS_DB = 12.0
+"""Taken off for a channel without a noise floor: arrays have one that carries what is played."""
+MARGIN_DB = 6.0
+"""How much better another channel must be to be taken instead."""
+
+
+def parse(text: str) -> Channel:
+    """`best`, `mix`, `left`, `right` or a number from 1 on.  Raises ConfigError for another text."""
+    named: dict[str, Channel] = {"best": "best", "mix": "mix", "left": 1, "right": 2}
+    name = text.strip().lower()
+    if name in named:
+        return named[name]
+    return check(int(name) if name.isascii() and name.isdigit() else text)
+
+
+def check(channel: object) -> Channel:
+    """The channel itself; ConfigError when it is none."""
+    if channel == "best" or channel == "mix" or (type(channel) is int and channel >= 1):
+        return channel
+    raise ConfigError(f"channel={channel!r} must be left, right, best, mix or a number from 1 on")
+
+
+class Picker:
+    """Blocks of several channels -> one channel.
+
+    `best` compares how far each channel's peaks are above its own noise floor: a hissing channel has a high floor, a
+    dead one no peaks.  Before anything was said, the quietest channel that is not digitally silent is taken.
+
+    Args:
+        channel: what is wanted.
+        block_s: length of the blocks in seconds.
+    """
+
+    def __init__(self, channel: Channel, block_s: float) -> None:
+        self._channel, self._block_s = check(channel), block_s
+        self._powers: deque[NDArray[np.float64]] = deque(maxlen=round(MEMORY_S / block_s))
+        self._peak: NDArray[np.float64] | None = None
+        self.current = 0
+        """Index of the channel that is taken, for `best`."""
+
+    def push(self, samples: NDArray[np.float32]) -> Block:
+        """(time, channels) -> (time,)"""
+        if samples.ndim == 1 or samples.shape[1] == 1 or self._channel == "mix":
+            return as_mono(samples)
+        if self._channel != "best":
+            return as_mono(samples[:, self._channel - 1])
+        before = self.current
+        self.current = self._best(samples)
+        if before == self.current or len(self._powers) == 1:
+            return as_mono(samples[:, self.current])
+        rise = np.linspace(0, 1, len(samples), dtype=np.float32)  # a seam would be heard as a click
+        return as_mono(samples[:, before] * (1 - rise) + samples[:, self.current] * rise)
+
+    def _best(self, samples: NDArray[np.float32]) -> int:
+        power_db = 10 * np.log10(np.maximum(samples.var(0, dtype=np.float64), 10 ** (FLOOR_DB / 10)))
+        is_first = not self._powers
+        lasting = power_db if is_first else np.minimum(power_db, self._powers[-1])  # a click is not a peak
+        self._powers.append(power_db)
+        self._peak = lasting if self._peak is None else np.maximum(self._peak - DECAY_DB_PER_S * self._block_s, lasting)
+        floor = np.quantile(self._powers, 0.1, axis=0)
+        is_silent = floor <= FLOOR_DB
+        merit = np.minimum(self._peak - floor, ENOUGH_DB) - SILENT_LOSS_DB * is_silent
+        if (self._peak - floor).max() < MARGIN_DB:  # nothing has been said yet
+            merit = np.where(is_silent, -np.inf, -floor) if not is_silent.all() else 0 * floor
+        best = int(merit.argmax())
+        return best if merit[best] > merit[self.current] + MARGIN_DB else self.current

@@ -1,0 +1,231 @@
+"""Words that a person has taught: kept as recordings, and heard beside the words of a bundle.
+
+A word is a folder with WAV files and a `word.json` that names them.  That file is replaced in one step, so a word is
+there as a whole or not at all.  Nothing that is read here runs code.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from speech.activity import SAMPLE_RATE_HZ
+from speech.audio import Block, read
+from speech.errors import AudioError, ConfigError
+from speech.similarity import Similarity, Vectors
+from speech.word_model import WordModel, fit
+
+FORMAT = 1
+"""Version of `word.json`."""
+SETTINGS = "word.json"
+LONGEST_NAME = 40
+"""Characters."""
+MOST_RECORDINGS = 100
+
+Embed = Callable[[Block], Vectors]
+"""An utterance (time,) at `SAMPLE_RATE_HZ` -> its embedding."""
+
+
+def check_name(name: str) -> str:
+    """The name as it is kept: lower case, single spaces.
+
+    Raises:
+        ConfigError: it can't be a name of a word.
+    """
+    kept = " ".join(unicodedata.normalize("NFC", name).lower().split())
+    if not kept or len(kept) > LONGEST_NAME or not re.fullmatch(r"[^\W_]+(?:[ '\-][^\W_]+)*", kept):
+        raise ConfigError(
+            f"{name!r} can't be the name of a word: letters and digits, at most {LONGEST_NAME}, "
+            "with single spaces, hyphens or apostrophes between them"
+        )
+    return kept
+
+
+@dataclass(frozen=True)
+class OwnWord:
+    """A taught word."""
+
+    name: str
+    recordings: tuple[Path, ...]
+    """WAV files, each one utterance as the endpointer cut it."""
+    model: WordModel | None
+    """How it is recognised; None: still to be learnt from the recordings."""
+    key: str
+    """Of the `Similarity` that the model was learnt in."""
+
+    def utterances(self) -> list[Block]:
+        """Raises AudioError when a recording can't be read."""
+        return [read(path, SAMPLE_RATE_HZ) for path in self.recordings]
+
+    @classmethod
+    def read(cls, folder: Path) -> "OwnWord":
+        """Raises ConfigError when the folder holds no word that this version can read."""
+        path = folder / SETTINGS
+        try:
+            kept: Any = json.loads(path.read_text("utf-8"))
+            if kept["format"] != FORMAT:
+                raise ConfigError(f"{path} has format {kept['format']!r}, but this version reads {FORMAT}")
+            names = [str(name) for name in kept["recordings"]]
+            if not names or any(name != Path(name).name for name in names):
+                raise ValueError("it must name recordings beside it")
+            model = WordModel.from_dict(kept["model"]) if kept.get("model") else None
+            recordings = tuple(folder / name for name in names)
+            return cls(check_name(kept["name"]), recordings, model, str(kept.get("key", "")))
+        except OSError as error:
+            raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"{path} is damaged: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Replace `word.json` in one step.  Raises OSError."""
+        kept = {
+            "format": FORMAT,
+            "name": self.name,
+            "recordings": [path.name for path in self.recordings],
+            "key": self.key,
+            "model": self.model.as_dict() if self.model else None,
+        }
+        part = folder / f".{SETTINGS}.part"
+        try:
+            part.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            part.replace(folder / SETTINGS)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+
+
+def default_folder() -> Path:
+    """Where a person's words lie, in the user's data folder."""
+    from platformdirs import user_data_path
+
+    return user_data_path("speech", appauthor=False) / "own"
+
+
+class OwnWords:
+    """The words in a folder.
+
+        recognizer = Recognizer.load(own=OwnWords.load())
+
+    Args:
+        folder: of the words; need not exist.
+        words: what it holds.
+        notices: lines for a person, such as about a word that can't be read.
+    """
+
+    def __init__(self, folder: Path, words: Iterable[OwnWord] = (), notices: Iterable[str] = ()) -> None:
+        self.folder, self.notices = folder, list(notices)
+        self._words = {word.name: word for word in words}
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None) -> "OwnWords":
+        """All words of a folder, by default the user's; one that is damaged is left out with a notice."""
+        folder = default_folder() if folder is None else Path(folder)
+        words, notices = [], []
+        for path in sorted(folder.glob(f"word-*/{SETTINGS}")):
+            try:
+                words.append(OwnWord.read(path.parent))
+            except ConfigError as error:
+                notices.append(f"{error}; teach the word again, or remove {path.parent}")
+        return cls(folder, words, notices)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __iter__(self) -> Iterator[OwnWord]:
+        return iter(self._words.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._words
+
+    def __getitem__(self, name: str) -> OwnWord:
+        return self._words[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._words)
+
+    def folder_of(self, name: str) -> Path:
+        return self.folder / f"word-{name}"
+
+    def learn(self, similarity: Similarity, embed: Embed) -> None:
+        """Learn the words again that were learnt with another bundle, from their recordings."""
+        again = [word for word in self if word.model is None or word.key != similarity.key]
+        learnt = []
+        for word in again:
+            try:
+                model = fit(similarity, embed, word.utterances())
+            except AudioError as error:
+                self.notices.append(f"own word {word.name!r} is left out: {error}; teach it again")
+                del self._words[word.name]
+                continue
+            self._words[word.name] = replace(word, model=model, key=similarity.key)
+            learnt.append(word.name)
+            with suppress(OSError):  # it is learnt again the next time
+                self._words[word.name].write(self.folder_of(word.name))
+        if learnt:
+            names = ", ".join(learnt)
+            self.notices.append(f"the model is another one: learnt again from the recordings kept: {names}")
+
+    def add(self, name: str, utterances: Sequence[Block], similarity: Similarity, embed: Embed) -> OwnWord:
+        """Learn a word and keep it, in the place of one with the same name.
+
+        Args:
+            name: see `check_name`.
+            utterances: each (time,) at `SAMPLE_RATE_HZ`, as the endpointer cuts them.
+        Raises:
+            ConfigError: the name can't be one, or nothing can be written; then the word is as it was before.
+        """
+        name = check_name(name)
+        if not 1 <= len(utterances) <= MOST_RECORDINGS:
+            raise ConfigError(f"{len(utterances)} recordings of {name!r}; it takes 1 to {MOST_RECORDINGS}")
+        model, folder = fit(similarity, embed, utterances), self.folder_of(name)
+        before = set(folder.glob("*.wav"))
+        first = 1 + max((int(p.stem) for p in before if p.stem.isdecimal()), default=0)
+        recordings = [folder / f"{first + n}.wav" for n in range(len(utterances))]
+        word = OwnWord(name, tuple(recordings), model, similarity.key)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, utterance in zip(recordings, utterances, strict=True):
+                soundfile.write(path, utterance, SAMPLE_RATE_HZ, subtype="PCM_16")
+            word.write(folder)
+        except BaseException as error:  # also Ctrl-C: nothing is half saved
+            _remove(recordings, folder)
+            if isinstance(error, OSError | soundfile.LibsndfileError):
+                why = getattr(error, "strerror", None) or getattr(error, "error_string", error)
+                raise ConfigError(f"can't save {name!r} to {folder}: {why}") from error
+            raise
+        _remove(before, folder)
+        self._words[name] = word
+        return word
+
+    def forget(self, name: str) -> None:
+        """Remove a word and its recordings.  Raises ConfigError when there is none, or it can't be removed."""
+        if name not in self._words and not (self.folder_of(name) / SETTINGS).exists():
+            raise ConfigError(f"no own word {name!r}; there {self._there}")
+        folder = self.folder_of(name)
+        try:
+            (folder / SETTINGS).unlink()
+        except OSError as error:
+            raise ConfigError(f"can't remove {folder}: {error.strerror}") from error
+        _remove([*folder.glob("*.wav"), *folder.glob(".*.part")], folder)
+        self._words.pop(name, None)
+
+    @property
+    def _there(self) -> str:
+        return f"are {', '.join(self.names)}" if self._words else "are none"
+
+
+def _remove(paths: Iterable[Path], folder: Path) -> None:
+    """The files, and the folder if it is empty then."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

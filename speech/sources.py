@@ -1,0 +1,63 @@
+"""Where the blocks of a stream come from, when, and for how long."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from speech.audio import Block, Recording, open_stream
+from speech.containers import RawFormat
+from speech.errors import AudioError, tell
+
+
+def standard_input(raw: RawFormat, sniff: bool = True, tell: Callable[[str], None] = tell) -> Recording:
+    """What is piped in: a container, recognised by its first bytes, or raw samples.
+
+    Args:
+        raw: what samples without a header are.
+        sniff: whether it may be a container.
+        tell: takes one line when nothing can be heard before its end.
+    Raises:
+        AudioError: it is closed, empty, or a container that can't be read.
+    """
+    if sys.stdin is None:
+        raise AudioError("standard input is closed")
+    descriptor = sys.stdin.fileno()
+    return open_stream(lambda n_bytes: os.read(descriptor, n_bytes), "standard input", raw, sniff, tell)
+
+
+def number_or_name(text: str | None) -> int | str | None:
+    """What somebody typed to name a device: digits are its number."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else text
+
+
+def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
+    """Hand each block out when a microphone would have recorded it."""
+    begin, given = time.monotonic(), 0
+    for block in blocks:
+        given += len(block)
+        time.sleep(max(0.0, begin + given / rate_hz - time.monotonic()))
+        yield block
+
+
+def limited(blocks: Iterable[Block], seconds: float | None, rate_hz: int) -> Iterator[Block]:
+    """The beginning of a stream; all of it for None."""
+    if seconds is None or math.isinf(seconds):
+        yield from blocks
+        return
+    left = round(seconds * rate_hz)
+    for block in blocks:
+        yield block[:left]
+        left -= len(block)
+        if left <= 0:
+            return
+
+
+def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
+    """End a stream that is only waiting (empty blocks) after that time; None: never."""
+    end = time.monotonic() + (math.inf if seconds is None else seconds)
+    for block in blocks:
+        if not len(block) and time.monotonic() > end:
+            return
+        yield block

@@ -1,0 +1,250 @@
+"""Own words: the store on disk, learning from recordings, and the posterior beside a bundle's."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tunes import embed, make_space, random_pitches, tune
+
+from speech import own_words
+from speech.errors import BundleError, ConfigError
+from speech.own_words import OwnWords, check_name
+from speech.similarity import METADATA, Similarity
+from speech.word_model import WordModel, expected_misses, fit, logistic, with_own_words
+
+LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
+
+
+@pytest.fixture(scope="module")
+def space() -> Similarity:
+    return make_space(np.random.default_rng(0))
+
+
+@pytest.fixture
+def lamps() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [tune(LAMP, rng) for _ in range(5)]
+
+
+@pytest.fixture
+def own(tmp_path: Path, space: Similarity, lamps: list[np.ndarray]) -> OwnWords:
+    words = OwnWords.load(tmp_path / "own")
+    words.add("lamp", lamps, space, embed)
+    return words
+
+
+def posterior(own: OwnWords, space: Similarity, waveform: np.ndarray) -> dict[str, float]:
+    models = {word.name: word.model for word in own if word.model}
+    return with_own_words({"yes": 0.2, "_unknown_": 0.8}, models, space, space.project(embed(waveform)[None])[0])
+
+
+def test_a_taught_word_is_told_from_everything_else(own: OwnWords, space: Similarity) -> None:
+    rng = np.random.default_rng(2)
+    said = [posterior(own, space, tune(LAMP, rng))["lamp"] for _ in range(40)]
+    others = [posterior(own, space, tune(random_pitches(rng), rng))["lamp"] for _ in range(200)]
+    assert np.mean(np.array(said) > 0.7) >= 0.9
+    assert np.mean(np.array(others) > 0.7) <= 0.01
+
+
+def test_posteriors_sum_to_one_and_keep_the_bundles_proportions(own: OwnWords, space: Similarity) -> None:
+    own.add("sofa", [tune(SOFA, np.random.default_rng(3)) for _ in range(3)], space, embed)
+    for seed, pitches in enumerate((LAMP, SOFA, (400.0, 400.0, 400.0))):
+        found = posterior(own, space, tune(pitches, np.random.default_rng(seed)))
+        assert set(found) == {"yes", "_unknown_", "lamp", "sofa"}
+        assert sum(found.values()) == pytest.approx(1)
+        assert found["_unknown_"] == pytest.approx(4 * found["yes"])
+
+
+def test_two_own_words_share_the_odds_of_both() -> None:
+    space = make_space(np.random.default_rng(0))
+    axes = len(space.between)
+    near = WordModel(np.full(axes, 0.5, np.float32), 5, 1.0, 0.0)
+    alone = with_own_words({"yes": 1.0}, {"a": near}, space, near.place)
+    twins = with_own_words({"yes": 1.0}, {"a": near, "b": near}, space, near.place)
+    odds = alone["a"] / alone["yes"]
+    assert odds == pytest.approx(np.exp(near.log_odds(space, near.place[None])[0]), rel=1e-3)
+    assert twins["a"] == pytest.approx(twins["b"])
+    assert twins["a"] / twins["yes"] == pytest.approx(odds, rel=1e-3)
+
+
+def test_the_logistic_fit_is_that_of_an_independent_minimiser() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    from speech.word_model import SLOPE, STIFFNESS
+
+    rng = np.random.default_rng(4)
+    right, wrong = rng.normal(3, 2, 30), rng.normal(-3, 2, 500)
+
+    def loss(x: np.ndarray) -> float:
+        total = STIFFNESS / 2 * (x[0] - SLOPE) ** 2
+        for scores, target in ((right, 31 / 32), (wrong, 1 / 502)):
+            z = x[0] * scores + x[1]
+            total += np.mean(np.logaddexp(0, z) - target * z)
+        return float(total)
+
+    best = optimize.minimize(loss, [0.1, 0.0], tol=1e-12).x
+    np.testing.assert_allclose(logistic(right.astype(np.float32), wrong.astype(np.float32)), best, rtol=1e-3)
+
+
+def test_more_recordings_make_it_surer(space: Similarity) -> None:
+    rng = np.random.default_rng(5)
+    missed = []
+    for n in (1, 3, 10):
+        waveforms = [tune(LAMP, rng) for _ in range(n)]
+        model = fit(space, embed, waveforms)
+        vectors = space.project(np.stack([embed(w) for w in waveforms]))
+        missed.append(expected_misses(space, vectors, model, 0.0))
+    assert missed[2] <= missed[0]
+    assert all(0 <= share <= 1 for share in missed)
+
+
+def test_words_outlast_the_program(own: OwnWords, space: Similarity, lamps: list[np.ndarray]) -> None:
+    again = OwnWords.load(own.folder)
+    assert again.names == ("lamp",)
+    assert again.notices == []
+    again.learn(space, embed)
+    assert again.notices == [], "the model kept is that of this bundle"
+    assert again["lamp"].model
+    assert own["lamp"].model
+    np.testing.assert_allclose(again["lamp"].model.place, own["lamp"].model.place, atol=1e-3)
+    for kept, waveform in zip(again["lamp"].utterances(), lamps, strict=True):
+        np.testing.assert_allclose(kept, waveform, atol=1 / 32768)
+
+
+def test_a_word_of_another_bundle_is_learnt_again_from_its_recordings(own: OwnWords) -> None:
+    other = make_space(np.random.default_rng(9))
+    again = OwnWords.load(own.folder)
+    again.learn(other, embed)
+    assert again.notices == ["the model is another one: learnt again from the recordings kept: lamp"]
+    assert again["lamp"].key == other.key
+    assert posterior(again, other, tune(LAMP, np.random.default_rng(3)))["lamp"] > 0.7
+    third = OwnWords.load(own.folder)
+    third.learn(other, embed)
+    assert third.notices == [], "it was kept"
+
+
+def test_teaching_again_replaces_and_forgetting_removes(own: OwnWords, space: Similarity) -> None:
+    folder = own.folder_of("lamp")
+    first = {path.name for path in folder.glob("*.wav")}
+    own.add("lamp", [tune(LAMP, np.random.default_rng(6))], space, embed)
+    kept = OwnWords.load(own.folder)["lamp"].recordings
+    assert len(kept) == 1
+    assert {path.name for path in folder.glob("*.wav")} == {kept[0].name} - first
+    own.forget("lamp")
+    assert not folder.exists()
+    assert len(OwnWords.load(own.folder)) == 0
+    with pytest.raises(ConfigError, match="no own word 'lamp'; there are none"):
+        own.forget("lamp")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a\\b", "lamp\n", "🎉", "lamp🎉", "a,b", "_unknown_", "x" * 41])
+def test_names_that_can_not_be_one(name: str) -> None:
+    if name == "lamp\n":
+        assert check_name(name) == "lamp"
+        return
+    with pytest.raises(ConfigError, match="can't be the name of a word"):
+        check_name(name)
+
+
+def test_names_are_kept_in_one_form() -> None:
+    assert check_name("  Turn   ON ") == "turn on"
+    assert check_name("Lämpchen") == check_name("La\u0308mpchen") == "lämpchen"
+    assert check_name("o'clock") == "o'clock"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "name": "x", "recordings": ["../../etc/passwd"]}',
+             '{"format": 1, "name": "x", "recordings": []}', '{"format": 1, "name": "a/b", "recordings": ["1.wav"]}',
+             '{"format": 1, "name": "x", "recordings": ["1.wav"], "model": {"place": [1], "n": 0, "scale": 1}}'],
+)  # fmt: skip
+def test_a_damaged_word_is_left_out_with_a_notice(own: OwnWords, text: str) -> None:
+    folder = own.folder / "word-x"
+    folder.mkdir()
+    (folder / "word.json").write_text(text)
+    again = OwnWords.load(own.folder)
+    assert again.names == ("lamp",)
+    assert len(again.notices) == 1
+    assert str(folder) in again.notices[0]
+    assert "\n" not in again.notices[0]
+
+
+def test_a_word_without_its_recordings_works_until_the_bundle_changes(own: OwnWords, space: Similarity) -> None:
+    for path in own["lamp"].recordings:
+        path.unlink()
+    again = OwnWords.load(own.folder)
+    again.learn(space, embed)
+    assert again.names == ("lamp",)
+    again.learn(make_space(np.random.default_rng(9)), embed)
+    assert again.names == ()
+    assert again.notices[0].startswith("own word 'lamp' is left out: no such file")
+
+
+@pytest.mark.parametrize("when", ["first recording", "last recording", "settings"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_ctrl_c_leaves_the_word_as_it_was(
+    own: OwnWords, space: Similarity, monkeypatch: pytest.MonkeyPatch, when: str, error: BaseException
+) -> None:
+    before = {path: path.read_bytes() for path in sorted(own.folder.rglob("*.*"))}
+    written: list[Path] = []
+    real = soundfile.write
+
+    def write(path: Path, *rest: object, **named: object) -> None:
+        if len(written) == {"first recording": 0, "last recording": 1}.get(when, 99):
+            path.write_bytes(b"RIFF half")
+            raise error
+        written.append(path)
+        real(path, *rest, **named)
+
+    def fail(self: Path, target: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(own_words.soundfile, "write", write)
+    if when == "settings":
+        monkeypatch.setattr(Path, "replace", fail)
+    rng = np.random.default_rng(7)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ConfigError
+    for name in ("lamp", "sofa"):
+        written.clear()
+        with pytest.raises(expected) as raised:
+            own.add(name, [tune(SOFA, rng), tune(SOFA, rng)], space, embed)
+        if expected is ConfigError:
+            assert str(raised.value).startswith(f"can't save '{name}' to ")
+            assert str(raised.value).endswith("No space left on device")
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in sorted(own.folder.rglob("*.*"))} == before
+    assert OwnWords.load(own.folder).names == ("lamp",)
+
+
+def test_the_space_survives_the_metadata_and_tells_when_it_is_damaged(space: Similarity) -> None:
+    text = space.as_text()
+    again = Similarity.from_metadata({METADATA: text})
+    assert again and again.words == space.words and again.hours == space.hours  # noqa: PT018
+    assert again.key == Similarity.from_text(again.as_text()).key
+    vectors = np.random.default_rng(0).standard_normal((3, len(space.mean))).astype(np.float32)
+    np.testing.assert_allclose(again.project(vectors), space.project(vectors), rtol=0.02, atol=0.05)
+    assert Similarity.from_metadata({}) is None
+    for damaged in ("?", text[: len(text) // 2], "AAAA", ""):
+        with pytest.raises(BundleError, match="damaged bundle"):
+            Similarity.from_text(damaged)
+    with pytest.raises(BundleError, match="does not fit together"):
+        replace(space, mean=space.mean[:-1])
+    moved = replace(space, background=space.background + 1)
+    assert moved.key != space.key
+
+
+def test_listening_loads_no_training_stack() -> None:
+    heavy = ("torch", "scipy", "onnx", "recipes")
+    script = f"import sys; import speech.teach; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_is_kept_holds_nothing_that_runs_code(own: OwnWords) -> None:
+    kept = sorted(path.suffix for path in own.folder.rglob("*") if path.is_file())
+    assert kept == [".json"] + 5 * [".wav"]
+    assert json.loads((own.folder_of("lamp") / "word.json").read_text())["name"] == "lamp"
