@@ -9,7 +9,7 @@ import soundfile
 
 from recipes.voices import decode
 from speech.listen import DEMO
-from speech.training.data import SAMPLE_RATE_HZ, Waveform
+from speech.training.clips import SAMPLE_RATE_HZ, Waveform
 
 ESPEAK = {"george": ("en-us+m1", "140", "45"), "oscar": ("en-us+m3", "140", "45"), "anna": ("en-us+f2", "135", "60")}
 LINES = (

@@ -21,7 +21,8 @@ from speech.own_words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined
 from speech.similarity import Vectors
-from speech.training.data import KEYWORDS, Corpus, Waveform, set_level, speaker_of
+from speech.training.clips import Waveform, set_level
+from speech.training.corpus import KEYWORDS, Corpus, speaker_of
 from speech.utterances import Decision, WordReader
 from speech.word_model import fit
 

@@ -21,7 +21,8 @@ from speech.bundle import DEFAULT_MODEL
 from speech.errors import DataError, told
 from speech.recognizer import Recognizer
 from speech.similarity import METADATA, Similarity, make_similarity
-from speech.training.data import Recording, as_float, extent, index_others, index_words, speaker_of
+from speech.training.clips import as_float, extent
+from speech.training.corpus import Recording, index_others, index_words, speaker_of
 
 PER_WORD = 24
 """Recordings of a word of the bundle, each by another speaker where there are so many."""

@@ -115,9 +115,9 @@ class CommandData(L.LightningDataModule):
         self.teacher = read_teacher(path, recordings, self.labels) if path else Teacher(len(self.labels))
         if not len(self.corpus.select("validation", "words")):
             raise DataError(f"no validation recordings under {self.root}: validation_list.txt is empty")
-        self.validation = ValidationUtterances(
-            self.corpus, self.labels, "validation", self.per_kind, 2 * self.batch_size
-        )
+        # At least one batch for each process.
+        size = max(1, min(2 * self.batch_size, len(self.corpus.select("validation", "words")) // self._share[1]))
+        self.validation = ValidationUtterances(self.corpus, self.labels, "validation", self.per_kind, size)
 
     def _index(self) -> list[Recording]:
         return index_words(self.root, self.held_out) + index_others(self.root) + index_procedural(self.procedural)

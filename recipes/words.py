@@ -11,7 +11,8 @@ from speech.audio import read
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
 from speech.recognizer import Recognizer
-from speech.training.data import ARCHIVE_FOLDER, Corpus, Waveform
+from speech.training.clips import Waveform
+from speech.training.corpus import ARCHIVE_FOLDER, Corpus
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sound_room import Room
 from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
-    from speech.training.data import Corpus
+    from speech.training.corpus import Corpus
     from speech.training.networks import Head, Network, NetworkConfig
 
 RATE = 16000
@@ -176,7 +176,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(root: Path) -> "Corpus":
-    from speech.training.data import Corpus, index_others, index_words
+    from speech.training.corpus import Corpus, index_others, index_words
 
     return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
 

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import compare
+from recipes.compare import Outcome, cell, clock, read_variants, run_folder, table
+from recipes.metrics import Share
+from speech.errors import ConfigError
+
+SMOKE = "recipes/configs/smoke.yaml"
+
+
+def test_variants_are_trained_alike_and_compared(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("as it is: {}\nsmall: {model.network.hidden: 4}\n")
+    out = tmp_path / "out"
+    arguments = [str(variants), "--config", SMOKE, "--epochs", "1", "--parallel", "2", "--out", str(out)]
+    assert compare.main([*arguments, "--data.root", str(root), "--data.mix.keyword", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (out / "comparison.md").read_text()
+    first, second = json.loads((out / "comparison.json").read_text())
+    assert (first["name"], second["settings"]) == ("as it is", {"model.network.hidden": 4})
+    assert first["epochs"] == second["epochs"] == 1
+    for outcome in (first, second):
+        assert outcome["figures"]["keywords"]["total"] == 30
+        assert cell(outcome["figures"]["keywords"]) in printed
+    configs = [next((run_folder(out, name)).glob("curves-*/config.yaml")).read_text() for name in ("as it is", "small")]
+    assert ["hidden: 4\n" in config for config in configs] == [False, True]
+    assert all("keyword: 20\n" in config for config in configs), "what is not of a variant goes to all"
+
+
+def test_a_variant_that_fails_is_told(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("wrong: {model.network.hidden: 0}\n")
+    arguments = [str(variants), "--config", SMOKE, "--out", str(tmp_path / "out"), "--data.root", str(root)]
+    assert compare.main(arguments) == 1
+    log = tmp_path / "out/wrong/log.txt"
+    assert str(log) in capsys.readouterr().err
+    assert "hidden=0" in log.read_text()
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "base: 3\n", "base: {a: [\n"])
+def test_what_is_no_list_of_variants_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "variants.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"variants\.yaml"):
+        read_variants(path)
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        read_variants(tmp_path / "missing.yaml")
+
+
+def test_the_table_has_intervals_and_leaves_out_what_nobody_has() -> None:
+    share = Share(95, 100).as_dict()
+    text = table([Outcome("a", {}, 3, {"keywords": share, "score": 0.912}), Outcome("b", {"x": 1}, 3, {})])
+    lines = text.splitlines()
+    assert lines[0] == "| variant | settings | epochs | score | keywords |"
+    assert lines[2] == "| a | as the config | 3 | 91.20 | 95.0 [88.8, 97.8] |"
+    assert lines[3] == "| b | `x: 1` | 3 | - | - |"
+
+
+def test_minutes_are_written_as_the_trainer_wants_them() -> None:
+    assert [clock(m) for m in (0.5, 12, 90)] == ["00:00:30", "00:12:00", "01:30:00"]
