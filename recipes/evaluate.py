@@ -101,8 +101,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     @cache
     def corpus() -> Corpus:
         recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-        needed = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
-        return Corpus(needed, arguments.cache or arguments.root / "cache")
+        if "own" not in arguments.protocol:  # whose words are taught from all parts
+            recordings = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
+        return Corpus(recordings, arguments.cache or arguments.root / "cache")
 
     run: dict[str, Callable[[], Result]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
