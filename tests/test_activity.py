@@ -171,7 +171,7 @@ def test_utterances_open_and_close(probabilities: str, expected: list[tuple[int,
 
 
 def utterances(probabilities: str, config: ListenerConfig) -> list[Utterance]:
-    """Of hops with these probabilities in tenths, 4 being 0.36, 3 being 0.34 and 6 being 0.69; the n-th hop holds only n."""
+    """Of hops with these probabilities in tenths, but 0.36, 0.34 and 0.69 for 4, 3 and 6; the n-th hop holds only n."""
     values = {"4": 0.36, "3": 0.34, "6": 0.69, ".": 0.0}
     endpointer = Endpointer(config, LONGEST_S)
     found = [
