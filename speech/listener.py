@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.audio import Block, as_array, as_mono
+from speech.audio import Block, Samples, as_array, as_mono
 from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
@@ -97,7 +97,7 @@ class Listener:
         """Hear again what is fed from now on."""
         self._is_paused = False
 
-    def feed(self, block: Block) -> list[Detection]:
+    def feed(self, block: Samples) -> list[Detection]:
         """Take the next samples.
 
         Args:
@@ -107,15 +107,15 @@ class Listener:
         Raises:
             AudioError: NaN, infinity or another type.
         """
-        block = as_array(block)
-        if not block.size:
+        samples = as_array(block)
+        if not samples.size:
             return []
-        block = as_mono(block)
-        self._fed += len(block)
+        mono = as_mono(samples)
+        self._fed += len(mono)
         if self._is_paused:
-            block, self._deaf_until = np.zeros_like(block), self._fed
-        self._rest.append(block)
-        self._n_rest += len(block)
+            mono, self._deaf_until = np.zeros_like(mono), self._fed
+        self._rest.append(mono)
+        self._n_rest += len(mono)
         if self._n_rest < HOP:
             return []
         whole = np.concatenate(self._rest)
@@ -130,7 +130,7 @@ class Listener:
         self.reset()
         return detections
 
-    def listen(self, blocks: Iterable[Block]) -> Iterator[Detection]:
+    def listen(self, blocks: Iterable[Samples]) -> Iterator[Detection]:
         """Detections of a whole stream, each as soon as it is decided; a stream may be left early."""
         self.reset()
         try:

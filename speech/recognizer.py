@@ -1,16 +1,15 @@
 """Waveform in, scores out: a bundle on ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
-from speech.audio import Block, as_mono, resample
+from speech.audio import Block, Samples, as_mono, resample
 from speech.bundle import BLANK, DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import beam_search, confidences
 from speech.errors import BundleError
@@ -149,7 +148,7 @@ class Recognizer:
         """The vector of `read` alone."""
         return self.read(waveform)[1]
 
-    def classify(self, waveform: NDArray[Any] | Sequence[float], sample_rate: int) -> Prediction:
+    def classify(self, waveform: Samples, sample_rate: int) -> Prediction:
         """Name the word in a recording.
 
         In a recording longer than `WHOLE_S` the utterances are sought as in a stream, and the one with the most
@@ -178,7 +177,7 @@ class Recognizer:
 
     def transcribe(
         self,
-        waveform: NDArray[Any] | Sequence[float],
+        waveform: Samples,
         sample_rate: int,
         grammar: Grammar | None = None,
         language_model: NGram | None = None,

@@ -1,7 +1,8 @@
 """What listening and recognising return: the public types, and nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,3 +102,9 @@ class SpokenWord:
     """Where its token ends."""
     confidence: float
     """How much better the word explains what is there than everything else, see `ctc.confidences`; 0..1."""
+
+
+def as_dict(found: Detection | Rejection) -> dict[str, Any]:
+    """For JSON: times and confidence to three places; a rejection is marked as one."""
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(found).items()}
+    return {"rejected": True} | rounded if isinstance(found, Rejection) else rounded

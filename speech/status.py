@@ -75,7 +75,7 @@ class Console:
 
         Args:
             block: the next samples (time,); none mean that the device is waited for.
-            heard_s: where in the source they end.
+            heard_s: where in the source they end; what the bar of a long file shows.
         """
         if not self._is_live:
             return

@@ -1,5 +1,6 @@
 """What several tests share: synthesised audio and a small bundle whose answers are known."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from speech.training.networks import Head, Network, NetworkConfig
 
 RATE = 16000
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait for each other cost more than they do
 
 
 @pytest.fixture(scope="session")

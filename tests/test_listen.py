@@ -114,18 +114,47 @@ def test_stereo_at_44100_hz_is_heard(tmp_path: Path, subtype: str) -> None:
 
 def test_words_limits_what_is_reported() -> None:
     assert words(run("--json", "--file", str(listen.DEMO), "--words", "off, yes").stdout) == ["yes", "off"]
+    options = ("--words", "left,right,stop", "--threshold", "0.8")  # the README's
+    assert words(run("--json", "--file", str(listen.DEMO), *options).stdout) == ["left", "right", "stop"]
 
 
-def test_what_follows_speech_too_soon_is_passed_over(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sentence that ends the demo recording, then its commands from the first on."""
     samples, rate = soundfile.read(listen.DEMO)
-    path = tmp_path / "talk.wav"
+    path = tmp_path_factory.mktemp("talk") / "talk.wav"
     soundfile.write(path, np.concatenate([samples[-4 * rate :], samples]), rate)
-    talk = ("--json", "--file", str(path))
-    heard = words(run(*talk).stdout)
-    assert "yes" not in heard
-    assert heard[-5:] == SPOKEN[-5:], "it is heard again after a while"
-    assert words(run(*talk, "--pause", "0").stdout) == SPOKEN
+    return path
+
+
+def test_a_command_right_after_talk_is_rejected(talk: Path) -> None:
+    heard = words(run("--json", "--file", str(talk)).stdout)
+    assert heard == SPOKEN[1:], "it is heard again after two seconds"
+    assert words(run("--json", "--file", str(talk), "--after-talk", "0").stdout) == SPOKEN
+    assert words(run("--json", "--file", str(talk), "--after-talk", "5").stdout) == SPOKEN[3:]
+
+
+def test_the_former_name_of_after_talk_is_still_understood(talk: Path) -> None:
+    assert words(run("--json", "--file", str(talk), "--pause", "0").stdout) == SPOKEN
+    assert "--pause" not in run("--help").stdout
+
+
+def test_rejected_lines_tell_the_reason(talk: Path) -> None:
+    done = run("--json", "--rejected", "--file", str(talk), "--words", "yes,no,up,down", "--seconds", "16")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = [(line["reason"], line["word"]) for line in lines if "rejected" in line]
+    assert told == [
+        ("too long", ""),
+        ("after talk", "yes"),
+        *[("not asked for", w) for w in SPOKEN[4:]][: len(told) - 2],
+    ]
+    assert len(told) >= 5
+    assert [line["word"] for line in lines if "rejected" not in line] == ["no", "up", "down"]
+    fields = ["rejected", "reason", "word", "start_s", "end_s", "confidence", "at_s"]
+    assert all(list(line) == fields and line["rejected"] is True for line in lines if "rejected" in line)
+    assert [line["at_s"] for line in lines] == sorted(line["at_s"] for line in lines), "each when it is decided"
+    unsure = run("--json", "--rejected", "--file", str(listen.DEMO), "--threshold", "1", "--words", "yes").stdout
+    assert json.loads(unsure.splitlines()[0])["reason"] == "unsure"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +164,10 @@ def test_what_follows_speech_too_soon_is_passed_over(tmp_path: Path) -> None:
         (["--words", "", "--demo"], 2, "does not know"),
         (["--threshold", "7", "--demo"], 2, "threshold=7.0"),
         (["--threshold", "x", "--demo"], 2, "invalid float"),
-        (["--pause", "nan", "--demo"], 2, "talk_memory_s=nan"),
-        (["--pause", "99", "--demo"], 2, "talk_memory_s=99.0"),
-        (["--pause", "1", "--model", "connected", "--demo"], 2, "bundles of single words"),
+        (["--after-talk", "nan", "--demo"], 2, "after_talk_s=nan"),
+        (["--after-talk", "-1", "--demo"], 2, "after_talk_s=-1.0"),
+        (["--after-talk", "3601", "--demo"], 2, "after_talk_s=3601.0"),
+        (["--rejected", "--demo"], 2, "--rejected belongs to --json"),
         (["--demo", "--stdin"], 2, "not allowed with"),
         (["--demo", "--device", "1"], 2, "not allowed with"),
         (["--rate", "8000", "--demo"], 2, "--rate belongs to --stdin"),
@@ -328,6 +358,14 @@ def test_a_terminal_gets_a_status_line_that_vanishes() -> None:
     *_, before, summary = sent.split(ERASE)
     assert before.startswith("[")
     assert summary == "heard 3.0 s, 2 commands\r\n", "the status line is gone before"
+
+
+@posix
+def test_the_status_line_tells_why_a_command_was_not_reported(talk: Path) -> None:
+    _, sent, _ = with_terminal("--file", str(talk), "--realtime", "--seconds", "6", "--words", "yes,no")
+    drawn = [text for text in sent.split(ERASE) if text.startswith("[")]
+    assert re.search(r"\(yes 0\.\d\d: after talk\)$", drawn[-1].rstrip())
+    assert "too long" not in sent, "talk is no command"
 
 
 @posix

@@ -75,8 +75,8 @@ TALK = (1.6, 1.0)
     ("pieces", "script", "decided"),
     [  # (seconds, probability of speech), the bundle's answers, what is decided
         ([QUIET], [], []),
-        ([QUIET, (0.4, 0.48), QUIET], [], []),
-        ([QUIET, (0.4, 0.52), QUIET], [YES], ["low"]),
+        ([QUIET, (0.4, 0.68), QUIET], [], []),
+        ([QUIET, (0.4, 0.72), QUIET], [YES], ["low"]),
         ([QUIET, (0.4, 1.0), QUIET], [("low", 0.59)], [Reason.UNSURE]),
         ([QUIET, (0.4, 1.0), QUIET], [NO], [Reason.ANOTHER_WORD]),
         ([QUIET, (0.4, 1.0), QUIET], [("_silence_", 0.9)], [Reason.NO_WORD]),
@@ -105,8 +105,8 @@ def test_what_is_heard_and_decided(
 WORD = (0.3, 1.0)
 SETTINGS: dict[str, tuple[list[tuple[float, float]], list[tuple[float, int]]]] = {
     "speech_probability": (
-        [QUIET, (0.4, 0.45), QUIET, (0.4, 0.55), QUIET, (0.4, 1.0)],
-        [(0.5, 2), (0.25, 3), (0.97, 1)],
+        [QUIET, (0.4, 0.6), QUIET, (0.4, 0.8), QUIET, (0.4, 1.0)],
+        [(0.7, 2), (0.35, 3), (0.97, 1)],
     ),
     "min_silence_s": ([QUIET, WORD, (0.16, 0.0), WORD, (0.32, 0.0), WORD], [(0.25, 2), (0.125, 3), (0.5, 1)]),
     "max_word_s": ([QUIET, (0.8, 1.0), QUIET, (1.35, 1.0), QUIET, (1.44, 1.0)], [(1.4, 2), (0.7, 0), (2.8, 3)]),
@@ -114,8 +114,8 @@ SETTINGS: dict[str, tuple[list[tuple[float, float]], list[tuple[float, int]]]] =
         [QUIET, TALK, (1.3, 0.0), WORD, (0.5, 0.0), WORD, (2.0, 0.0), WORD],
         [(2.0, 2), (1.0, 3), (4.0, 1)],
     ),
-    "gate_db": ([(3.0, 0.1), (0.4, 0.6), (3.0, 0.1), (0.4, 1.0)], [(3.0, 2), (17.0, 1), (21.0, 0)]),
-    "gate_floor_dbfs": ([QUIET, (0.4, 0.6), QUIET, (0.4, 1.0)], [(-75.0, 2), (-12.0, 1), (-6.0, 0)]),
+    "gate_db": ([(3.0, 0.1), (0.4, 0.72), (3.0, 0.1), (0.4, 1.0)], [(3.0, 2), (18.0, 1), (21.0, 0)]),
+    "gate_floor_dbfs": ([QUIET, (0.4, 0.72), QUIET, (0.4, 1.0)], [(-75.0, 2), (-11.0, 1), (-6.0, 0)]),
 }
 """Of each: a stream, and how many words are heard in it with the default and with other values."""
 
@@ -204,9 +204,10 @@ def test_the_size_of_the_blocks_changes_nothing_for_real_speech(
         rejected: list[Rejection] = []
         return list(Listener(shipped, ["left", "stop"], rejected=rejected.append).listen(blocks)), rejected
 
-    found, rejected = hear([demo])
-    assert (len(found), len(rejected)) == (2, 9)
-    assert hear(chunks(demo, size)) == (found, rejected)
+    half = demo[4 * RATE : 10 * RATE]
+    found, rejected = hear([half])
+    assert ([d.word for d in found], [r.word for r in rejected]) == (["left", "stop"], ["down", "right", "go"])
+    assert hear(chunks(half, size)) == (found, rejected)
 
 
 def test_detections_come_with_the_block_that_decides_them(recognizer: Recognizer, stream: np.ndarray) -> None:
@@ -285,14 +286,14 @@ def test_talk_is_not_kept(recognizer: Recognizer) -> None:
     listener, second = listener_to(recognizer, rejected), sound((0.512, 1.0), (0.512, 0.6))
     listener.feed(second)
     tracemalloc.start()
-    for _ in range(200):
+    for _ in range(60):
         assert listener.feed(second) == []
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert grown < 2**19, "2 s as float32 are 128 kB; what was fed is 13 MB"
+    assert grown < 2**19, "2 s as float32 are 128 kB; what was fed is 4 MB"
     assert listener.is_hearing
     assert listener.flush() == []
-    assert [(r.reason, r.end_s) for r in rejected] == [(Reason.TOO_LONG, 201 * 1.024)]
+    assert [(r.reason, r.end_s) for r in rejected] == [(Reason.TOO_LONG, 61 * 1.024)]
 
 
 @pytest.mark.parametrize("empty", [np.zeros(0, np.float32), silence(30)])
@@ -375,30 +376,35 @@ def test_each_word_of_the_demo_is_heard_alone(shipped: Recognizer, demo: np.ndar
     assert rejected[-1].reason == Reason.TOO_LONG
 
 
-@pytest.mark.parametrize("offset", [-2.0, 0.33, 1.0, 2.0])
-@pytest.mark.parametrize("hum_hz", [0, 50, 60])
+@pytest.fixture(scope="module")
+def heard(shipped: Recognizer, demo: np.ndarray) -> list[Detection]:
+    """The words of the demo."""
+    found = list(Listener(shipped).listen([demo]))
+    assert [d.word for d in found] == SPOKEN
+    return found
+
+
+@pytest.mark.parametrize(("offset", "hum_hz"), [(0.33, 0), (1, 0), (-2, 0), (0, 50), (0, 60), (2, 50)])
 def test_an_offset_and_hum_change_neither_words_nor_times(
-    shipped: Recognizer, demo: np.ndarray, offset: float, hum_hz: float
+    shipped: Recognizer, demo: np.ndarray, heard: list[Detection], offset: float, hum_hz: float
 ) -> None:
     """An offset in parts of the peak, and hum at a third of it."""
     peak, time = np.abs(demo).max(), np.arange(len(demo)) / RATE
     hum = np.sin(2 * np.pi * hum_hz * time + 1) / 3 if hum_hz else 0 * time
-    listener = Listener(shipped)
-    expected = list(listener.listen([demo]))
-    found = list(listener.listen([(demo + peak * (offset + hum)).astype(np.float32)]))
-    assert [d.word for d in found] == [d.word for d in expected] == SPOKEN
-    np.testing.assert_allclose(starts_and_ends(found), starts_and_ends(expected), atol=0.05)
+    found = list(Listener(shipped).listen([(demo + peak * (offset + hum)).astype(np.float32)]))
+    assert [d.word for d in found] == SPOKEN
+    np.testing.assert_allclose(starts_and_ends(found), starts_and_ends(heard), atol=0.05)
 
 
 @pytest.mark.parametrize(("pitch_hz", "gap_s"), [(440, 0.1), (1000, 0.3), (2000, 0.5)])
 def test_a_beep_before_a_command_does_not_hide_it(
-    shipped: Recognizer, demo: np.ndarray, pitch_hz: float, gap_s: float
+    shipped: Recognizer, demo: np.ndarray, heard: list[Detection], pitch_hz: float, gap_s: float
 ) -> None:
     """A tone of 0.3 s, as loud as the word."""
     time = np.arange(round(0.3 * RATE)) / RATE
     fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.005)
     listener, n_heard = Listener(shipped), 0
-    for d in list(listener.listen([demo])):
+    for d in heard:
         word = demo[round((d.start_s - 0.05) * RATE) : round((d.end_s + 0.12) * RATE)]
         beep = np.sqrt(2) * np.std(word) * fade * np.sin(2 * np.pi * pitch_hz * time)
         stream = np.concatenate([silence(1), beep, silence(gap_s - 0.05), word, silence(1)])

@@ -74,7 +74,7 @@ def test_a_stream_in_odd_pieces_loses_nothing() -> None:
             time.sleep(0.1)
         process.stdin.close()
         assert heard(process.stdout.read()) == SPOKEN
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_piped_wav_is_heard_while_it_still_comes() -> None:
@@ -86,7 +86,7 @@ def test_a_piped_wav_is_heard_while_it_still_comes() -> None:
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["word"] == "yes"  # it is still open
         process.stdin.close()
-        assert process.wait(20) in (0, 1)
+        assert process.wait(60) == 0
 
 
 @posix
@@ -100,16 +100,17 @@ def test_a_signal_ends_it_while_it_waits_for_audio(begun_with: bytes) -> None:
         assert process.stderr
         process.stdin.write(begun_with)
         process.stdin.flush()
-        time.sleep(2.0)  # until it waits
+        assert b"listening" in process.stderr.readline()
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert b"Traceback" not in process.stderr.read()
 
 
 def test_nothing_on_standard_input_is_told() -> None:
     done = pipe_in(b"", "--stdin")
     assert done.returncode == 1
-    assert done.stderr.decode().splitlines() == ["error: standard input holds no audio"]
+    assert done.stderr.decode().splitlines()[-1] == "error: standard input holds no audio"
 
 
 @posix
@@ -120,7 +121,7 @@ def test_a_named_pipe_is_read_once(tmp_path: Path) -> None:
         assert process.stdout
         path.write_bytes(demo_as("WAV"))
         assert heard(process.stdout.read()) == SPOKEN
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_raw_files_do_not_stop_the_others(tmp_path: Path) -> None:

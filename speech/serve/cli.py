@@ -1,0 +1,223 @@
+"""Serve speech commands to other programs: `python -m speech.serve page` or `wyoming`."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import ssl
+import sys
+import webbrowser
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speech import __version__
+from speech.activity import ListenerConfig
+from speech.bundle import DEFAULT_MODEL, MODELS
+from speech.calibrate import load_thresholds
+from speech.errors import BundleError, ConfigError, SpeechError
+from speech.listen import SIGNALS, read_grammar
+from speech.recognizer import Recognizer
+from speech.status import Console, settle_streams
+
+if TYPE_CHECKING:
+    from speech.serve.mqtt import Publish
+    from speech.serve.page import PageServer
+    from speech.serve.security import Limits
+    from speech.serve.streams import Hearing, Workers
+    from speech.serve.wyoming import WyomingServer
+
+EXTRA = "python -m speech.serve needs more packages: pip install 'speech-commands-offline[serve]'"
+PACKAGES = ("wyoming", "websockets", "aiomqtt", "onnx")
+PAGE_PORT = 8765
+WYOMING_URI = "tcp://127.0.0.1:10400"
+SPEECH_MODEL = "connected"
+"""The bundle that turns speech into text for Wyoming."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="speech-serve", description="Serve speech commands to other programs, offline."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    doors = parser.add_subparsers(dest="door", required=True)
+    page = doors.add_parser("page", help="a page in the browser, and a WebSocket for programs")
+    page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, this machine only)")
+    page.add_argument("--port", type=int, default=PAGE_PORT, help=f"(default: {PAGE_PORT})")
+    page.add_argument("--open", action="store_true", help="open the page in the browser")
+    page.add_argument("--certificate", type=Path, metavar="PEM", help="serve https, with --key")
+    page.add_argument("--key", type=Path, metavar="PEM", help="private key of --certificate")
+    wyoming = doors.add_parser("wyoming", help="the protocol of Home Assistant's voice satellites")
+    wyoming.add_argument("--uri", default=WYOMING_URI, help=f"tcp://HOST:PORT or unix:///PATH (default: {WYOMING_URI})")
+    wyoming.add_argument("--allow", action="append", default=[], metavar="ADDRESS", help="who else may connect, as "
+                         "192.168.1.7 or 192.168.1.0/24; may be given again")  # fmt: skip
+    wyoming.add_argument("--speech-model", default=SPEECH_MODEL, metavar="PATH", help="bundle for speech to text "
+                         f"(default: {SPEECH_MODEL})")  # fmt: skip
+    for door in (page, wyoming):
+        add_common(door)
+    arguments = parser.parse_args(argv)
+    if arguments.thresholds and arguments.threshold is not None:
+        parser.error("--threshold and --thresholds exclude each other")
+    if not arguments.max_clients > 0:
+        parser.error("--max-clients must be positive")
+    if arguments.door == "page":
+        if (arguments.certificate is None) != (arguments.key is None):
+            parser.error("--certificate and --key belong together")
+        if not 0 <= arguments.port < 65536:
+            parser.error("--port must lie in 0..65535")
+    if not arguments.mqtt and (arguments.mqtt_user or arguments.mqtt_password_file or arguments.mqtt_tls):
+        parser.error("--mqtt-user, --mqtt-password-file and --mqtt-tls belong to --mqtt")
+    return arguments
+
+
+def add_common(door: argparse.ArgumentParser) -> None:
+    """What both doors take."""
+    door.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
+    door.add_argument("--words", metavar="yes,no,...", help="offer only these (default: all the model knows)")
+    door.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
+    door.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
+    door.add_argument("--after-talk", type=float, metavar="S", help="time after talk in which commands are rejected "
+                      f"(default: {ListenerConfig.after_talk_s} s)")  # fmt: skip
+    door.add_argument("--grammar", metavar="TEXT|FILE", help="sentences that may be said, for sequences")
+    door.add_argument("--max-clients", type=int, default=32, metavar="N", help="clients at once (default: 32)")
+    door.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish detections to this broker, as speech/WORD")
+    door.add_argument(
+        "--mqtt-prefix", default="speech", metavar="TOPIC", help="what topics begin with (default: speech)"
+    )
+    door.add_argument("--mqtt-user", metavar="NAME")
+    door.add_argument("--mqtt-password-file", type=Path, metavar="FILE", help="its first line is the password")
+    door.add_argument("--mqtt-tls", action="store_true", help="encrypt, and check the broker's certificate")
+    door.add_argument("--verbose", action="store_true", help="also which clients were refused or dropped, and why")
+    door.add_argument("--quiet", action="store_true", help="only errors and warnings")
+
+
+def hearing_from(arguments: argparse.Namespace, model: str | None, with_grammar: bool) -> "Hearing":
+    """What the clients of a bundle are offered.  Raises BundleError and ConfigError."""
+    from speech.serve.streams import Hearing, Settings
+
+    recognizer = Recognizer.load(model)
+    known = tuple(recognizer.thresholds)
+    chosen = None if arguments.words is None else tuple(word.strip() for word in arguments.words.split(","))
+    strange = [word for word in chosen or () if word not in known]
+    if strange:
+        raise ConfigError(f"the model does not know {', '.join(map(repr, strange))}; it knows {', '.join(known)}")
+    threshold = arguments.threshold
+    if arguments.thresholds:
+        threshold = load_thresholds(arguments.thresholds, known)
+    config = ListenerConfig()
+    if arguments.after_talk is not None:
+        config = replace(config, after_talk_s=arguments.after_talk)
+    grammar = read_grammar(arguments.grammar, chosen or known) if arguments.grammar and with_grammar else None
+    hearing = Hearing(recognizer, chosen, threshold, config, grammar)
+    hearing.listener(Settings(), lambda _: None)  # what is wrong with the settings is told now
+    return hearing
+
+
+def page_server(
+    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish"
+) -> "PageServer":
+    """Raises ConfigError when a token or certificate is missing or wrong."""
+    from speech.gates import Tracer
+    from speech.serve.page import PageServer
+    from speech.serve.security import Access, is_loopback, new_token
+
+    certificate = None
+    if arguments.certificate:
+        certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            certificate.load_cert_chain(arguments.certificate, arguments.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"{arguments.certificate} and {arguments.key} can't be used: {error}") from error
+    hearing = hearing_from(arguments, arguments.model, with_grammar=True)
+    token = None if is_loopback(arguments.host) else new_token()
+    access = Access(arguments.host, arguments.port, token, certificate is not None)
+    tracer = None
+    with suppress(BundleError):  # a graph of another make is heard all the same
+        tracer = Tracer(bundle_path(arguments.model))
+    model = Path(arguments.model or DEFAULT_MODEL).stem
+    return PageServer(hearing, access, limits, workers, publish, model, tracer, certificate)
+
+
+def bundle_path(model: str | None) -> Path:
+    """The file that `Recognizer.load` opens."""
+    path = DEFAULT_MODEL if model is None else Path(model)
+    return path if path.is_file() else MODELS / f"{path}.onnx"
+
+
+def wyoming_server(
+    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish"
+) -> "WyomingServer":
+    """Raises ConfigError for an address that must not be served."""
+    from speech.serve.security import parse_networks
+    from speech.serve.wyoming import House, WyomingServer
+
+    wake = hearing_from(arguments, arguments.model, with_grammar=False)
+    speech = hearing_from(arguments, arguments.speech_model, with_grammar=True)
+    # Who opens a stream for text speaks to this program: nothing that is said there is talk to somebody else.
+    speech = replace(speech, config=replace(speech.config, after_talk_s=0.0))
+    return WyomingServer(arguments.uri, House(wake, speech, limits, parse_networks(arguments.allow), workers, publish))
+
+
+async def serve(arguments: argparse.Namespace, console: Console) -> None:
+    """Serve until a signal comes."""
+    from speech.serve.mqtt import Broker, Publisher
+    from speech.serve.security import Limits
+    from speech.serve.streams import Workers
+
+    stop = asyncio.Event()
+    for kind in SIGNALS:
+        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt
+            if signal.getsignal(kind) != signal.SIG_IGN:  # as nohup wants it
+                asyncio.get_running_loop().add_signal_handler(kind, stop.set)
+    limits = Limits(arguments.max_clients, 3 * arguments.max_clients)
+    async with AsyncExitStack() as opened:
+        workers = Workers()
+        opened.callback(workers.close)
+        publish: Publish = lambda _: None  # noqa: E731
+        if arguments.mqtt:
+            broker = Broker(
+                arguments.mqtt, arguments.mqtt_prefix, arguments.mqtt_user, arguments.mqtt_password_file,
+                arguments.mqtt_tls,
+            )  # fmt: skip
+            publish = await opened.enter_async_context(Publisher(broker, console.inform))
+        if arguments.door == "page":
+            url = (await opened.enter_async_context(page_server(arguments, limits, workers, publish))).url
+        else:
+            url = (await opened.enter_async_context(wyoming_server(arguments, limits, workers, publish))).url
+        console.tell(f"serving at {url}; Ctrl-C ends")
+        if arguments.door == "page" and arguments.open:
+            await asyncio.to_thread(webbrowser.open, url)
+        await stop.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    settle_streams()
+    arguments = parse(argv)
+    console = Console(arguments.quiet)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.CRITICAL, format="%(message)s")
+    if not all(map(find_spec, PACKAGES)):
+        console.tell(f"error: {EXTRA}")
+        return 1
+    try:
+        asyncio.run(serve(arguments, console))
+    except KeyboardInterrupt:
+        return 0
+    except ConfigError as error:
+        console.tell(f"error: {error}")
+        return 2
+    except SpeechError as error:
+        console.tell(f"error: {error}")
+        return 1
+    except OSError as error:
+        console.tell(f"error: can't serve there: {error.strerror or error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

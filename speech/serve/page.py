@@ -1,0 +1,374 @@
+"""A page in the browser and a WebSocket for programs, both onto the Listener; docs/serve.md describes the messages.
+
+websockets is the server: it is one small package without dependencies (aiohttp: nine, 12 MB; starlette and uvicorn
+still need it), and all that is served besides the socket is one file.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from speech import __version__
+from speech.errors import ConfigError, SpeechError
+from speech.gates import Tracer
+from speech.results import Examined, as_dict
+from speech.serve.mqtt import Publish
+from speech.serve.pictures import picture_of
+from speech.serve.security import TOKEN_PREFIX, Access, Limits
+from speech.serve.streams import Hearing, PcmFormat, Settings, Stream, Workers
+
+SOCKET_PATH = "/socket"
+PROTOCOL = Subprotocol("speech.v1")
+MOST_AT_ONCE = 32
+"""Messages of one client that may wait to be heard."""
+MOST_BYTES = 1 << 16
+"""Size from which no more of them are joined; 0.7 s of audio at 48 kHz."""
+BROKEN_RULE = 1008
+"""WebSocket close code: the client sent what it may not."""
+
+logger = logging.getLogger(__name__)
+
+
+class ClientError(SpeechError):
+    """A client sent what is not served; it is told so and disconnected."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """`{"type": "start", ...}`: a new stream begins at time 0."""
+
+    pcm: PcmFormat
+    settings: Settings
+    levels: bool
+    """Whether the level of the audio is wanted, about once a message."""
+    pictures: bool
+    """Whether each utterance is wanted with what the page draws of it."""
+
+
+def parse_message(text: str) -> Start | None:
+    """A text message -> the start of a stream, or None for its end.
+
+    Raises:
+        ClientError: another message.
+        AudioError: a rate or number of channels that is not served.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ClientError("text messages must be JSON") from error
+    kind = message.get("type") if isinstance(message, dict) else None
+    if kind == "stop":
+        return None
+    if kind != "start":
+        raise ClientError('text messages must be {"type": "start", ...} or {"type": "stop"}')
+    words, thresholds, after_talk_s = (message.get(name) for name in ("words", "thresholds", "after_talk_s"))
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ClientError('"words" must be a list of words')
+    if thresholds is not None and not (isinstance(thresholds, dict) and all(map(is_number, thresholds.values()))):
+        raise ClientError('"thresholds" must give a number for each word')
+    if after_talk_s is not None and not is_number(after_talk_s):
+        raise ClientError('"after_talk_s" must be a number')
+    pcm = PcmFormat(message.get("rate_hz"), channels=message.get("channels", 1))
+    settings = Settings(words, thresholds, after_talk_s)
+    return Start(pcm, settings, message.get("levels") is True, message.get("pictures") is True)
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+class Client:
+    """One WebSocket: messages with audio in, events out, until it leaves, breaks a rule or is too slow."""
+
+    def __init__(self, socket: ServerConnection, server: "PageServer") -> None:
+        self._socket, self._server = socket, server
+        self._stream: Stream | None = None
+        self._start: Start | None = None
+        self._messages: asyncio.Queue[str | bytes | Exception] = asyncio.Queue(MOST_AT_ONCE)
+        self._held: str | Exception | None = None
+
+    async def run(self) -> None:
+        try:
+            await self._send(self._server.ready)
+            await self._converse()
+        except ConnectionClosed:
+            pass
+        except TimeoutError:
+            logger.info("client dropped: it takes no events")
+            self._socket.transport.abort()
+        except SpeechError as error:
+            logger.info("client dropped: %s", error)
+            with suppress(ConnectionClosed, TimeoutError):
+                await self._send({"type": "error", "message": str(error)})
+                await self._socket.close(BROKEN_RULE, "see the error")
+
+    async def _converse(self) -> None:
+        reading = asyncio.create_task(self._read())
+        try:
+            while True:
+                message = await self._next()
+                if isinstance(message, bytes):
+                    await self._hear(message)
+                else:
+                    await self._obey(message)
+        finally:
+            reading.cancel()
+
+    async def _read(self) -> None:
+        """Messages into the queue, and at last why there are no more; a full queue makes the client wait."""
+        idle_s = self._server.limits.idle_s
+        now = asyncio.get_running_loop().time
+        heard_at = now()
+        try:
+            while True:
+                async with asyncio.timeout_at(heard_at + idle_s):
+                    message = await self._socket.recv()
+                await self._messages.put(message)
+                if isinstance(message, bytes):
+                    heard_at = now()
+        except TimeoutError:
+            await self._messages.put(ClientError(f"no audio for {idle_s:g} s"))
+        except ConnectionClosed as closed:
+            await self._messages.put(closed)
+
+    async def _next(self) -> str | bytes:
+        """The next message; audio that has piled up comes as one, which costs less than piece by piece."""
+        message = await self._messages.get() if self._held is None else self._held
+        self._held = None
+        if isinstance(message, Exception):
+            raise message
+        if isinstance(message, str):
+            return message
+        while len(message) < MOST_BYTES and not self._messages.empty():
+            following = self._messages.get_nowait()
+            if not isinstance(following, bytes):
+                self._held = following
+                break
+            message += following
+        return message
+
+    async def _obey(self, text: str) -> None:
+        start = parse_message(text)
+        if start is None:
+            await self._finish()
+            return
+        try:
+            stream = await self._server.workers.run(Stream, self._server.hearing, start.pcm, start.settings)
+        except ConfigError as error:  # the settings: the stream before goes on
+            await self._send({"type": "error", "message": str(error)})
+            return
+        self._start, self._stream = start, stream
+        await self._send({"type": "started", "thresholds": stream.thresholds})
+
+    async def _hear(self, data: bytes) -> None:
+        stream, start = self._stream, self._start
+        if stream is None or start is None:
+            raise ClientError('audio before {"type": "start", "rate_hz": ...}')
+        utterances = await self._server.workers.run(stream.feed, data)
+        if start.levels:
+            await self._send(
+                {
+                    "type": "level",
+                    "at_s": round(stream.heard_s, 3),
+                    "dbfs": round(stream.level_dbfs, 1),
+                    "speaking": stream.is_hearing,
+                }
+            )
+        await self._tell(utterances, start.pictures)
+
+    async def _finish(self) -> None:
+        stream, start, self._stream = self._stream, self._start, None
+        if stream is None or start is None:
+            raise ClientError('{"type": "stop"} without a stream')
+        await self._tell(await self._server.workers.run(stream.finish), start.pictures)
+        await self._send({"type": "stopped", "heard_s": round(stream.heard_s, 3)})
+
+    async def _tell(self, utterances: Sequence[Examined], pictures: bool) -> None:
+        """What was decided, at once; then what takes longer to draw."""
+        for utterance in utterances:
+            for detection in utterance.detections:
+                self._server.publish(detection)
+                await self._send({"type": "detection"} | as_dict(detection))
+            if utterance.rejection:
+                await self._send({"type": "rejection"} | as_dict(utterance.rejection))
+            if pictures:
+                picture = await self._server.workers.run(picture_of, utterance, self._server.tracer)
+                await self._send({"type": "utterance"} | picture)
+
+    async def _send(self, event: Mapping[str, Any]) -> None:
+        async with asyncio.timeout(self._server.limits.send_s):
+            await self._socket.send(json.dumps(event))
+
+
+class PageServer:
+    """Serves the page and its socket, as a context manager.
+
+    Args:
+        access: address, port and token.
+        model: its name, for the page.
+        tracer: looks into the bundle for the page's pictures.
+        certificate: for https, without which browsers give a page from another machine no microphone.
+    Raises:
+        OSError: the address is taken, or not this machine's.
+    """
+
+    def __init__(
+        self,
+        hearing: Hearing,
+        access: Access,
+        limits: Limits,
+        workers: Workers,
+        publish: Publish,
+        model: str = "",
+        tracer: Tracer | None = None,
+        certificate: ssl.SSLContext | None = None,
+    ) -> None:
+        self.hearing, self.access, self.limits, self.workers = hearing, access, limits, workers
+        self.publish, self.tracer, self._certificate = publish, tracer, certificate
+        self.connections: set[ServerConnection] = set()
+        self._clients: set[ServerConnection] = set()
+        self._page, self._page_headers = load_page()
+        self._model = model
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """The first message to each client."""
+        hearing, info = self.hearing, self.hearing.recognizer.info
+        return {
+            "type": "ready",
+            "version": __version__,
+            "model": self._model,
+            "head": info.head,
+            "labels": list(info.classes),
+            "thresholds": hearing.thresholds(Settings()),
+            "after_talk_s": hearing.config.after_talk_s,
+            "max_message_bytes": self.limits.max_message_bytes,
+        }
+
+    async def __aenter__(self) -> "PageServer":
+        limits = self.limits
+        self._server: Server = await serve(
+            self._serve,
+            self.access.host,
+            self.access.port,
+            process_request=self._refuse_or_answer,
+            select_subprotocol=lambda _, offered: PROTOCOL if PROTOCOL in offered else None,
+            compression=None,
+            server_header=None,
+            open_timeout=limits.handshake_s,
+            close_timeout=limits.send_s,
+            max_size=limits.max_message_bytes,
+            max_queue=4,
+            create_connection=self._connection_class(),
+            ssl=self._certificate,
+        )
+        port = self._server.sockets[0].getsockname()[1]
+        self.access = Access(self.access.host, port, self.access.token, self.access.is_tls)
+        return self
+
+    @property
+    def url(self) -> str:
+        return self.access.url
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for connection in self.connections - self._clients:
+            connection.transport.abort()  # no handshake: there is nobody to say goodbye to
+        await self._server.wait_closed()
+
+    def _connection_class(self) -> type[ServerConnection]:
+        """Connections that count themselves, and end at once when there are too many."""
+        open_ones, most = self.connections, self.limits.max_connections
+
+        class Counted(ServerConnection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                open_ones.add(self)
+                if len(open_ones) > most:
+                    self.transport.abort()
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                open_ones.discard(self)
+                super().connection_lost(exc)
+
+        return Counted
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        self._clients.add(connection)
+        try:
+            await Client(connection, self).run()
+        finally:
+            self._clients.discard(connection)
+
+    def _refuse_or_answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        """None for a WebSocket that may be opened; the page, or why not, for everything else."""
+        hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
+        if len(hosts) != 1 or not self.access.knows(hosts[0]):
+            return plain(HTTPStatus.MISDIRECTED_REQUEST, "this server has another name")
+        path = request.path.partition("?")[0]
+        if path == "/":
+            return Response(HTTPStatus.OK, "OK", Headers(self._page_headers), self._page)
+        if path != SOCKET_PATH:
+            return plain(HTTPStatus.NOT_FOUND, "there is only / and /socket")
+        if origins and not (len(origins) == 1 and self.access.is_same_origin(origins[0], hosts[0])):
+            return plain(HTTPStatus.FORBIDDEN, "pages from elsewhere are not served")
+        if not self.access.accepts(shown_tokens(request.headers)):
+            return plain(HTTPStatus.UNAUTHORIZED, "a token is needed: it is in the address that the server printed")
+        if len(self._clients) >= self.limits.max_clients:
+            return plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients")
+        return None
+
+
+def shown_tokens(headers: Headers) -> list[str]:
+    """The tokens in `Authorization: Bearer ...` and among the subprotocols."""
+    bearer = [value.removeprefix("Bearer ") for value in headers.get_all("Authorization") if value[:7] == "Bearer "]
+    offered = [one.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for one in value.split(",")]
+    return bearer + [one.removeprefix(TOKEN_PREFIX) for one in offered if one.startswith(TOKEN_PREFIX)]
+
+
+def plain(status: HTTPStatus, text: str) -> Response:
+    body = f"{text}\n".encode()
+    headers = Headers(
+        {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
+    )
+    return Response(status, status.phrase, headers, body)
+
+
+def load_page() -> tuple[bytes, dict[str, str]]:
+    """The page, and headers that let nothing but its own script run and its own socket be opened."""
+    page = files("speech.serve").joinpath("page.html").read_bytes()
+    hashes = {}
+    for tag in ("script", "style"):
+        content = re.findall(rf"<{tag}>(.*?)</{tag}>".encode(), page, re.DOTALL)
+        hashes[tag] = " ".join(f"'sha256-{b64encode(hashlib.sha256(one).digest()).decode()}'" for one in content)
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']} blob:; style-src {hashes['style']}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Length": str(len(page)),
+        "Content-Security-Policy": policy,
+        "Permissions-Policy": "microphone=(self)",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        "Connection": "close",
+    }

@@ -1,0 +1,465 @@
+"""The page's socket with a real client, and everything that must not get in."""
+
+import asyncio
+import json
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("websockets", reason="needs the extra `serve`")
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from speech.audio import read
+from speech.listen import DEMO
+from speech.recognizer import Recognizer
+from speech.results import Detection
+from speech.serve.page import PageServer
+from speech.serve.security import Access, Limits, is_allowed, is_loopback, parse_networks
+from speech.serve.streams import Hearing, Workers
+
+TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
+DEVICE_HZ = 48000
+CHUNK = 2 * 1024  # bytes
+TIMEOUT_S = 60.0
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def hearing() -> Hearing:
+    return Hearing(Recognizer.load())
+
+
+@pytest.fixture(scope="module")
+def demo_pcm() -> bytes:
+    return (32767 * read(DEMO, DEVICE_HZ)).astype("<i2").tobytes()
+
+
+@asynccontextmanager
+async def served(
+    hearing: Hearing, limits: Limits | None = None, access: Access | None = None, **more: Any
+) -> AsyncIterator[PageServer]:
+    publish = more.pop("publish", lambda _: None)
+    workers = Workers()
+    access = access or Access("127.0.0.1", 0)
+    async with PageServer(hearing, access, limits or Limits(), workers, publish, **more) as server:
+        yield server
+    workers.close()
+
+
+def run(check: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(check(), TIMEOUT_S))
+
+
+def socket_of(server: PageServer, name: str = "127.0.0.1", **more: Any) -> connect:
+    """A connection to this machine that asks for it under a name."""
+    port = server.access.port
+    more = {"max_size": None, "compression": None, "host": "127.0.0.1", "port": port} | more
+    return connect(f"ws://{name}:{port}/socket", **more)
+
+
+async def next_event(socket: ClientConnection) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(await socket.recv())
+    return event
+
+
+async def send_all(socket: ClientConnection, pcm: bytes, chunk: int = CHUNK, **settings: Any) -> None:
+    await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ} | settings))
+    for begin in range(0, len(pcm), chunk):
+        await socket.send(pcm[begin : begin + chunk])
+    await socket.send(json.dumps({"type": "stop"}))
+
+
+async def heard(server: PageServer, pcm: bytes, chunk: int = CHUNK, **settings: Any) -> Events:
+    """The events of one stream, from `started` to `stopped`."""
+    async with socket_of(server) as socket:
+        assert (await next_event(socket))["type"] == "ready"
+        sending = asyncio.create_task(send_all(socket, pcm, chunk, **settings))
+        events = [await next_event(socket)]
+        while events[-1]["type"] != "stopped":
+            events.append(await next_event(socket))
+        await sending
+        return events
+
+
+def words_of(events: Events) -> list[str]:
+    return [event["word"] for event in events if event["type"] == "detection"]
+
+
+def test_the_demo_is_heard_and_the_talk_rejected(hearing: Hearing, demo_pcm: bytes) -> None:
+    published: list[Detection] = []
+
+    async def check() -> None:
+        async with served(hearing, publish=published.append) as server:
+            events = await heard(server, demo_pcm)
+        assert words_of(events) == TEN
+        first = next(event for event in events if event["type"] == "detection")
+        assert first.keys() == {"type", "word", "start_s", "end_s", "confidence", "at_s"}
+        assert 0 < first["start_s"] < first["end_s"] < first["at_s"] < 1.5
+        assert [event["reason"] for event in events if event["type"] == "rejection"] == ["too long"]
+        assert events[-1] == {"type": "stopped", "heard_s": pytest.approx(len(demo_pcm) / 2 / DEVICE_HZ, abs=0.01)}
+
+    run(check)
+    assert [detection.word for detection in published] == TEN
+
+
+def test_it_is_decided_when_the_same_audio_in_a_file_is(hearing: Hearing, demo_pcm: bytes) -> None:
+    """What a socket adds in audio time is less than a hop of the detector."""
+
+    async def check() -> None:
+        async with served(hearing) as server:
+            over_socket = [event for event in await heard(server, demo_pcm) if event["type"] == "detection"]
+        expected = list(hearing.listener(read_settings(), lambda _: None).listen([read(DEMO, 16000)]))
+        assert [event["at_s"] for event in over_socket] == pytest.approx([d.at_s for d in expected], abs=0.05)
+
+    run(check)
+
+
+def read_settings() -> Any:
+    from speech.serve.streams import Settings
+
+    return Settings()
+
+
+@pytest.mark.parametrize("chunk", [997, 200_000])
+def test_where_messages_are_cut_changes_nothing(hearing: Hearing, demo_pcm: bytes, chunk: int) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            assert words_of(await heard(server, demo_pcm, chunk)) == TEN
+
+    run(check)
+
+
+def test_a_client_chooses_words_and_thresholds(hearing: Hearing, demo_pcm: bytes) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            some = await heard(server, demo_pcm, words=["left", "stop", "on"], thresholds={"on": 0.999})
+            assert words_of(some) == ["left", "stop"]
+            assert some[0]["thresholds"]["on"] == 0.999
+            reasons = {event["word"]: event["reason"] for event in some if event["type"] == "rejection"}
+            assert reasons["on"] == "unsure"
+            assert reasons["yes"] == "not asked for"
+            assert words_of(await heard(server, demo_pcm)) == TEN, "the settings of one client are its own"
+
+    run(check)
+
+
+def test_wrong_settings_leave_the_client_connected(hearing: Hearing, demo_pcm: bytes) -> None:
+    wrong = [{"words": ["computer"]}, {"thresholds": {"yes": 7}}, {"thresholds": {"yes": float("nan")}}]
+    wrong += [{"after_talk_s": -1}, {"words": ["yes"], "thresholds": {"computer": 0.5}}]
+
+    async def check() -> None:
+        async with served(hearing) as server, socket_of(server) as socket:
+            await next_event(socket)
+            for settings in wrong:
+                await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ} | settings))
+                assert (await next_event(socket))["type"] == "error", settings
+            await send_all(socket, demo_pcm[: 3 * DEVICE_HZ])
+            assert [(await next_event(socket))["type"] for _ in range(3)] == ["started", "detection", "stopped"]
+
+    run(check)
+
+
+def test_levels_and_pictures_come_when_they_are_asked_for(hearing: Hearing, demo_pcm: bytes) -> None:
+    events: Events = []
+
+    async def check() -> None:
+        async with served(hearing) as server, socket_of(server) as socket:
+            await next_event(socket)
+            await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ, "levels": True, "pictures": True}))
+            for begin in range(0, 4 * DEVICE_HZ, CHUNK):
+                await socket.send(demo_pcm[begin : begin + CHUNK])
+                events.append(await next_event(socket))
+                while events[-1]["type"] != "level":
+                    events.append(await next_event(socket))
+
+    run(check)
+    levels = [event for event in events if event["type"] == "level"]
+    assert levels[-1]["at_s"] == pytest.approx(2, abs=0.05)
+    assert max(level["dbfs"] for level in levels) > -20 > -50 > min(level["dbfs"] for level in levels)
+    assert {level["speaking"] for level in levels} == {True, False}
+    kinds = [event["type"] for event in events if event["type"] != "level"]
+    assert kinds == ["started", "detection", "utterance"], "the word comes before what is drawn of it"
+    picture = next(event for event in events if event["type"] == "utterance")
+    assert max(picture["scores"], key=picture["scores"].__getitem__) == "yes"
+    assert picture["end_s"] - picture["start_s"] == pytest.approx(0.8, abs=0.3)
+
+
+def test_sixteen_clients_at_once_hear_all_their_words(hearing: Hearing, demo_pcm: bytes) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            found = await asyncio.gather(*(heard(server, demo_pcm, 6 * CHUNK + 2 * n) for n in range(16)))
+        assert [words_of(events) for events in found] == [TEN] * 16
+
+    run(check)
+
+
+def test_the_page_comes_with_headers_that_lock_it_in(hearing: Hearing) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            status, headers, body = await asyncio.to_thread(get, server.access.port, "/")
+            assert status == 200
+            assert b"<title>" in body
+            policy = headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert "connect-src 'self'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert (await asyncio.to_thread(get, server.access.port, "/etc/passwd"))[0] == 404
+            assert (await asyncio.to_thread(get, server.access.port, "/../../cli.py"))[0] == 404
+            assert (await asyncio.to_thread(get, server.access.port, "/", "evil.example"))[0] == 421
+
+    run(check)
+
+
+def get(port: int, path: str, host: str | None = None) -> tuple[int, dict[str, str], bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", path, headers={} if host is None else {"Host": host})
+    response = connection.getresponse()
+    return response.status, dict(response.getheaders()), response.read()
+
+
+def test_the_page_asks_nothing_of_the_network() -> None:
+    from importlib.resources import files
+
+    page = files("speech.serve").joinpath("page.html").read_text("utf-8")
+    assert "//" in page, "the check below would find nothing"
+    for reference in ("http:", "https:", "src=", "@import", "url("):
+        places = [line for line in page.splitlines() if reference in line]
+        assert [line for line in places if "location.protocol" not in line] == []
+
+
+def is_refused(status: int) -> Any:
+    return pytest.raises(InvalidStatus, match=str(status))
+
+
+def test_pages_from_elsewhere_are_refused(hearing: Hearing) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            port = server.access.port
+            for origin in ("https://evil.example", "null", f"http://localhost:{port + 1}", f"https://127.0.0.1:{port}"):
+                with is_refused(403):
+                    await socket_of(server, origin=origin)
+            with is_refused(421):
+                await socket_of(server, "evil.example", origin=f"http://evil.example:{port}")
+            for host in (
+                "evil.example",
+                "127.0.0.1",
+                f"127.0.0.1:{port}.evil.example",
+                f"127.0.0.1:{port + 1}",
+                "[::",
+                "",
+            ):
+                for path in ("/", "/socket"):
+                    assert (await asyncio.to_thread(get, port, path, host))[0] == 421, host
+            with is_refused(404):
+                await connect(f"ws://127.0.0.1:{port}/other")
+            for name in ("127.0.0.1", "localhost", "LOCALHOST"):
+                async with socket_of(server, name, origin=f"http://{name}:{port}") as socket:
+                    assert (await next_event(socket))["type"] == "ready"
+
+    run(check)
+
+
+def test_beyond_this_machine_a_token_is_needed(hearing: Hearing) -> None:
+    async def check() -> None:
+        async with served(hearing, access=Access("0.0.0.0", 0, "right-token")) as server:
+            assert server.url.endswith("/#right-token")
+            for more in (
+                {},
+                {"additional_headers": {"Authorization": "Bearer wrong-token"}},
+                {"additional_headers": {"Authorization": "Bearer "}},
+                {"subprotocols": ["speech.v1", "token.right-toke"]},
+                {"subprotocols": ["right-token"]},
+            ):
+                with is_refused(401):
+                    await socket_of(server, **more)
+            for more in (
+                {"additional_headers": {"Authorization": "Bearer right-token"}},
+                {"subprotocols": ["speech.v1", "token.right-token"]},
+            ):
+                async with socket_of(server, **more) as socket:
+                    assert socket.subprotocol in (None, "speech.v1"), "the token is not sent back"
+                    assert (await next_event(socket))["type"] == "ready"
+            with is_refused(421):
+                await socket_of(server, "evil.example", additional_headers={"Authorization": "Bearer right-token"})
+
+    run(check)
+
+
+def test_messages_that_break_the_rules_end_the_connection(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
+    start = {"type": "start", "rate_hz": 16000}
+    bad: list[str | bytes] = [
+        "",
+        "x",
+        "[]",
+        "3",
+        "{}",
+        '{"type": "actions"}',
+        "[" * 100_000,
+        b"\0\0",
+        '{"type": "stop"}',
+    ]
+    bad += [json.dumps(start | more) for more in (
+        {"rate_hz": None}, {"rate_hz": "16000"}, {"rate_hz": True}, {"rate_hz": 10}, {"rate_hz": 16000.5},
+        {"channels": 0}, {"channels": 99}, {"channels": "1"}, {"words": "yes"}, {"words": [3]}, {"words": {"yes": 1}},
+        {"thresholds": [0.5]}, {"thresholds": {"yes": "0.5"}}, {"after_talk_s": "1"},
+    )]  # fmt: skip
+
+    async def check() -> None:
+        async with served(hearing) as server:
+            for message in bad:
+                async with socket_of(server) as socket:
+                    await next_event(socket)
+                    await socket.send(message)
+                    assert (await next_event(socket))["type"] == "error", message
+                    with pytest.raises(ConnectionClosed) as closed:
+                        await socket.recv()
+                    assert closed.value.rcvd is not None
+                    assert closed.value.rcvd.code == 1008, message
+
+    run(check)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+def test_a_message_of_10_mb_ends_the_connection(
+    hearing: Hearing, demo_pcm: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with served(hearing) as server:
+            socket = await socket_of(server)
+            await next_event(socket)
+            await socket.send(json.dumps({"type": "start", "rate_hz": 48000}))
+            await next_event(socket)
+            with suppress(ConnectionClosed):
+                await socket.send(bytes(10_000_000))
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            # 1009: too big; None where the connection was reset while the rest was still on its way
+            assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+
+    run(check)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+RAW = [b"", b"G", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 70_000, b"GET /" + b"a" * 70_000]
+RAW += [b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 1000 + b"\r\n", b"POST /socket HTTP/1.1\r\nContent-Length: 9\r\n\r\n"]
+
+
+def test_a_thousand_connections_and_half_handshakes_leave_room_for_a_client(
+    hearing: Hearing, demo_pcm: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(max_clients=4, max_connections=50, handshake_s=1.0)
+
+    async def check() -> None:
+        async with served(hearing, limits) as server:
+            async with socket_of(server) as early:
+                await next_event(early)
+                opened = []
+                for n in range(1000):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", server.access.port)
+                    with suppress(ConnectionError):
+                        writer.write(RAW[n % len(RAW)])
+                    opened.append((reader, writer))
+                assert len(server.connections) <= 50
+                await early.send(json.dumps({"type": "start", "rate_hz": 16000}))
+                assert (await next_event(early))["type"] == "started", "who is in is still served"
+                for reader, writer in opened:
+                    with suppress(ConnectionError):
+                        await asyncio.wait_for(reader.read(), 5)
+                    writer.close()
+            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+
+    run(check)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+
+
+def test_no_more_clients_than_allowed(hearing: Hearing) -> None:
+    async def check() -> None:
+        async with served(hearing, Limits(max_clients=2)) as server:
+            async with socket_of(server) as one, socket_of(server):
+                await next_event(one)
+                with is_refused(503):
+                    await socket_of(server)
+            async with socket_of(server) as again:
+                assert (await next_event(again))["type"] == "ready"
+
+    run(check)
+
+
+def test_a_client_without_audio_is_dropped(hearing: Hearing) -> None:
+    async def check() -> None:
+        async with served(hearing, Limits(idle_s=0.3)) as server, socket_of(server) as socket:
+            await next_event(socket)
+            error = await next_event(socket)
+            assert "no audio" in error["message"]
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+
+    run(check)
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_not_waited_for(hearing: Hearing, demo_pcm: bytes) -> None:
+    async def check() -> None:
+        async with served(hearing, Limits(send_s=0.5)) as server:
+            slow = await socket_of(server, max_queue=1)
+            with pytest.raises(ConnectionClosed):
+                await ask_without_end(slow)
+            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+
+    run(check)
+
+
+async def ask_without_end(socket: ClientConnection) -> None:
+    """Each message is answered by an error that names what is wrong at length, and is not read."""
+    while True:
+        await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ, "words": ["x" * 100_000]}))
+
+
+def test_https_with_a_certificate(hearing: Hearing, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], capture_output=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+
+    async def check() -> None:
+        access = Access("127.0.0.1", 0, is_tls=True)
+        async with served(hearing, access=access, certificate=context) as server:
+            port = server.access.port
+            assert server.url == f"https://127.0.0.1:{port}/"
+            origin = f"https://127.0.0.1:{port}"
+            async with connect(f"wss://127.0.0.1:{port}/socket", ssl=trusting, origin=origin) as socket:
+                assert (await next_event(socket))["type"] == "ready"
+            with is_refused(403):
+                await connect(f"wss://127.0.0.1:{port}/socket", ssl=trusting, origin=f"http://127.0.0.1:{port}")
+
+    run(check)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_loopback_is_told_from_other_addresses(host: str) -> None:
+    assert is_loopback(host)
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("192.168.1.7")
+    assert not is_loopback("localhost.evil.example")
+
+
+def test_networks() -> None:
+    networks = parse_networks(["192.168.1.0/24", "fd00::5"])
+    for address in ("192.168.1.7", "::ffff:192.168.1.7", "fd00::5", "127.0.0.1", "::1"):
+        assert is_allowed(address, networks)
+    for address in ("192.168.2.7", "::ffff:10.0.0.1", "fd00::6", "fe80::1%eth0"):
+        assert not is_allowed(address, networks)
