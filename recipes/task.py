@@ -21,7 +21,16 @@ from speech.bundle import BLANK, SILENCE, UNKNOWN
 from speech.ctc import greedy
 from speech.errors import ConfigError, DataError
 from speech.training.augment import Augment, AugmentConfig, as_heard_live, impulse_responses
-from speech.training.corpus import KEYWORDS, Corpus, Recording, index_others, index_procedural, index_words, vocabulary
+from speech.training.corpus import (
+    KEYWORDS,
+    Corpus,
+    Recording,
+    index_others,
+    index_procedural,
+    index_words,
+    read_commands,
+    vocabulary,
+)
 from speech.training.examples import GROUPS, MixConfig, UtteranceBatches, Utterances, ValidationUtterances
 from speech.training.export import PREFIX, load_network
 from speech.training.features import MFCC, FeatureConfig
@@ -31,6 +40,7 @@ from speech.training.networks import Classifier, Head, LSTMKind, Network, Networ
 from speech.training.plan import as_bank, render
 from speech.training.teacher import Teacher, read_teacher
 
+WORDS = Path(__file__).parent / "words.txt"
 SHARES = 10_000
 """Steps of the schedule when it follows the clock."""
 
@@ -60,6 +70,7 @@ class CommandData(L.LightningDataModule):
         per_kind: pieces of speech, of events and of noise in validation; for the CTC head, mixtures.
         procedural: made sounds that training draws from.
         teacher: archive with the posteriors of networks that know the words; default none.
+        words: list of the commands; other words with enough recordings get a class of their own too.
         seed: fixes what each epoch holds.
         mix: what an epoch is made of for the classification head.
         mixtures: the same for the CTC head.
@@ -78,6 +89,7 @@ class CommandData(L.LightningDataModule):
         per_kind: int = 400,
         procedural: int = 800,
         teacher: Path | None = None,
+        words: Path = WORDS,
         seed: int = 1,
         mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
         mixtures: MixtureConfig = MixtureConfig(),  # noqa: B008
@@ -87,7 +99,7 @@ class CommandData(L.LightningDataModule):
         super().__init__()
         self.root, self.cache, self.download = root, cache or root / "cache", download
         self.batch_size, self.workers, self.held_out, self.per_kind = batch_size, workers, held_out, per_kind
-        self.procedural, self.teacher_path, self.seed = procedural, teacher, seed
+        self.procedural, self.teacher_path, self.words, self.seed = procedural, teacher, words, seed
         self.mix, self.mixtures, self.noise, self.head = mix, mixtures, noise, head
 
     def prepare_data(self) -> None:
@@ -100,12 +112,13 @@ class CommandData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         recordings = self._index()
-        self.labels = vocabulary(recordings, self.mix.rare)
+        commands = read_commands(self.words)
+        self.labels = vocabulary(recordings, self.mix.rare, commands)
         self.corpus = Corpus(recordings, self.cache)
         rooms = [torch.from_numpy(self.corpus[i]) for i in self.corpus.select("training", "rooms")]
         self.rooms = impulse_responses(rooms)
         sources = self.mix if self.head == "classification" else self.mixtures
-        self.material = Material(self.corpus, "training", sources)
+        self.material = Material(self.corpus, "training", sources, commands)
         self.n_words = len(self.material.words)
         if self.head == "ctc":
             self.labels = (*(label for label in self.labels if label != SILENCE), BLANK)

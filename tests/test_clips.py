@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import soundfile
 
+from speech.activity import ListenerConfig, utterances_of
 from speech.training.clips import (
     CLIP,
     FRAME,
+    cut_talk,
     cut_utterances,
     extent,
     fit,
@@ -13,6 +16,8 @@ from speech.training.clips import (
     procedural_sound,
     set_level,
 )
+
+DEMO = "speech/demo.flac"
 
 
 def word(start: int = 5000, end: int = 9000) -> np.ndarray:
@@ -56,6 +61,15 @@ def test_a_pause_ends_an_utterance(pause_s: float, n_utterances: int) -> None:
     assert len(found) == n_utterances
     assert abs(found[0, 0] - begins[0]) <= 2 * FRAME
     assert abs(found[-1, 1] - (begins[1] + 8000)) <= 2 * FRAME
+
+
+def test_talk_is_cut_as_the_live_endpointer_cuts_it() -> None:
+    demo, _ = soundfile.read(DEMO, dtype="float32")
+    config = ListenerConfig()
+    expected = [(u.start, u.end) for u in utterances_of(demo, config, 60.0)]
+    assert len(expected) > 3
+    assert [tuple(ends) for ends in cut_talk(demo)] == expected
+    assert [tuple(ends) for ends in cut_talk(demo)] == expected, "the detector begins anew"
 
 
 def test_nothing_is_no_utterance() -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.errors import DataError
+from recipes.task import WORDS
+from speech.errors import ConfigError, DataError
 from speech.training import corpus as corpus_module
 from speech.training.clips import CLIP, extent, procedural_sound
 from speech.training.corpus import (
@@ -16,6 +17,7 @@ from speech.training.corpus import (
     index_others,
     index_procedural,
     index_words,
+    read_commands,
     speaker_of,
     vocabulary,
 )
@@ -50,6 +52,29 @@ def test_vocabulary_takes_words_with_enough_recordings(root: Path) -> None:
     recordings = index_words(root, 0.0)
     assert vocabulary(recordings, 12) == (*KEYWORDS, "bird", UNKNOWN, SILENCE)
     assert vocabulary(recordings, 13) == (*KEYWORDS, UNKNOWN, SILENCE)
+
+
+def test_a_word_is_added_by_a_line_and_recordings(root: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# mine\nbird  # it sings\n\non\n")
+    commands = read_commands(words)
+    assert commands == ("bird", "on")
+    recordings = index_words(root, 0.0)
+    assert vocabulary(recordings, 13, commands) == ("bird", "on", UNKNOWN, SILENCE)
+    with pytest.raises(DataError, match="no recording of lamp"):
+        vocabulary(recordings, 13, ("on", "lamp"))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "on\non\n", "_unknown_\n"])
+def test_a_bad_list_of_commands_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "words.txt").write_text(text)
+    for name in ("words.txt", "missing.txt"):
+        with pytest.raises(ConfigError, match=name):
+            read_commands(tmp_path / name)
+
+
+def test_the_list_of_the_recipe_is_the_ten() -> None:
+    assert read_commands(WORDS) == KEYWORDS
 
 
 def test_other_folders_take_their_part(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ import soundfile
 
 from speech.errors import ConfigError
 from speech.training.clips import CLIP, FRAME
-from speech.training.corpus import Corpus, Recording, index_procedural, speaker_of
+from speech.training.corpus import SPOKEN, Corpus, Recording, index_procedural, speaker_of
 from speech.training.material import (
-    SOURCES,
     Groups,
     Material,
     NoiseMix,
@@ -61,7 +60,7 @@ def test_each_source_gets_its_share_of_a_word(rich: Corpus) -> None:
     drawn = material.draw_words(np.full(4000, on), np.random.default_rng(0))
     assert {rich.recordings[i].word for i in drawn} == {"on"}
     share = Counter(rich.recordings[i].source for i in drawn)
-    assert [share[s] / 4000 for s in SOURCES] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert [share[s] / 4000 for s in SPOKEN] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
 def test_a_word_of_one_source_comes_from_there(material: Material) -> None:

@@ -1,9 +1,13 @@
 """Waveforms as numpy arrays: levels, where the sound is, where speech can be cut, sounds made from nothing."""
 
+import os
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE_RATE_HZ = 16000
+from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, VoiceActivity
+
 CLIP = SAMPLE_RATE_HZ
 """Samples of a Speech Commands clip: one second."""
 FRAME = SAMPLE_RATE_HZ // 100
@@ -81,6 +85,25 @@ def cut_utterances(waveform: Waveform) -> Numbers:
     first, last = loud[np.r_[0, breaks + 1]], loud[np.r_[breaks, len(loud) - 1]] + 1
     found = np.stack([first, last], 1)[last - first >= SHORTEST_FRAMES]
     return found.astype(np.int64) * FRAME
+
+
+LONGEST_TALK_S = 60.0
+"""Talk that goes on longer is given up."""
+
+
+@cache
+def detector(process: int) -> VoiceActivity:
+    """The voice activity detector of one process, by its number; a forked process may not go on with another's."""
+    return VoiceActivity()
+
+
+def cut_talk(waveform: Waveform) -> Numbers:
+    """Where the live endpointer cuts a recording of speech: (utterances, 2), where in each somebody speaks."""
+    segmenter = Segmenter(ListenerConfig(), LONGEST_TALK_S, detector(os.getpid()))
+    hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
+    found = [segmenter.push(hop) for hop in hops] + [segmenter.finish()]
+    ends = [(utterance.start, min(utterance.end, len(waveform))) for utterance in found if utterance]
+    return np.array(ends, np.int64).reshape(-1, 2)
 
 
 def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:

@@ -16,7 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from speech.bundle import SILENCE, UNKNOWN
-from speech.errors import DataError
+from speech.errors import ConfigError, DataError
 from speech.training.clips import (
     CLIP,
     FRAME,
@@ -25,6 +25,7 @@ from speech.training.clips import (
     Reals,
     Waveform,
     as_float,
+    cut_talk,
     cut_utterances,
     extent,
     frame_power,
@@ -37,12 +38,14 @@ ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
 BACKGROUND = "_background_noise_"
 HOMOPHONES = {"know": "no", "write": "right", "won": "one"}
 """Words of the synthetic voices that sound like a word of the vocabulary: they are that word."""
+SPOKEN = ("words", "voices", "synthetic")
+"""Sources that hold single words to train on: people, a neural synthesiser, other synthesisers."""
 CUT = ("speech", "sentences", "events", "procedural")
 """Sources that hold several sounds, which an endpointer would cut apart."""
 PARTS = ("training", "validation", "testing")
 MANY = 1000
 """Recordings from which on it is worth to measure them in several processes."""
-VERSION = 4
+VERSION = 5
 """Of the files in the cache: raise it when what is measured of a recording changes."""
 
 
@@ -147,11 +150,35 @@ def index_procedural(count: int) -> list[Recording]:
     return [Recording(Path(f"procedural/{number}"), "", "training", "procedural") for number in range(count)]
 
 
-def vocabulary(recordings: Sequence[Recording], rare: int) -> tuple[str, ...]:
-    """The ten commands, the other words with at least `rare` training recordings, `_unknown_`, `_silence_`."""
+def read_commands(path: Path) -> tuple[str, ...]:
+    """The commands of a list: one a line; what follows a `#` does not count.
+
+    Raises:
+        ConfigError: the file can't be read, lists nothing, or a word twice.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    commands = [word for line in lines if (word := line.split("#")[0].strip())]
+    if not commands or len(set(commands)) < len(commands) or any(word.startswith("_") for word in commands):
+        raise ConfigError(f"{path} must list commands, one a line, each once, none beginning with _")
+    return tuple(commands)
+
+
+def vocabulary(recordings: Sequence[Recording], rare: int, commands: Sequence[str] = KEYWORDS) -> tuple[str, ...]:
+    """The commands, the other words with at least `rare` training recordings, `_unknown_`, `_silence_`.
+
+    Raises:
+        DataError: there is no recording of a command to train on.
+    """
+    spoken = {r.word for r in recordings if r.part == "training" and r.source in SPOKEN}
+    missing = [word for word in commands if word not in spoken]
+    if missing:
+        raise DataError(f"no recording of {', '.join(missing)} to train on: add some, or take the word off the list")
     counts = Counter(r.word for r in recordings if r.source == "words" and r.part == "training")
-    others = sorted(word for word, count in counts.items() if count >= rare and word not in KEYWORDS)
-    return (*KEYWORDS, *others, UNKNOWN, SILENCE)
+    others = sorted(word for word, count in counts.items() if count >= rare and word not in commands)
+    return (*commands, *others, UNKNOWN, SILENCE)
 
 
 @dataclass(frozen=True)
@@ -188,7 +215,9 @@ def measure(recording: Recording) -> Measured:
     """Read a recording and find out where its sound is."""
     samples = read_recording(recording)
     waveform = as_float(samples)
-    pieces = cut_utterances(waveform) if recording.source in CUT else np.zeros((0, 2), np.int64)
+    pieces = np.zeros((0, 2), np.int64)
+    if recording.source in CUT and recording.part != "testing":
+        pieces = cut_talk(waveform) if recording.source == "speech" else cut_utterances(waveform)
     return Measured(samples, extent(waveform), frame_power(waveform), pieces)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals
-from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.corpus import Corpus
 from speech.training.material import Material, NoiseDraws, NoiseMix, Sounds, SourceMix, draw_noise, joined
 from speech.training.plan import Movable, Plan, no_noise, plan_elements
 from speech.training.teacher import Teacher
@@ -37,7 +37,7 @@ class MixConfig(SourceMix):
     """What one training epoch is made of, in examples."""
 
     keyword: int = 1500
-    """Examples of each of the ten commands."""
+    """Examples of each command."""
     word: int = 500
     """Examples of each other word of the vocabulary."""
     unknown_real: int = 1500
@@ -205,10 +205,10 @@ class EpochDraws:
         material, mix, rng = self.material, self.mix, self.rng
         lots = [self._nothing()]
         for label, name in enumerate(self.labels):
-            word, count = material.number(name), mix.keyword if name in KEYWORDS else mix.word
+            word, count = material.number(name), mix.keyword if name in material.commands else mix.word
             if name in (UNKNOWN, SILENCE) or word < 0:
                 continue
-            limit = mix.speed_rare if name in KEYWORDS and material.is_rare(name) else mix.speed
+            limit = mix.speed_rare if name in material.commands and material.is_rare(name) else mix.speed
             for source, n in enumerate(rng.multinomial(count, material.shares[word])):
                 recordings = material.draw_evenly(word, source, int(n), rng)
                 lots.append(self._words(recordings, label, limit))

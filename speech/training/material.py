@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
-from speech.training.corpus import CUT, Corpus, speaker_of
+from speech.training.corpus import CUT, KEYWORDS, SPOKEN, Corpus, speaker_of
 from speech.training.plan import Elements, plan_noises
 
-SOURCES = ("words", "voices", "synthetic")
-"""Where the recordings of a word come from: people, a neural synthesiser, formant and unit synthesisers."""
 NEAR_FRAMES = 12
 """Frames within which the weakest one is looked for when speech is cut: 120 ms."""
 QUIETEST_RMS = 1e-4
@@ -101,21 +99,22 @@ class Material:
         corpus: all recordings.
         part: training or validation.
         mix: how much of each word comes from which source.
+        commands: the words that matter most.
     """
 
-    def __init__(self, corpus: Corpus, part: str, mix: SourceMix) -> None:
-        self.corpus, self.part, self.mix = corpus, part, mix
-        spoken = [i for i, r in enumerate(corpus.recordings) if r.part == part and r.source in SOURCES]
+    def __init__(self, corpus: Corpus, part: str, mix: SourceMix, commands: Sequence[str] = KEYWORDS) -> None:
+        self.corpus, self.part, self.mix, self.commands = corpus, part, mix, tuple(commands)
+        spoken = [i for i, r in enumerate(corpus.recordings) if r.part == part and r.source in SPOKEN]
         self.words = tuple(sorted({corpus.recordings[i].word for i in spoken}))
         number = {word: n for n, word in enumerate(self.words)}
         self.word = np.full(len(corpus), -1, np.int64)
         """(recordings,) which of `words` is said; -1 where none is."""
         self.word[spoken] = [number[corpus.recordings[i].word] for i in spoken]
-        source = np.array([SOURCES.index(corpus.recordings[i].source) for i in spoken], np.int64)
+        source = np.array([SPOKEN.index(corpus.recordings[i].source) for i in spoken], np.int64)
         chosen = np.array(spoken, np.int64)
         n_words = len(self.words)
-        self._spoken = Groups(source * n_words + self.word[chosen], chosen, len(SOURCES) * n_words)
-        self.counts = self._spoken.count.reshape(len(SOURCES), n_words)
+        self._spoken = Groups(source * n_words + self.word[chosen], chosen, len(SPOKEN) * n_words)
+        self.counts = self._spoken.count.reshape(len(SPOKEN), n_words)
         """(sources, words) how many recordings there are."""
         self.shares = self._shares()
         people = sorted({speaker_of(corpus.recordings[i].path) for i in spoken if source_is_real(corpus, i)})
@@ -131,7 +130,7 @@ class Material:
         """(words, sources) probability of each source."""
         mix, there = self.mix, self.counts > 0
         rare = self.counts[0] < mix.rare
-        shares = np.zeros((len(self.words), len(SOURCES)))
+        shares = np.zeros((len(self.words), len(SPOKEN)))
         shares[:, 1] = np.where(rare, mix.voices_rare, mix.voices)
         shares[:, 2] = np.where(rare, mix.synthetic_rare, mix.synthetic)
         shares[:, 0] = 1 - shares.sum(1)

@@ -69,7 +69,7 @@ class MixtureConfig(SourceMix):
     lengths_s: tuple[float, ...] = (1.2, 2.0, 3.5, 6.0)
     """Lengths of the mixtures; all of one batch are equally long."""
     command: float = 0.6
-    """Share of elements that are one of the ten commands; these shares need not sum to one."""
+    """Share of elements that are commands; these shares need not sum to one."""
     command_rare: float = 1.8
     """How many times as often as another a command with fewer than `rare` recordings is drawn."""
     word: float = 0.2
@@ -144,7 +144,7 @@ class MixtureMaker:
         self.unknown = label[UNKNOWN]
         self.token = np.array([label.get(word, self.unknown) for word in material.words], np.int64)
         """(words,) the token of each word of the material."""
-        commands = [material.number(word) for word in KEYWORDS if material.number(word) >= 0]
+        commands = [material.number(word) for word in material.commands if material.number(word) >= 0]
         known = self.token != self.unknown
         others = [n for n in np.flatnonzero(known) if n not in commands]
         self.pools = {
