@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,10 +106,10 @@ class Similarity:
         return cls.from_text(metadata[METADATA]) if METADATA in metadata else None
 
 
-def unit(vectors: Vectors) -> Vectors:
+def unit(vectors: NDArray[np.floating[Any]]) -> Vectors:
     """(..., axes) at length 1."""
-    scaled: Vectors = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
-    return scaled
+    scaled = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
+    return scaled.astype(np.float32)
 
 
 def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors, hours: float) -> Similarity:
