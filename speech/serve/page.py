@@ -275,6 +275,7 @@ class PageServer:
             close_timeout=limits.send_s,
             max_size=limits.max_message_bytes,
             max_queue=4,
+            ping_interval=None,  # a pong would wait behind audio that is still to be heard; `idle_s` finds who is gone
             create_connection=self._connection_class(),
             ssl=self._certificate,
         )
