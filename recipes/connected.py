@@ -1,7 +1,8 @@
 """Sequences of commands: command error rate of the whole recording at once and through the Listener."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,13 @@ from recipes.scenes import bed, blocks
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.results import Detection, SpokenWord
+from speech.results import Detection, Rejection, SpokenWord
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
 from speech.training.corpus import KEYWORDS, Corpus
 from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
 GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 1.0))
-LATE_S = 1.5
-"""A command counts for the latency when it is decided within this time behind its end."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class Sequences:
     whole: list[Heard]
     live: list[Heard]
     latencies_s: list[float]
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Utterances that were not reported, by the reason."""
 
     @property
     def name(self) -> str:
@@ -62,7 +63,8 @@ class Sequences:
         median, late = np.quantile(self.latencies_s, [0.5, 0.95]) if self.latencies_s else (np.nan, np.nan)
         return (
             f"  {self.name:7}whole {error_rate(self.whole)}   live {error_rate(self.live)}   "
-            f"latency {1000 * median:4.0f} ms, 95 % {1000 * late:4.0f} ms"
+            f"latency {1000 * median:4.0f} ms, 95 % {1000 * late:4.0f} ms   "
+            + ", ".join(f"{reason} {n}" for reason, n in self.rejected.items())
         )
 
 
@@ -155,15 +157,11 @@ def mean_gap_s(mixture: Mixture) -> float:
 
 
 def latencies(mixture: Mixture, detections: Sequence[Detection]) -> list[float]:
-    """Decision minus end of the word, for each command that was found near its place."""
+    """From the end of the last command that was said to the decision, for each utterance that was reported."""
     found = []
-    left = list(detections)
-    for placed in mixture.placed:
-        for detection in left:
-            if detection.word == placed.word and placed.start_s <= detection.at_s <= placed.end_s + LATE_S:
-                left.remove(detection)
-                found.append(round(detection.at_s - placed.end_s, 3))
-                break
+    for at_s in sorted({detection.at_s for detection in detections}):
+        ended_s = [placed.end_s for placed in mixture.placed if placed.end_s <= at_s]
+        found += [round(at_s - max(ended_s), 3)] if ended_s else []
     return found
 
 
@@ -181,14 +179,17 @@ def words_of(found: Sequence[SpokenWord | Detection]) -> list[str]:
 def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int = 200) -> Connected:
     """Error rates of `n` fixed mixtures of one to six of the ten commands; the recogniser is told these ten."""
     mixtures = fixed_mixtures(corpus, part, n, seed=0)
-    listener, ten = Listener(recognizer, KEYWORDS), Grammar.any_of(KEYWORDS)
+    rejections: list[Rejection] = []
+    listener, ten = Listener(recognizer, KEYWORDS, rejected=rejections.append), Grammar.any_of(KEYWORDS)
     conditions = []
     for snr_db in CONDITIONS if len(corpus.select(part, "noise")) else CONDITIONS[:1]:
         audio = noisy(mixtures, corpus, part, snr_db)
         whole = hear(mixtures, audio, lambda x: words_of(recognizer.transcribe(x, SAMPLE_RATE_HZ, grammar=ten)))
+        rejections.clear()
         detections = [list(listener.listen(blocks(x))) for x in audio]
         heard = iter(detections)
         live = hear(mixtures, audio, lambda _: words_of(next(heard)))  # noqa: B023 - used at once
         found = [x for m, some in zip(mixtures, detections, strict=True) for x in latencies(m, some)]
-        conditions.append(Sequences(snr_db, whole, live, found))
+        reasons = Counter(rejection.reason.value for rejection in rejections)
+        conditions.append(Sequences(snr_db, whole, live, found, dict(reasons.most_common())))
     return Connected(part, conditions)

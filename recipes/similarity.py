@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     write(arguments.model, similarity)
     print(
         f"{arguments.model}: {len(similarity.words)} words ({len(vectors)} recordings), {len(background)} utterances "
-        f"in {hours:.1f} h of speech, {len(similarity.between)} axes, {len(similarity.as_text()) / 1e6:.1f} MB"
+        f"in {hours:.1f} h of speech, {len(similarity.as_text()) / 1e6:.1f} MB"
     )
 
 

@@ -1,17 +1,25 @@
 """What to expect of an own word before it is used: misses, false alarms, and the words that are taken for it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from speech.activity import SAMPLE_RATE_HZ
 from speech.audio import Block
 from speech.own_words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
-from speech.similarity import Similarity, Vectors
-from speech.word_model import N_DRAWN, WordModel, expected_misses
+from speech.similarity import Similarity, Vectors, unit
+from speech.word_model import WordModel, left_out
 
+N_DRAWN = 32
+"""Recordings of each other word that are drawn to count confusions."""
+SCATTER = 1.5
+"""Standard deviation of the log-odds of a word's recordings, as far as a few of them do not tell."""
+N_TYPICAL = 4
+"""Recordings that this counts like."""
 LEAST_SHARE = 0.02
 """Share of another word's recordings from which a confusion is told."""
 MOST_TOLD = 5
@@ -41,8 +49,8 @@ class Forecast:
     word: str
     n_recordings: int
     threshold: float
-    missed: float
-    """Share, when the one who taught it says it where it was taught."""
+    missed: float | None
+    """Share, when the one who taught it says it where it was taught; None: one recording does not tell."""
     alarms_per_hour: float
     """Of people talking, with pauses, and without the rule about commands after talk."""
     confusions: tuple[Confusion, ...]
@@ -50,11 +58,15 @@ class Forecast:
     advice: tuple[str, ...]
 
     @property
+    def _missed(self) -> str:
+        return "?" if self.missed is None else f"{100 * self.missed:.0f} %"
+
+    @property
     def line(self) -> str:
         """In one line."""
         alike = ", ".join(c.word for c in self.confusions[:MOST_TOLD]) or "none"
         return (
-            f"{self.word:12} {self.n_recordings:3} recordings   missed {100 * self.missed:3.0f} %   "
+            f"{self.word:12} {self.n_recordings:3} recordings   missed {self._missed:>4}   "
             f"alarms {self.alarms_per_hour:.1f} an hour   sounds like: {alike}"
         )
 
@@ -62,7 +74,7 @@ class Forecast:
         alarms = f"{self.alarms_per_hour:.1f}" if self.alarms_per_hour >= 0.05 else "fewer than 0.1"
         lines = [
             f"{self.word!r}, learnt from {self.n_recordings} recordings; expect, at confidence {self.threshold:g}:",
-            f"  missed         about {100 * self.missed:.0f} of 100, said as you said it here",
+            f"  missed         {self._missed} of what you say as you said it here",
             f"  false alarms   about {alarms} an hour in which people talk",
         ]
         for number, confusion in enumerate(self.confusions[:MOST_TOLD]):
@@ -89,10 +101,11 @@ def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recogniz
     logit = float(np.log(recognizer.info.threshold / (1 - recognizer.info.threshold)))
     vectors = similarity.project(np.stack([recognizer.embed(waveform) for waveform in recordings]))
     places = dict(zip(similarity.words, similarity.places, strict=True))
-    places |= {other.name: other.model.place for other in own if other.model and other.name != word.name}
+    length = float(np.linalg.norm(similarity.places, axis=1).mean())
+    places |= {other.name: length * other.model.place for other in own if other.model and other.name != word.name}
     places.pop(word.name, None)
     n_alarms = int((model.log_odds(similarity, similarity.background) >= logit).sum())
-    missed = expected_misses(similarity, vectors, model, logit)
+    missed = expected_misses(left_out(similarity, vectors), logit) if len(vectors) > 1 else None
     found = confusions(similarity, model, places, logit)
     alarms = n_alarms / similarity.hours
     length_s = float(np.median([sounding_s(waveform) for waveform in recordings]))
@@ -107,20 +120,33 @@ def sounding_s(waveform: Block) -> float:
     return float((power > 10 ** (SOUNDING_DB / 10) * power.max(initial=0.0)).sum()) / 100
 
 
+def expected_misses(log_odds: NDArray[np.float32], logit: float) -> float:
+    """Share of further recordings whose log-odds stay below `logit`, by a normal distribution of a few of them.
+
+    Args:
+        log_odds: of recordings that the model did not learn from.
+    """
+    n, varied = len(log_odds), np.square(log_odds - log_odds.mean()).sum()
+    scatter = math.sqrt((varied + N_TYPICAL * SCATTER**2) / (n - 1 + N_TYPICAL))
+    return 0.5 * math.erfc((float(log_odds.mean()) - logit) / (scatter * math.sqrt(2)))
+
+
 def confusions(
     similarity: Similarity, model: WordModel, places: dict[str, Vectors], logit: float
 ) -> tuple[Confusion, ...]:
     """The words of which a share of the recordings will be taken for this one, the most frequent first."""
-    scatter = np.random.default_rng(0).standard_normal((N_DRAWN, len(model.place))).astype(np.float32)
+    scatter = np.random.default_rng(0).standard_normal((N_DRAWN, len(model.place))) * similarity.spread
+    scatter = scatter.astype(np.float32)
     shares = {
-        name: float((model.log_odds(similarity, place + scatter) >= logit).mean()) for name, place in places.items()
+        name: float((model.log_odds(similarity, unit(place + scatter)) >= logit).mean())
+        for name, place in places.items()
     }
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     return tuple(Confusion(name, round(share, 3)) for name, share in ordered if share >= LEAST_SHARE)
 
 
 def advise(
-    name: str, n: int, missed: float, alarms: float, found: Sequence[Confusion], length_s: float
+    name: str, n: int, missed: float | None, alarms: float, found: Sequence[Confusion], length_s: float
 ) -> tuple[str, ...]:
     """What would help.
 
@@ -133,7 +159,7 @@ def advise(
     advice = []
     if n < FEW:
         advice.append(f"say it more often: speech-teach {name!r} --add")
-    elif missed >= MANY_MISSES:
+    elif missed and missed >= MANY_MISSES:
         advice.append(f"the recordings differ; some more help: speech-teach {name!r} --add")
     if length_s < SHORT_S and (alarms >= MANY_ALARMS or found):
         advice.append(f"at {length_s:.1f} s it is short: a word or two with two syllables more is surer")

@@ -1,4 +1,4 @@
-"""What a bundle's embeddings mean: a space in which recordings of one word lie close, and the speech that is around.
+"""What a bundle's embeddings mean: directions in which recordings of one word lie close, and the speech around them.
 
 It is made by `recipes.similarity` and travels in the bundle's metadata.
 """
@@ -19,45 +19,60 @@ from speech.errors import BundleError
 
 Vectors = NDArray[np.float32]
 
-VECTORS = ("mean", "projection", "between", "background", "places")
-"""What is kept in half precision."""
-N_AXES = 64
-"""Axes of the space."""
-SHRINKAGE = 0.1
+SHRINKAGE = 0.3
 """Weight of the mean variance in the scatter within words, as there are few recordings of most."""
+N_NEAREST = 100
+"""Utterances of the background that a score is set against."""
+HALVED = ("mean", "projection", "spread", "background", "places")
+"""What is kept in half precision."""
 METADATA = "speech.similarity"
 """Where a bundle's metadata holds it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Similarity:
-    """A linear space of `n_axes` in which recordings of one word scatter by 1 along each axis."""
+    """Embeddings as unit vectors: the cosine tells how alike two utterances are."""
 
     mean: Vectors
-    """(embedding,) of all speech."""
+    """(embedding,) of the background."""
     projection: Vectors
-    """(embedding, axes)"""
-    between: Vectors
-    """(axes,) variance of the words' own places along each axis."""
+    """(embedding, axes) after which recordings of a word scatter about alike along each axis."""
+    spread: Vectors
+    """(axes,) standard deviation of that scatter; below 1 where the projection was drawn in."""
     background: Vectors
-    """(pieces, axes) of utterances from running speech, none of them a word alone."""
+    """(utterances, axes) of running speech, unit vectors."""
     words: tuple[str, ...]
     """Common words, those of the bundle among them."""
     places: Vectors
-    """(words, axes) where the recordings of each lie in the mean."""
+    """(words, axes) mean of each word's recordings, after the projection; no unit vectors."""
     hours: float
     """Of running speech that the background comes from."""
 
     def __post_init__(self) -> None:
         n, axes = self.projection.shape
-        shapes = (self.mean.shape, self.between.shape, self.background.shape[1:], self.places.shape)
-        if shapes != ((n,), (axes,), (axes,), (len(self.words), axes)) or not len(self.background):
+        shapes = (self.mean.shape, self.spread.shape, self.background.shape[1:], self.places.shape)
+        if shapes != ((n,), (axes,), (axes,), (len(self.words), axes)) or len(self.background) < N_NEAREST:
             raise BundleError(f"a bundle whose {METADATA} does not fit together; make it again with recipes.similarity")
 
     def project(self, embeddings: Vectors) -> Vectors:
-        """(batch, embedding) -> (batch, axes)"""
-        projected: Vectors = np.matmul(embeddings - self.mean, self.projection, dtype=np.float32)
-        return projected
+        """(batch, embedding) -> (batch, axes), unit vectors."""
+        return unit((embeddings - self.mean) @ self.projection)
+
+    def scores(self, place: Vectors, vectors: Vectors) -> NDArray[np.float32]:
+        """How much more alike vectors are to a word than to what they are most alike in the background.
+
+        Each cosine is told in standard deviations from the `N_NEAREST` of the background, so that one threshold
+        suits all words and utterances.
+
+        Args:
+            place: (axes,) of the word, a unit vector.
+            vectors: (batch, axes) unit vectors.
+        Source: Auckenthaler et al. 2000, Score Normalization for Text-Independent Speaker Verification Systems
+            (T-norm); Matejka et al. 2017, Analysis of Score Normalization, for taking the nearest only.
+        """
+        others = np.partition(vectors @ self.background.T, -N_NEAREST, axis=1)[:, -N_NEAREST:]
+        scores: NDArray[np.float32] = (vectors @ place - others.mean(1)) / (others.std(1) + 1e-6)
+        return scores
 
     @cached_property
     def key(self) -> str:
@@ -67,7 +82,7 @@ class Similarity:
     def as_text(self) -> str:
         """For the bundle's metadata: an NPZ in half precision, as base64."""
         arrays: dict[str, NDArray[np.generic]] = {"words": np.array(self.words, np.str_)}
-        arrays |= {name: getattr(self, name).astype(np.float16) for name in VECTORS}
+        arrays |= {name: getattr(self, name).astype(np.float16) for name in HALVED}
         arrays["hours"] = np.array(self.hours)
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
@@ -82,7 +97,7 @@ class Similarity:
         except (binascii.Error, zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
             raise BundleError(f"damaged bundle: {METADATA} can't be read: {error}") from error
         words, hours = tuple(map(str, values["words"])), float(values["hours"])
-        return cls(words=words, hours=hours, **{name: values[name].astype(np.float32) for name in VECTORS})
+        return cls(words=words, hours=hours, **{name: values[name].astype(np.float32) for name in HALVED})
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Similarity | None":
@@ -90,46 +105,35 @@ class Similarity:
         return cls.from_text(metadata[METADATA]) if METADATA in metadata else None
 
 
-def spread(vectors: Vectors, words: Sequence[str]) -> tuple[Vectors, Vectors, float]:
-    """Scatter of recordings around their word's mean, of the means around theirs, and 1 / recordings of a word.
-
-    Args:
-        vectors: (recordings, embedding) of `words`.
-    """
-    names = sorted(set(words))
-    which = np.array([names.index(word) for word in words])
-    counts = np.bincount(which)
-    means = np.stack([vectors[which == n].mean(0) for n in range(len(names))])
-    within = vectors - means[which]
-    within = within.T @ within / (len(vectors) - len(names))
-    within = (1 - SHRINKAGE) * within + SHRINKAGE * np.trace(within) / len(within) * np.eye(len(within))
-    return within, np.cov(means.T), float((1 / counts).mean())
+def unit(vectors: Vectors) -> Vectors:
+    """(..., axes) at length 1."""
+    scaled: Vectors = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
+    return scaled
 
 
 def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors, hours: float) -> Similarity:
-    """The space in which words scatter alike and lie as far apart as they can.
+    """Whiten by the scatter within words, so that what differs between recordings of one word counts little.
 
     Args:
         vectors: (recordings, embedding) of `words`.
         background: (utterances, embedding) of running speech.
         hours: in which these were.
-    Source: Bishop 2006, Pattern Recognition and Machine Learning, section 4.1.6 (Fisher's discriminant for several
-        classes); Ioffe 2006 for the variance of the words' places.
+    Source: Hatch et al. 2006, Within-Class Covariance Normalization for SVM-based Speaker Recognition.
     """
-    within, between, noise = spread(vectors.astype(np.float64), words)
-    values, axes = np.linalg.eigh(within)
-    whitening = axes / np.sqrt(values)
-    strength, axes = np.linalg.eigh(whitening.T @ between @ whitening)
-    best = [n for n in strength.argsort()[::-1][:N_AXES] if strength[n] > noise]  # the others only scatter
     names = sorted(set(words))
-    means = np.stack([vectors[np.array(words) == name].mean(0) for name in names])
-    mean, projection = means.mean(0), whitening @ axes[:, best]
+    which = np.array([names.index(word) for word in words])
+    means = np.stack([vectors[which == n].mean(0) for n in range(len(names))])
+    within = (vectors - means[which]).astype(np.float64)
+    variances, axes = np.linalg.eigh(within.T @ within / max(1, len(vectors) - len(names)))
+    variances = np.maximum(variances, 0)
+    drawn_in = (1 - SHRINKAGE) * variances + SHRINKAGE * variances.mean()
+    projection, mean = (axes / np.sqrt(drawn_in)).astype(np.float32), background.mean(0)
     return Similarity(
         mean=mean,
-        projection=projection.astype(np.float32),
-        between=(strength[best] - noise).astype(np.float32),
-        background=((background - mean) @ projection).astype(np.float32),
+        projection=projection,
+        spread=np.sqrt(variances / drawn_in).astype(np.float32),
+        background=unit((background - mean) @ projection),
         words=tuple(names),
-        places=((means - mean) @ projection).astype(np.float32),
+        places=(means - mean) @ projection,
         hours=hours,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.audio import Block
 from speech.similarity import Similarity, Vectors
-from speech.word_model import log_ratio
+from speech.word_model import WordModel
 
 QUIETEST_DBFS = -50.0
 """Level of speech under which its weak sounds are lost."""
@@ -25,8 +25,8 @@ EDGE_S = 0.02
 """What is looked at on both ends to see whether a recording begins or ends within the word."""
 EDGE_DB = -12.0
 """Level of an end, relative to the word, from which it is cut off."""
-UNLIKE = 0.0
-"""Log-likelihood ratio of two recordings under which they are not the same word."""
+UNLIKE = -1.5
+"""Log-odds of a recording, by the model of one other, under which they are not the same word."""
 MEMORY_S = 12.0
 """Audio at hand: the longest utterance with its margins."""
 
@@ -126,6 +126,6 @@ def largest_group(similarity: Similarity, vectors: Sequence[Vectors]) -> list[in
     """
     groups = []
     for vector in vectors:
-        ratios = log_ratio(similarity, vector, 1, np.stack(list(vectors)))
-        groups.append(np.flatnonzero(ratios >= UNLIKE).tolist())
+        odds = WordModel(vector).log_odds(similarity, np.stack(list(vectors)))
+        groups.append(np.flatnonzero(odds >= UNLIKE).tolist())
     return max(groups, key=len, default=[])

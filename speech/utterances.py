@@ -107,7 +107,8 @@ class SequenceReader:
 
     def reset(self) -> None:
         """A new stream begins."""
-        self._state, self._end = self._grammar.start if self._grammar else 0, 0
+        self._state: int | None = None  # of the grammar, where a sentence is open
+        self._end = 0
 
     def read(self, utterance: Utterance) -> Reading:
         log_probs = log_of(self._recognizer.steps(utterance.waveform))
@@ -147,8 +148,7 @@ class SequenceReader:
         if not self._grammar:
             return True
         goes_on = utterance.start - self._end <= self.PAUSE_S * SAMPLE_RATE_HZ
-        for begin in (self._state, self._grammar.start) if goes_on else (self._grammar.start,):
-            state: int | None = begin
+        for state in (self._state if goes_on else None, self._grammar.start):
             for word in words:
                 state = None if state is None else self._grammar.step(state, word)
             if state is not None:

@@ -242,10 +242,12 @@ def test_errors_are_substitutions_deletions_and_insertions() -> None:
     assert error_rate(heard).value == pytest.approx(3 / 5)
 
 
-def test_latency_counts_from_the_end_of_the_word() -> None:
-    mixture = Mixture(tone(1), (Placed("go", 0.5, 0.9), Placed("go", 1.5, 1.9), Placed("up", 2.5, 2.8)))
-    detections = [Detection("go", 0.5, 0.9, 0.9, 1.2), Detection("go", 1.5, 1.9, 0.9, 2.3)]
-    assert latencies(mixture, detections) == [0.3, 0.4]
+def test_latency_counts_from_the_last_word_before_the_decision() -> None:
+    mixture = Mixture(tone(1), (Placed("go", 0.5, 0.9), Placed("go", 1.5, 1.9), Placed("up", 2.9, 3.2)))
+    together = [Detection("go", 0.5, 0.9, 0.9, 2.2), Detection("go", 1.5, 1.9, 0.9, 2.2)]
+    assert latencies(mixture, together) == [0.3]
+    assert latencies(mixture, [*together, Detection("up", 2.9, 3.2, 0.9, 3.6)]) == [0.3, 0.4]
+    assert latencies(mixture, [Detection("go", 0.1, 0.2, 0.9, 0.4)]) == [], "nothing was said before it"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from tunes import embed, make_space, random_pitches, tune
 from speech import own_words
 from speech.errors import BundleError, ConfigError
 from speech.own_words import OwnWords, check_name
-from speech.similarity import METADATA, Similarity
-from speech.word_model import WordModel, expected_misses, fit, logistic, with_own_words
+from speech.similarity import METADATA, N_NEAREST, Similarity, make_similarity
+from speech.word_model import WordModel, with_own_words
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 
@@ -61,46 +61,40 @@ def test_posteriors_sum_to_one_and_keep_the_bundles_proportions(own: OwnWords, s
         assert found["_unknown_"] == pytest.approx(4 * found["yes"])
 
 
-def test_two_own_words_share_the_odds_of_both() -> None:
-    space = make_space(np.random.default_rng(0))
-    axes = len(space.between)
-    near = WordModel(np.full(axes, 0.5, np.float32), 5, 1.0, 0.0)
-    alone = with_own_words({"yes": 1.0}, {"a": near}, space, near.place)
-    twins = with_own_words({"yes": 1.0}, {"a": near, "b": near}, space, near.place)
-    odds = alone["a"] / alone["yes"]
-    assert odds == pytest.approx(np.exp(near.log_odds(space, near.place[None])[0]), rel=1e-3)
+def test_two_own_words_share_the_odds_of_both(space: Similarity) -> None:
+    vector = space.project(embed(tune(LAMP, np.random.default_rng(0)))[None])
+    word = WordModel(vector[0])
+    odds = float(np.exp(word.log_odds(space, vector)[0]))
+    alone = with_own_words({"yes": 1.0}, {"a": word}, space, vector[0])
+    twins = with_own_words({"yes": 1.0}, {"a": word, "b": word}, space, vector[0])
+    assert alone["a"] / alone["yes"] == pytest.approx(odds, rel=1e-3)
     assert twins["a"] == pytest.approx(twins["b"])
     assert twins["a"] / twins["yes"] == pytest.approx(odds, rel=1e-3)
+    assert with_own_words({"a": 0.5, "b": 0.5}, {"a": word}, space, vector[0])["a"] == pytest.approx(
+        0.5 / (1 + odds) + odds / (1 + odds), rel=1e-3
+    ), "a word that a later bundle knows too"
 
 
-def test_the_logistic_fit_is_that_of_an_independent_minimiser() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
-    from speech.word_model import SLOPE, STIFFNESS
-
+def test_scores_are_deviations_from_the_nearest_background(space: Similarity) -> None:
     rng = np.random.default_rng(4)
-    right, wrong = rng.normal(3, 2, 30), rng.normal(-3, 2, 500)
-
-    def loss(x: np.ndarray) -> float:
-        total = STIFFNESS / 2 * (x[0] - SLOPE) ** 2
-        for scores, target in ((right, 31 / 32), (wrong, 1 / 502)):
-            z = x[0] * scores + x[1]
-            total += np.mean(np.logaddexp(0, z) - target * z)
-        return float(total)
-
-    best = optimize.minimize(loss, [0.1, 0.0], tol=1e-12).x
-    np.testing.assert_allclose(logistic(right.astype(np.float32), wrong.astype(np.float32)), best, rtol=1e-3)
+    vectors = space.project(np.stack([embed(tune(random_pitches(rng), rng)) for _ in range(5)]))
+    place = vectors[0]
+    for vector, score in zip(vectors, space.scores(place, vectors), strict=True):
+        cosines = sorted((float(vector @ other) for other in space.background), reverse=True)[:N_NEAREST]
+        assert score == pytest.approx((vector @ place - np.mean(cosines)) / np.std(cosines), rel=1e-3)
 
 
-def test_more_recordings_make_it_surer(space: Similarity) -> None:
+def test_the_projection_evens_out_the_scatter_of_recordings() -> None:
     rng = np.random.default_rng(5)
-    missed = []
-    for n in (1, 3, 10):
-        waveforms = [tune(LAMP, rng) for _ in range(n)]
-        model = fit(space, embed, waveforms)
-        vectors = space.project(np.stack([embed(w) for w in waveforms]))
-        missed.append(expected_misses(space, vectors, model, 0.0))
-    assert missed[2] <= missed[0]
-    assert all(0 <= share <= 1 for share in missed)
+    words = [f"word {n}" for n in range(30) for _ in range(40)]
+    places = {word: 3 * rng.standard_normal(6) for word in words}
+    scales = np.array([0.1, 0.3, 1, 1, 3, 5])
+    vectors = np.stack([places[word] + scales * rng.standard_normal(6) for word in words]).astype(np.float32)
+    made = make_similarity(vectors, words, 3 * rng.standard_normal((200, 6)).astype(np.float32), 1.0)
+    inside = (vectors - np.stack([places[word] for word in words])) @ made.projection
+    np.testing.assert_allclose(np.sort(inside.std(0)), np.sort(made.spread), rtol=0.1)
+    assert made.spread.max() / made.spread.min() < 0.5 * scales.max() / scales.min()
+    np.testing.assert_allclose(np.linalg.norm(made.project(vectors), axis=1), 1, rtol=1e-4)
 
 
 def test_words_outlast_the_program(own: OwnWords, space: Similarity, lamps: list[np.ndarray]) -> None:
@@ -160,7 +154,7 @@ def test_names_are_kept_in_one_form() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "name": "x", "recordings": ["../../etc/passwd"]}',
              '{"format": 1, "name": "x", "recordings": []}', '{"format": 1, "name": "a/b", "recordings": ["1.wav"]}',
-             '{"format": 1, "name": "x", "recordings": ["1.wav"], "model": {"place": [1], "n": 0, "scale": 1}}'],
+             '{"format": 1, "name": "x", "recordings": ["1.wav"], "model": {"place": [2]}}'],
 )  # fmt: skip
 def test_a_damaged_word_is_left_out_with_a_notice(own: OwnWords, text: str) -> None:
     folder = own.folder / "word-x"

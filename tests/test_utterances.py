@@ -102,6 +102,7 @@ SEVERAL = {
     "one token of two is unsure": Case([Said(1, 1.0, "....ll..?......")], [Reason.UNSURE]),
     "both are good enough": Case([Said(1, 1.0, "....ll..?......")], ["low high"], {"low": 0.4, "high": 0.4}),
     "a word nobody asked for": Case([Said(1, 1.0, "....hh..ll......")], [Reason.NOT_ASKED_FOR], ONLY_HIGH),
+    "an unsure word nobody asked for": Case([Said(1, 1.0, "....ll..?......")], ["low low"], {"low": 0.4}),
     "talk": Case([talk(1, 9.0)], [Reason.TOO_LONG]),
     "after talk": Case([Said(1, 1.6, "..uu.."), Said(4, 0.5, "..ll..")], [Reason.ANOTHER_WORD, Reason.AFTER_TALK]),
     "another word is no talk": Case([Said(1, 1.3, "..uu.."), Said(3, 0.5, "..ll..")], [Reason.ANOTHER_WORD, "low"]),
@@ -187,6 +188,14 @@ def test_what_is_told_of_talk() -> None:
     assert (rejection.word, rejection.confidence) == ("", 0.0)
     assert (rejection.start_s, rejection.end_s, rejection.at_s) == (2.0, 5.0, 5.25)
     assert (examined.start_s, len(examined.waveform), examined.scores) == (1.7, 0, {})
+
+
+def test_what_is_told_of_a_noise_in_the_place_of_a_sequence() -> None:
+    (examined,) = decide(SEQUENCES, Case([Said(2, 1.0, "..............")], []))
+    rejection = examined.rejection
+    assert rejection
+    assert (rejection.word, rejection.confidence) == ("_silence_", 1.0)
+    assert (rejection.start_s, rejection.end_s) == (1.7, 3.25), "all of it"
 
 
 def test_what_is_told_of_a_rejected_sequence() -> None:

@@ -1,0 +1,202 @@
+"""`speech-teach` as a user meets it: from files, at a microphone, and what it says when something is wrong."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from speech import listen, teach
+from speech.audio import read, resample
+from speech.microphone import Microphone
+
+RATE = 16000
+PLACES_S = {"yes": (0.5, 1.7), "stop": (11.7, 13.1)}
+"""Where the demo recording holds these words, with pauses."""
+
+
+def repeated(word: str, n: int) -> list[np.ndarray]:
+    """A word of the demo said n times, each a little faster or slower and louder or softer."""
+    begin, end = (round(place_s * RATE) for place_s in PLACES_S[word])
+    said = read(listen.DEMO, RATE)[begin:end]
+    rates = [RATE, 16600, 15400, 16300, 15700][:n]
+    return [gain * resample(said, rate, RATE) for rate, gain in zip(rates, (1, 0.8, 0.9, 1.1, 0.7), strict=False)]
+
+
+def written(folder: Path, word: str, n: int) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{word} {number}.wav" for number in range(n)]
+    for path, samples in zip(paths, repeated(word, n), strict=True):
+        soundfile.write(path, samples, RATE)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """`speech-teach` with these arguments: exit status, lines on stdout, lines on stderr."""
+
+    def call(*arguments: str) -> SimpleNamespace:
+        try:
+            status = teach.main([*arguments, "--own", str(home)])
+        except SystemExit as ended:
+            status = int(str(ended.code))
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return SimpleNamespace(status=status, out=captured.out.splitlines(), err=captured.err.splitlines())
+
+    return call
+
+
+Run = Callable[..., SimpleNamespace]
+
+
+def test_a_taught_word_is_heard_beside_the_models(
+    run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = run("Jawohl", "--files", *written(tmp_path / "in", "yes", 5), "--json")
+    assert taught.status == 0, taught.err
+    told = json.loads(taught.out[0])
+    assert (told["word"], told["n_recordings"]) == ("jawohl", 5)
+    assert "yes" in [confusion["word"] for confusion in told["confusions"]], "it is the model's yes, after all"
+
+    def words(*arguments: str) -> list[str]:
+        assert listen.main(["--file", str(listen.DEMO), "--json", "--quiet", *arguments]) == 0
+        return [json.loads(line)["word"] for line in capsys.readouterr().out.splitlines()]
+
+    alone = words("--no-own")
+    assert alone[0] == "yes"
+    assert words("--own", str(home)) == ["jawohl", *alone[1:]]
+    assert words("--own", str(home), "--words", "jawohl,stop") == ["jawohl", "stop"]
+    assert words("--own", str(home), "--wake", "Jawohl", "--wake-for", "4") == ["jawohl", *alone[1:3]]
+
+
+def test_list_export_and_forget(run: Run, home: Path, tmp_path: Path) -> None:
+    files = written(tmp_path / "in", "yes", 3)
+    assert run("lamp", "--files", str(tmp_path / "in")).status == 0
+    listed = run("--list")
+    assert len(listed.out) == 1
+    assert listed.out[0].split()[:3] == ["lamp", "3", "recordings"]
+    assert run("--export", str(tmp_path / "out")).status == 0
+    assert len(list((tmp_path / "out" / "lamp").glob("*.wav"))) == 3
+    assert run("lamp", "--files", *files[:2], "--add").status == 0
+    assert run("--list").out[0].split()[1] == "5"
+    assert run("--forget", "Lamp").status == 0
+    assert run("--list").out == []
+    assert not list(home.rglob("*.wav"))
+    gone = run("--forget", "lamp")
+    assert (gone.status, gone.err) == (2, ["error: no own word 'lamp'; there are none"])
+    assert run("lamp", "--files", str(tmp_path / "out" / "lamp")).status == 0, "what was exported can be taught again"
+
+
+def test_one_recording_works_and_asks_for_more(run: Run, tmp_path: Path) -> None:
+    taught = run("lamp", "--files", *written(tmp_path / "in", "yes", 1))
+    assert taught.status == 0
+    assert any("advice: say it more often: speech-teach 'lamp' --add" in line for line in taught.out)
+
+
+def test_another_word_among_the_recordings_is_left_out(run: Run, tmp_path: Path) -> None:
+    files = written(tmp_path / "in", "stop", 1) + written(tmp_path / "in", "yes", 3)
+    taught = run("lamp", "--files", *files, "--json")
+    assert json.loads(taught.out[0])["n_recordings"] == 3
+    assert any(line.startswith("note: 1 of 4 sound like another word") for line in taught.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("left", "the model knows 'left' already"), ("a/b", "can't be the name"), ("🎉", "can't be the name"),
+     ("_unknown_", "can't be the name"), ("..", "can't be the name")],
+)  # fmt: skip
+def test_names_that_can_not_be_taught(run: Run, home: Path, name: str, why: str) -> None:
+    refused = run(name, "--files", "nothing.wav")
+    assert refused.status == 2
+    assert len(refused.err) == 1
+    assert why in refused.err[0]
+    assert not home.exists()
+
+
+def test_files_that_hold_no_word(run: Run, home: Path, tmp_path: Path) -> None:
+    silent, damaged, empty = tmp_path / "silent.wav", tmp_path / "damaged.wav", tmp_path / "folder"
+    soundfile.write(silent, np.zeros(2 * RATE), RATE)
+    damaged.write_bytes(b"RIFF????WAVE")
+    empty.mkdir()
+    for path, last in (
+        (silent, "error: no recording of 'lamp' that could be used; nothing was saved"),
+        (damaged, f"error: {damaged} can't be read as audio"),
+        (empty, f"error: no audio files in {empty}"),
+        (tmp_path / "missing.wav", f"error: no such file: {tmp_path / 'missing.wav'}"),
+    ):
+        failed = run("lamp", "--files", str(path))
+        assert failed.status == 1
+        assert failed.err[-1].startswith(last)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["lamp", "--list"], ["--times", "3"], ["lamp", "--files", "a.wav", "--times", "3"], ["lamp", "--times", "0"]],
+)
+def test_wrong_usage(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments).status == 2
+
+
+class Spoken(Microphone):
+    """A microphone at which these sounds are heard, and then whatever `end` does."""
+
+    sounds: tuple[np.ndarray, ...] = ()
+    end: BaseException = KeyboardInterrupt()
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        self._device = SimpleNamespace(name="a microphone", sample_rate_hz=RATE)
+
+    @property
+    def device(self) -> SimpleNamespace:  # type: ignore[override]
+        return self._device
+
+    def __enter__(self) -> "Spoken":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def blocks(self, sample_rate_hz: int) -> Iterator[np.ndarray]:
+        room = 1e-4 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+        for sound in self.sounds:
+            yield from np.array_split(np.concatenate([room, sound, room]).astype(np.float32), 60)
+        raise self.end
+
+
+def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yes, stop = repeated("yes", 3), repeated("stop", 1)[0]
+    loud = np.clip(20 * yes[0], -1, 1)
+    monkeypatch.setattr(Spoken, "sounds", (yes[0], loud, stop, yes[1], yes[2], yes[0]))
+    monkeypatch.setattr(teach, "Microphone", Spoken)
+    taught = run("lamp", "--times", "3")
+    assert taught.status == 0
+    counts = [line.strip() for line in taught.err if line.startswith("  ")]
+    assert counts == [
+        "1 of 3",
+        "1 of 3, not this one: too loud, the microphone overloads: further away, or lower its level",
+        "1 of 3, not this one: unlike the others: say it again, the same way",
+        "2 of 3",
+        "3 of 3",
+    ]
+    assert any("1 of 4 sound like another word" in line for line in taught.err)
+    assert len(list(home.rglob("*.wav"))) == 3
+
+
+def test_ctrl_c_half_way_saves_nothing(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spoken, "sounds", tuple(repeated("yes", 2)))
+    monkeypatch.setattr(teach, "Microphone", Spoken)
+    stopped = run("lamp")
+    assert (stopped.status, stopped.err[-1]) == (1, "interrupted; nothing was saved")
+    assert not home.exists()
