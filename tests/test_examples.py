@@ -45,9 +45,12 @@ def rich(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         more += [Recording(folder / f"{part}{n}.wav", "", part, "speech") for n in range(3)]
         more += [Recording(folder / f"{part}event{n}.wav", "", part, "events") for n in range(3)]
     more += [Recording(folder / f"{word}.wav", word, "validation", "home") for word in ("on", "off", "red")]
+    demo, _ = soundfile.read("speech/demo.flac")
     for recording in more:
-        length = 6 * CLIP if recording.source in ("speech", "events") else CLIP
+        length = 6 * CLIP if recording.source == "events" else CLIP
         sound = 0.1 * rng.standard_normal(length) * np.repeat(rng.uniform(0, 1, length // FRAME), FRAME)
+        if recording.source == "speech":  # somebody must speak for the endpointer to cut it
+            sound = demo[: 10 * CLIP]
         soundfile.write(recording.path, sound, CLIP, subtype="PCM_16")
     return Corpus([*corpus.recordings, *more, *index_procedural(6)], folder / "cache")
 

@@ -245,6 +245,8 @@ class EpochDraws:
         cut = [material.cut_speech("speech", mix.speech - n_synthetic, *mix.speech_s, rng)]
         if n_synthetic:
             cut.append(material.cut_speech("sentences", n_synthetic, *mix.speech_s, rng))
+        if not material.has_pieces("speech"):
+            return [self._sounding(joined(cut), self.unknown, mix.speed)]
         whole = material.draw_pieces("speech", mix.talk, rng)
         whole = Sounds(whole.recording, whole.start, np.minimum(whole.end, whole.start + round(1.4 * SAMPLE_RATE_HZ)))
         return [
@@ -276,7 +278,7 @@ class EpochDraws:
         material, mix, rng = self.material, self.mix, self.rng
         lots = []
         for source, count in (("events", mix.events), ("procedural", mix.procedural)):
-            if material.has(source) and count:
+            if material.has_pieces(source) and count:
                 sounds = material.crop_pieces(material.draw_pieces(source, count, rng), 0.2, 1.4, rng)
                 lots.append(self._sounding(sounds, self.silence, mix.speed, context=round(0.1 * SAMPLE_RATE_HZ)))
         if mix.noise and (material.has("noise") or material.has("procedural")):
@@ -478,17 +480,17 @@ class ValidationUtterances(Dataset[Utterances]):
             names = [corpus.recordings[i].word for i in chosen]
             label = np.array([self.labels.index(w) if w in self.labels else unknown for w in names], np.int64)
             lots.append(drawn(material.whole(chosen), label, np.ones(len(chosen)), context=ALWAYS, group=group))
-        for group, source, label_of in ((2, "speech", unknown), (3, "events", silence)):
-            if material.has(source):
-                if source == "speech":
-                    sounds = material.cut_speech(source, per_kind, 0.25, 1.4, rng)
-                else:
-                    sounds = material.crop_pieces(material.draw_pieces(source, per_kind, rng), 0.2, 1.4, rng)
-                lots.append(drawn(sounds, label_of, np.ones(per_kind), group=group))
+        even = np.ones(per_kind)
+        if material.has("speech"):
+            sounds = material.cut_speech("speech", per_kind, 0.25, 1.4, rng)
+            lots.append(drawn(sounds, unknown, even, group=GROUPS.index("speech")))
+        if material.has_pieces("events"):
+            sounds = material.crop_pieces(material.draw_pieces("events", per_kind, rng), 0.2, 1.4, rng)
+            lots.append(drawn(sounds, silence, even, group=GROUPS.index("events")))
         if material.has("noise"):
             sounds = material.stretches("noise", np.full(per_kind, SAMPLE_RATE_HZ), rng)
             gain = material.gain(sounds, rng.uniform(-70, -5, per_kind))
-            lots.append(drawn(sounds, silence, gain, sounding=False, group=4))
+            lots.append(drawn(sounds, silence, gain, sounding=False, group=GROUPS.index("noise")))
         return together(lots)
 
     def __len__(self) -> int:

@@ -148,7 +148,11 @@ class Material:
 
     def has(self, source: str) -> bool:
         """Is there anything of this source?"""
-        return len(self._pieces[source][0] if source in self._pieces else self.recordings[source]) > 0
+        return len(self.recordings[source]) > 0
+
+    def has_pieces(self, source: str) -> bool:
+        """Did the endpointer find anything in it?"""
+        return len(self._pieces[source][0]) > 0
 
     def number(self, word: str) -> int:
         """Which of `words` it is; -1 for none."""
@@ -203,7 +207,8 @@ class Material:
         usable = self.recordings[source]
         usable = usable[n_frames[usable] > longest]
         if not len(usable):
-            return self.crop_pieces(self.draw_pieces(source, count, rng), low_s, high_s, rng)
+            wanted_s = rng.uniform(low_s, high_s, count)
+            return self.stretches(source, (wanted_s * SAMPLE_RATE_HZ).astype(np.int64), rng)
         recording = rng.choice(usable, count, p=n_frames[usable] / n_frames[usable].sum())
         start = (rng.random(count) * (n_frames[recording] - longest)).astype(np.int64)
         start += self._weakest(recording, start)

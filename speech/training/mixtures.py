@@ -29,6 +29,8 @@ MARGIN_S = (0.02, 0.08)
 GAPS_S = ((-0.05, 0.0), (0.0, 0.15), (0.15, 0.6), (0.6, 1.5))
 GAP_SHARES = (0.1, 0.3, 0.4, 0.2)
 """Pauses between two elements, and how often each kind comes: one in ten overlaps slightly."""
+EVENTS = ("procedural", "events")
+"""Sources of short sounds."""
 NOTHING = -1
 """Label of what is not transcribed."""
 
@@ -157,7 +159,7 @@ class MixtureMaker:
             "word": config.word if others else 0.0,
             "unknown_word": config.unknown_word if not known.all() else 0.0,
             "speech": config.speech if material.has("speech") else 0.0,
-            "event": config.event if material.has("events") or material.has("procedural") else 0.0,
+            "event": config.event if any(map(material.has_pieces, EVENTS)) else 0.0,
         }
         self.kinds = list(shares)
         self.shares = np.array(list(shares.values())) / sum(shares.values())
@@ -237,8 +239,8 @@ class MixtureMaker:
         found = Sounds(none, none, none)
         if material.has("speech"):
             found = material.cut_speech("speech", n, 0.3, 2.0, rng)
-        for source in ("procedural", "events"):
-            if material.has(source):
+        for source in EVENTS:
+            if material.has_pieces(source):
                 some = material.crop_pieces(material.draw_pieces(source, n, rng), 0.1, 0.7, rng)
                 chosen = (kinds == self.kinds.index("event")) & (rng.random(n) < (1 if source == "procedural" else 0.6))
                 found = Sounds(*(np.where(chosen, getattr(some, f), getattr(found, f)) for f in FIELDS))
