@@ -21,6 +21,12 @@ RATE = 16000
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait for each other cost more than they do
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_words_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The programs that tests start find no own words in the user's data folder."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data_home"))
+
+
 @pytest.fixture(scope="session")
 def tone() -> Callable[[float, float], np.ndarray]:
     """tone(pitch_hz, seconds): a sine of amplitude 0.5 at 16 kHz."""
