@@ -57,7 +57,7 @@ class Similarity:
 
     def project(self, embeddings: Vectors) -> Vectors:
         """(batch, embedding) -> (batch, axes), unit vectors."""
-        return unit((embeddings - self.mean) @ self.projection)
+        return unit(((embeddings - self.mean) @ self.projection).astype(np.float32))
 
     def scores(self, place: Vectors, vectors: Vectors) -> NDArray[np.float32]:
         """How much more alike vectors are to a word than to what they are most alike in the background.
@@ -133,7 +133,7 @@ def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors,
         mean=mean,
         projection=projection,
         spread=np.sqrt(variances / drawn_in).astype(np.float32),
-        background=unit((background - mean) @ projection),
+        background=unit(((background - mean) @ projection).astype(np.float32)),
         words=tuple(names),
         places=(means - mean) @ projection,
         hours=hours,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech.audio import Block
+from speech.bundle import SILENCE, UNKNOWN
 from speech.similarity import Similarity, Vectors, unit
 
 Embed = Callable[[Block], Vectors]
@@ -17,6 +18,8 @@ SLOPE = 1.0
 """Log-odds of a word for one standard deviation of its score, see `Similarity.scores`."""
 EVEN = 2.5
 """Score at which an utterance is as likely the word as not."""
+KNOWN_WEIGHT = 0.5
+"""What counts against it of the log-odds that the utterance is a word of the bundle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +67,17 @@ def with_own_words(
 ) -> dict[str, float]:
     """The posteriors of a bundle's labels and of own words; they sum to one.
 
-    The own words compete with one another and with everything else, whose share the labels divide as before.
+    The own words compete with one another and with everything else, whose share the labels divide as before.  When the
+    bundle is sure of a word of its own, they need more.
 
     Args:
         posteriors: of the bundle's labels.
         models: of the own words.
         vector: (axes,) of the utterance.
     """
-    odds = {name: float(model.log_odds(similarity, vector[None])[0]) for name, model in models.items()}
+    other = sum(value for label, value in posteriors.items() if label in (UNKNOWN, SILENCE, *models))
+    against = KNOWN_WEIGHT * max(0.0, float(np.log((1 - other + 1e-6) / (other + 1e-6))))
+    odds = {name: float(model.log_odds(similarity, vector[None])[0]) - against for name, model in models.items()}
     most = max([0.0, *odds.values()])
     weights = {name: float(np.exp(value - most)) for name, value in odds.items()}
     rest = float(np.exp(-most))
