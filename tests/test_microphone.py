@@ -404,6 +404,22 @@ def test_a_text_for_several_devices_is_refused(portaudio: FakePortAudio) -> None
         devices.choose("usb")
 
 
+def test_an_interrupt_does_not_end_the_wait_for_a_call_that_goes_on() -> None:
+    """`Thread.join` believes after one that the thread has ended, and the program would end beneath it."""
+    go_on = threading.Event()
+    task = microphone._Task(lambda: bool(go_on.wait(DEADLINE_S)) and None)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            task.ended(DEADLINE_S)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not task.ended(0.05)
+    go_on.set()
+    assert task.ended(DEADLINE_S)
+
+
 def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
     portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -716,8 +732,9 @@ with microphone:
 def test_a_sound_server_that_is_not_there_yet_is_waited_for(room: Room, yes_no: Path) -> None:
     """As at the start of a machine."""
     room.kill()
-    threading.Timer(3, room.start).start()
-    with Listening(room, "--wait") as listening:
+    with Listening(room, "--wait", from_line="waiting for it") as listening:
+        room.start()
+        listening.errors.until("listening on")
         listening.hear(yes_no, "yes", "no")
         listening.end()
         (waiting,) = [line for line in listening.errors.seen if "waiting for it" in line]
