@@ -23,6 +23,7 @@ from speech import devices, listen, microphone
 from speech.channels import Channel
 from speech.errors import ConfigError, DeviceError
 from speech.microphone import Microphone
+from speech.options import parse
 
 RATE = 16000
 
@@ -503,6 +504,15 @@ def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, 
         assert sum(len(next(blocks)) for _ in range(250)) == devices.BACKLOG_S * RATE
     assert mic.overflows == 1
     assert told[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
+
+
+def test_the_unit_file_of_the_documentation_names_options_that_exist() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "systemd.md").read_text()
+    command = re.search(r"^ExecStart=\S*/speech-listen (.*)$", page, re.MULTILINE)
+    assert command
+    arguments = parse(command[1].split())
+    assert arguments.wait
+    assert arguments.actions
 
 
 # From here on: a real sound server, see sound_room.py.
