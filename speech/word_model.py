@@ -22,6 +22,12 @@ KNOWN_WEIGHT = 0.5
 """What counts against it of the log-odds that the utterance is a word of the bundle."""
 
 
+def odds_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-odds of a word for scores, see `Similarity.scores`."""
+    odds: NDArray[np.float32] = SLOPE * (scores - EVEN)
+    return odds
+
+
 @dataclass(frozen=True, eq=False)
 class WordModel:
     """How an own word is recognised: by the cosine to the mean of its recordings."""
@@ -31,8 +37,7 @@ class WordModel:
 
     def log_odds(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
         """Of the word against everything else, for each of `vectors` (batch, axes)."""
-        odds: NDArray[np.float32] = SLOPE * (similarity.scores(self.place, vectors) - EVEN)
-        return odds
+        return odds_of(similarity.scores(self.place, vectors))
 
     def as_dict(self) -> dict[str, Any]:
         return {"place": [round(float(x), 5) for x in self.place]}

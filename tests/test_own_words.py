@@ -93,6 +93,14 @@ def test_scores_are_deviations_from_the_nearest_background(space: Similarity) ->
         assert score == pytest.approx((vector @ place - np.mean(cosines)) / np.std(cosines), rel=1e-3)
 
 
+def test_the_background_is_scored_without_itself(space: Similarity) -> None:
+    place = space.background[7]
+    found = space.background_scores(place)
+    assert found[7] == found.max()
+    without = replace(space, background=np.delete(space.background, 3, axis=0))
+    assert found[3] == pytest.approx(without.scores(place, space.background[3:4])[0], rel=1e-3)
+
+
 def test_the_projection_evens_out_the_scatter_of_recordings() -> None:
     rng = np.random.default_rng(5)
     words = [f"word {n}" for n in range(30) for _ in range(40)]
