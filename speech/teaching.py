@@ -23,7 +23,7 @@ SHORTEST_S = 0.12
 """Speech shorter than this is no word."""
 EDGE_S = 0.02
 """What is looked at on both ends to see whether a recording begins or ends within the word."""
-EDGE_DB = -12.0
+EDGE_DB = -6.0
 """Level of an end, relative to the word, from which it is cut off."""
 UNLIKE = -1.5
 """Log-odds of a recording, by the model of one other, under which they are not the same word."""
