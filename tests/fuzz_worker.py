@@ -15,8 +15,8 @@ from speech import listen
 
 
 def run(argv: list[str], stdin: str | None) -> dict[str, object]:
-    """Exit status, standard output, standard error and seconds of one call of the program."""
-    output, errors, begun_s = io.StringIO(), io.StringIO(), time.monotonic()
+    """Exit status, standard output, standard error and seconds of processor time of one call of the program."""
+    output, errors, begun_s = io.StringIO(), io.StringIO(), time.process_time()
     with open(stdin or os.devnull) as source, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         sys.stdin = source
         try:
@@ -26,7 +26,7 @@ def run(argv: list[str], stdin: str | None) -> dict[str, object]:
         except BaseException:
             status = "traceback"
             errors.write(traceback.format_exc())
-    seconds = time.monotonic() - begun_s
+    seconds = time.process_time() - begun_s
     return {"status": status, "output": output.getvalue(), "errors": errors.getvalue(), "seconds": seconds}
 
 

@@ -28,7 +28,7 @@ def heard(output: str | bytes) -> list[str]:
 
 
 def pipe_in(data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*LISTEN, "--json", *arguments], input=data, capture_output=True, timeout=60)
+    return subprocess.run([*LISTEN, "--json", *arguments], input=data, capture_output=True, timeout=300)
 
 
 def demo_as(container: str, subtype: str | None = None, channels: int = 1) -> bytes:
@@ -74,7 +74,7 @@ def test_a_stream_in_odd_pieces_loses_nothing() -> None:
             time.sleep(0.1)
         process.stdin.close()
         assert heard(process.stdout.read()) == SPOKEN
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 def test_a_piped_wav_is_heard_while_it_still_comes() -> None:
@@ -86,7 +86,7 @@ def test_a_piped_wav_is_heard_while_it_still_comes() -> None:
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["word"] == "yes"  # it is still open
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 @posix
@@ -103,7 +103,7 @@ def test_a_signal_ends_it_while_it_waits_for_audio(begun_with: bytes) -> None:
         assert b"listening" in process.stderr.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
         assert b"Traceback" not in process.stderr.read()
 
 
@@ -121,7 +121,7 @@ def test_a_named_pipe_is_read_once(tmp_path: Path) -> None:
         assert process.stdout
         path.write_bytes(demo_as("WAV"))
         assert heard(process.stdout.read()) == SPOKEN
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 def test_raw_files_do_not_stop_the_others(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_window_without_a_console_needs_no_streams(function: str, arguments: l
     ],
 )
 def test_odd_settings_end_in_one_line(arguments: list[str], status: int, message: str) -> None:
-    done = subprocess.run([*LISTEN, *arguments], input=b"", capture_output=True, timeout=60)
+    done = subprocess.run([*LISTEN, *arguments], input=b"", capture_output=True, timeout=300)
     assert done.returncode == status
     assert message in done.stderr.decode().splitlines()[-1]
     assert b"Traceback" not in done.stderr
