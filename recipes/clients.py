@@ -100,7 +100,7 @@ class Served:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def client(self) -> connect:
-        return connect(f"ws://{self.address}/socket", compression=None, max_size=None)
+        return connect(f"ws://{self.address}/socket", compression=None, max_size=None, ping_interval=None)
 
 
 @contextmanager

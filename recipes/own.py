@@ -176,8 +176,8 @@ class Trial:
     noisy: list[float]
     alarms: list[float]
     """Confidence of each time that it was heard in speech."""
-    predicted: float
-    """Share of misses that the forecast told."""
+    predicted: float | None
+    """Share of misses that the forecast told; None where it could tell none."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def row_of(trials: Sequence[Trial], hours: float, threshold: float | None) -> Ro
         rate(threshold),
         Share(sum(c < threshold for c in clean), len(clean)),
         Share(sum(c < threshold for c in noisy), len(noisy)),
-        float(np.mean([t.predicted for t in trials])),
+        float(np.mean([t.predicted for t in trials if t.predicted is not None] or [np.nan])),
         len({t.word for t in trials}),
     )
 

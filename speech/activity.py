@@ -43,7 +43,7 @@ class ListenerConfig:
     """Longest utterance that a bundle of single words reads; a longer one is talk."""
     max_sequence_s: float = 8.0
     """The same for a bundle of sequences."""
-    after_talk_s: float = 2.0
+    after_talk_s: float = 1.8
     """Time after talk in which commands are rejected: a television pauses around single words."""
     gate_db: float = 3.0
     """How far a sound must be above the quietest tenth of the last seconds to be looked at."""

@@ -149,7 +149,7 @@ class Recording:
             self.sample_rate_hz = check_rate(file.samplerate)
             """The rate that it was recorded at."""
             if not file.frames:
-                raise AudioError("it holds no audio")
+                raise AudioError("it holds no audio that can be read")
             if file.channels > MOST_CHANNELS:
                 raise AudioError(f"{file.channels} channels are more than the {MOST_CHANNELS} that can be read")
         except AudioError as error:
@@ -171,11 +171,10 @@ class Recording:
         return resample_stream(self._decoded(block_s), self.sample_rate_hz, sample_rate_hz)
 
     def _decoded(self, block_s: float) -> Iterator[Block]:
-        size, n_read = max(1, round(block_s * self.sample_rate_hz)), 0
+        size = max(1, round(block_s * self.sample_rate_hz))
         with self._file as file:
             try:
                 while len(samples := file.read(size, dtype="float32", always_2d=True)):
-                    n_read += len(samples)
                     yield _average(samples)
             except soundfile.LibsndfileError as error:
                 _check_source(self._source, self._name)
@@ -183,14 +182,6 @@ class Recording:
             except AudioError as error:
                 raise AudioError(f"{self._name}: {error}") from error
             _check_source(self._source, self._name)
-            self._check_length(n_read)
-
-    def _check_length(self, n_read: int) -> None:
-        """Raises AudioError when the decoder stopped before the end; the length of MPEG audio is an estimate."""
-        missing_s = (self._file.frames - n_read) / self.sample_rate_hz
-        if not self._source and missing_s > FILE_BLOCK_S and self._file.format not in ("MP3", "MPEG"):
-            end_s = n_read / self.sample_rate_hz
-            raise AudioError(f"{self._name} is damaged: nothing can be read after {end_s:.1f} s")
 
 
 def open_recording(path: str | Path) -> Recording:

@@ -45,7 +45,8 @@ class Background:
         self._listener = listener or Listener(Recognizer.load())
         self._source = Microphone(tell=self._tell) if source is None else source
         self._pauser = Pauser(self._listener)
-        self._is_begun, self._is_stopped, self._is_open = threading.Event(), threading.Event(), False
+        self._is_begun, self._is_stopped, self._is_over = threading.Event(), threading.Event(), threading.Event()
+        self._is_open = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="speech")
         self.error: Exception | None = None
         """What ended it, other than `stop` and the end of the source."""
@@ -70,7 +71,7 @@ class Background:
     @property
     def is_running(self) -> bool:
         """Whether it still listens."""
-        return self._thread.is_alive()
+        return self._thread.ident is not None and not self._is_over.is_set()
 
     def stop(self) -> None:
         """End it, from any thread and from the callback; nothing is reported any more once this has returned."""
@@ -82,7 +83,7 @@ class Background:
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait for its end, as that of a recording."""
         if self._thread.ident and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+            self._is_over.wait(timeout_s)  # not `join`, which an interrupt spoils
 
     def pause(self) -> None:
         """Hear nothing from now on, as while the program itself speaks."""
@@ -119,6 +120,7 @@ class Background:
         finally:
             self._is_begun.set()
             self._ended()
+            self._is_over.set()
 
     def _listen(self, blocks: Iterable[Block]) -> None:
         self._is_open = True

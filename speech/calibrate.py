@@ -29,7 +29,7 @@ from speech.bundle import DEFAULT_MODEL
 from speech.errors import AudioError, ConfigError, SpeechError
 from speech.listener import Listener
 from speech.microphone import Microphone
-from speech.recognizer import Recognizer
+from speech.recognizer import Recognizer, load_with_own
 from speech.results import Detection
 from speech.settings import read_toml
 from speech.sources import number_or_name
@@ -343,6 +343,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--words", metavar="yes,no,...", help="only these (default: all the model knows)")
+    own = parser.add_mutually_exclusive_group()
+    own.add_argument("--own", nargs="?", const="", metavar="DIR", help="as of speech-listen")
+    own.add_argument("--no-own", action="store_true", help="only the model's words")
     parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, to {FLOOR} at the least")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {default_path()}".replace("%", "%%"))
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -358,7 +361,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> int:
     """Calibrate, save, print; the exit status."""
-    recognizer = Recognizer.load(arguments.model)
+    recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, progress.tell, progress.tell)
     rate = recognizer.info.sample_rate_hz
     words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
     Listener(recognizer, words)  # complains about the words before an hour has passed

@@ -31,7 +31,7 @@ MOST_CHANNELS = 8
 """A device with more is virtual or a mixing desk: of those two channels are opened, unless more are asked for."""
 UNAVAILABLE = -9985
 """PortAudio's code for a device that another program holds."""
-CLOSE_S = 2.0
+CLOSE_S = 5.0
 """Seconds that the sound system gets to close a device."""
 MME_NAME_LENGTH = 31
 """Characters after which Windows' oldest host API cuts a name off."""

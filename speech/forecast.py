@@ -12,7 +12,7 @@ from speech.audio import Block
 from speech.own_words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
 from speech.similarity import Similarity, Vectors, unit
-from speech.word_model import WordModel, left_out
+from speech.word_model import WordModel, left_out, odds_of
 
 N_DRAWN = 32
 """Recordings of each other word that are drawn to count confusions."""
@@ -104,7 +104,7 @@ def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recogniz
     length = float(np.linalg.norm(similarity.places, axis=1).mean())
     places |= {other.name: length * other.model.place for other in own if other.model and other.name != word.name}
     places.pop(word.name, None)
-    n_alarms = int((model.log_odds(similarity, similarity.background) >= logit).sum())
+    n_alarms = int((odds_of(similarity.background_scores(model.place)) >= logit).sum())
     missed = expected_misses(left_out(similarity, vectors), logit) if len(vectors) > 1 else None
     found = confusions(similarity, model, places, logit)
     alarms = n_alarms / similarity.hours

@@ -19,14 +19,13 @@ from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.containers import RawFormat
 from speech.devices import list_devices
-from speech.errors import AudioError, BundleError, ConfigError, SpeechError
+from speech.errors import AudioError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.options import parse
-from speech.own_words import OwnWords
 from speech.pausing import Pauser
-from speech.recognizer import Recognizer
+from speech.recognizer import load_with_own
 from speech.recording import Recorder
 from speech.results import Detection, Rejection, as_dict
 from speech.settings import read_text
@@ -74,32 +73,11 @@ def show_devices(as_json: bool, console: Console) -> None:
         console.tell("no input device")
 
 
-def load_recognizer(arguments: argparse.Namespace, console: Console) -> Recognizer:
-    """The bundle, with the person's own words if there are any and the bundle can hear them."""
-    recognizer = Recognizer.load(arguments.model)
-    own = OwnWords.load(arguments.own or None)
-    if arguments.no_own or (arguments.own is None and recognizer.info.head == "ctc"):
-        return recognizer
-    if arguments.own is not None and not len(own) and not own.notices:
-        raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
-    try:
-        recognizer.hear_also(own)
-    except BundleError as error:
-        if arguments.own is not None:
-            raise
-        own.notices.append(f"your own words are not heard: {error}")
-    for notice in own.notices:
-        console.tell(f"note: {notice}")
-    if recognizer.own:
-        console.inform(f"own words: {', '.join(own.names)}")
-    return recognizer
-
-
 class Session:
     """One run of the program: the listener, what it has heard, and what that sets off."""
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
-        recognizer = load_recognizer(arguments, console)
+        recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, console.inform, console.tell)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
         threshold: float | dict[str, float] | None = arguments.threshold

@@ -27,8 +27,8 @@ PATIENCE_S = 3.0
 """Seconds without a block after which the device counts as gone."""
 RETRY_S = 1.0
 """Seconds between two looks for a device that is gone."""
-OPEN_S, CLOSE_S = 10.0, 2.0
-"""Seconds that the sound system gets to open and to close the device; a hanging server takes longer."""
+OPEN_S, CLOSE_S = 10.0, 6.0
+"""Seconds that the sound system gets to open a device, and to end what it is at; a hanging server takes longer."""
 GAP_S = 1.0
 """Silence in place of the time in which the device was gone, so that no word is made of two halves."""
 STRETCH_S, TOLERANCE_S = 2.0, 0.2
@@ -46,6 +46,7 @@ class _Task(threading.Thread):
         super().__init__(daemon=True)
         self._function = function
         self._error: Exception | None = None
+        self._is_over = threading.Event()  # `join` calls a thread ended that it was interrupted in waiting for
         self.start()
 
     def run(self) -> None:
@@ -53,13 +54,19 @@ class _Task(threading.Thread):
             self._function()
         except Exception as error:
             self._error = error
+        finally:
+            self._is_over.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether it is over after that time at most."""
+        return self._is_over.wait(timeout_s)
 
     def ended(self, timeout_s: float) -> bool:
-        """Whether it is over after that time at most; raises what it raised."""
-        self.join(timeout_s)
+        """The same; raises what it raised."""
+        is_over = self.wait(timeout_s)
         if self._error:
             raise self._error
-        return not self.is_alive()
+        return is_over
 
 
 class _Losses:
@@ -356,6 +363,6 @@ def _delivers(stream: Stream) -> bool:
 
 def _close_stream(session: _Session) -> None:
     if session.task:
-        session.task.join()
+        session.task.wait()
     if session.stream:
         session.stream.close()

@@ -1,6 +1,6 @@
 """Waveform in, scores out: a bundle on ONNX Runtime."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterance
 from speech.audio import Block, Samples, as_mono, resample
 from speech.bundle import BLANK, DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import beam_search, confidences
-from speech.errors import BundleError
+from speech.errors import BundleError, ConfigError
 from speech.grammar import Grammar, NGram
 from speech.own_words import OwnWords
 from speech.results import Prediction, SpokenWord
@@ -232,6 +232,44 @@ class Recognizer:
         """With silence on both sides of a waveform that is shorter than `SHORTEST_S`."""
         lacking = max(0, round(SHORTEST_S * self.info.sample_rate_hz) - len(waveform))
         return np.pad(waveform, (lacking // 2, lacking - lacking // 2))
+
+
+def load_with_own(
+    path: str | Path | None,
+    folder: str | None,
+    without: bool,
+    inform: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> Recognizer:
+    """A bundle as the programs use it: with the person's own words, where there are any and it can hear them.
+
+    Args:
+        path: as for `Recognizer.load`.
+        folder: of words that must be heard, "" for the user's; None: the user's if that is possible.
+        without: leave own words out.
+        inform: takes a line with their names.
+        tell: takes a line about each that could not be taken as it is.
+    Raises:
+        BundleError: as `Recognizer.load` and `hear_also` do.
+        ConfigError: a folder is given that holds no words.
+    """
+    recognizer = Recognizer.load(path)
+    if without or (folder is None and recognizer.info.head == "ctc"):
+        return recognizer
+    own = OwnWords.load(folder or None)
+    if folder is not None and not len(own) and not own.notices:
+        raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
+    try:
+        recognizer.hear_also(own)
+    except BundleError as error:
+        if folder is not None:
+            raise
+        own.notices.append(f"your own words are not heard: {error}")
+    for notice in own.notices:
+        tell(f"note: {notice}")
+    if recognizer.own:
+        inform(f"own words: {', '.join(own.names)}")
+    return recognizer
 
 
 def log_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ SHRINKAGE = 0.3
 """Weight of the mean variance in the scatter within words, as there are few recordings of most."""
 N_NEAREST = 100
 """Utterances of the background that a score is set against."""
-HALVED = ("mean", "projection", "spread", "background", "places")
+HALVED = ("mean", "projection", "spread")
 """What is kept in half precision."""
+BYTES = ("background", "places")
+"""What is kept in whole steps of a 127th of its largest value."""
 METADATA = "speech.similarity"
 """Where a bundle's metadata holds it."""
 
@@ -56,7 +59,7 @@ class Similarity:
 
     def project(self, embeddings: Vectors) -> Vectors:
         """(batch, embedding) -> (batch, axes), unit vectors."""
-        return unit((embeddings - self.mean) @ self.projection)
+        return unit(((embeddings - self.mean) @ self.projection).astype(np.float32))
 
     def scores(self, place: Vectors, vectors: Vectors) -> NDArray[np.float32]:
         """How much more alike vectors are to a word than to what they are most alike in the background.
@@ -70,9 +73,13 @@ class Similarity:
         Source: Auckenthaler et al. 2000, Score Normalization for Text-Independent Speaker Verification Systems
             (T-norm); Matejka et al. 2017, Analysis of Score Normalization, for taking the nearest only.
         """
-        others = np.partition(vectors @ self.background.T, -N_NEAREST, axis=1)[:, -N_NEAREST:]
-        scores: NDArray[np.float32] = (vectors @ place - others.mean(1)) / (others.std(1) + 1e-6)
-        return scores
+        return _set_against(vectors @ self.background.T, vectors @ place)
+
+    def background_scores(self, place: Vectors) -> NDArray[np.float32]:
+        """(utterances,) the same of the background itself, each against the others."""
+        cosines = self.background @ self.background.T
+        np.fill_diagonal(cosines, -1)
+        return _set_against(cosines, self.background @ place)
 
     @cached_property
     def key(self) -> str:
@@ -80,9 +87,13 @@ class Similarity:
         return hashlib.sha256(self.as_text().encode()).hexdigest()[:16]
 
     def as_text(self) -> str:
-        """For the bundle's metadata: an NPZ in half precision, as base64."""
+        """For the bundle's metadata: an NPZ, as base64."""
         arrays: dict[str, NDArray[np.generic]] = {"words": np.array(self.words, np.str_)}
         arrays |= {name: getattr(self, name).astype(np.float16) for name in HALVED}
+        for name in BYTES:
+            values = getattr(self, name)
+            step = float(np.abs(values).max()) / 127
+            arrays |= {name: np.rint(values / step).astype(np.int8), f"{name}_step": np.array(step)}
         arrays["hours"] = np.array(self.hours)
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
@@ -94,10 +105,11 @@ class Similarity:
         try:
             with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as arrays:
                 values = {f.name: arrays[f.name] for f in fields(cls)}
+                values |= {name: values[name] * arrays[f"{name}_step"] for name in BYTES}
         except (binascii.Error, zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
             raise BundleError(f"damaged bundle: {METADATA} can't be read: {error}") from error
         words, hours = tuple(map(str, values["words"])), float(values["hours"])
-        return cls(words=words, hours=hours, **{name: values[name].astype(np.float32) for name in HALVED})
+        return cls(words=words, hours=hours, **{n: values[n].astype(np.float32) for n in (*HALVED, *BYTES)})
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Similarity | None":
@@ -105,10 +117,17 @@ class Similarity:
         return cls.from_text(metadata[METADATA]) if METADATA in metadata else None
 
 
-def unit(vectors: Vectors) -> Vectors:
+def _set_against(others: Vectors, cosines: Vectors) -> NDArray[np.float32]:
+    """Cosines (batch,) in deviations from the highest of `others` (batch, utterances)."""
+    nearest = np.partition(others, -N_NEAREST, axis=1)[:, -N_NEAREST:]
+    scores: NDArray[np.float32] = (cosines - nearest.mean(1)) / (nearest.std(1) + 1e-6)
+    return scores
+
+
+def unit(vectors: NDArray[np.floating[Any]]) -> Vectors:
     """(..., axes) at length 1."""
-    scaled: Vectors = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
-    return scaled
+    scaled = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
+    return scaled.astype(np.float32)
 
 
 def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors, hours: float) -> Similarity:
@@ -132,7 +151,7 @@ def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors,
         mean=mean,
         projection=projection,
         spread=np.sqrt(variances / drawn_in).astype(np.float32),
-        background=unit((background - mean) @ projection),
+        background=unit(((background - mean) @ projection).astype(np.float32)),
         words=tuple(names),
         places=(means - mean) @ projection,
         hours=hours,

@@ -45,6 +45,7 @@ class Collector:
     def __init__(self, recognizer: Recognizer, earlier: Sequence[Block] = ()) -> None:
         self._recognizer, self._takes = recognizer, list(earlier)
         self._vectors: list[Vectors] = [self._vector(waveform) for waveform in earlier]
+        self._group = largest_group(recognizer.similarity, self._vectors)
 
     def _vector(self, waveform: Block) -> Vectors:
         return self._recognizer.similarity.project(self._recognizer.embed(waveform)[None])[0]
@@ -55,11 +56,8 @@ class Collector:
             return take.fault
         self._takes.append(take.waveform)
         self._vectors.append(self._vector(take.waveform))
+        self._group = largest_group(self._recognizer.similarity, self._vectors)
         return None if len(self._takes) - 1 in self._group else Fault.UNLIKE
-
-    @property
-    def _group(self) -> list[int]:
-        return largest_group(self._recognizer.similarity, self._vectors)
 
     @property
     def recordings(self) -> list[Block]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech.audio import Block
+from speech.bundle import SILENCE, UNKNOWN
 from speech.similarity import Similarity, Vectors, unit
 
 Embed = Callable[[Block], Vectors]
@@ -17,6 +18,14 @@ SLOPE = 1.0
 """Log-odds of a word for one standard deviation of its score, see `Similarity.scores`."""
 EVEN = 2.5
 """Score at which an utterance is as likely the word as not."""
+KNOWN_WEIGHT = 0.5
+"""What counts against it of the log-odds that the utterance is a word of the bundle."""
+
+
+def odds_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-odds of a word for scores, see `Similarity.scores`."""
+    odds: NDArray[np.float32] = SLOPE * (scores - EVEN)
+    return odds
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +37,7 @@ class WordModel:
 
     def log_odds(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
         """Of the word against everything else, for each of `vectors` (batch, axes)."""
-        odds: NDArray[np.float32] = SLOPE * (similarity.scores(self.place, vectors) - EVEN)
-        return odds
+        return odds_of(similarity.scores(self.place, vectors))
 
     def as_dict(self) -> dict[str, Any]:
         return {"place": [round(float(x), 5) for x in self.place]}
@@ -64,14 +72,17 @@ def with_own_words(
 ) -> dict[str, float]:
     """The posteriors of a bundle's labels and of own words; they sum to one.
 
-    The own words compete with one another and with everything else, whose share the labels divide as before.
+    The own words compete with one another and with everything else, whose share the labels divide as before.  When the
+    bundle is sure of a word of its own, they need more.
 
     Args:
         posteriors: of the bundle's labels.
         models: of the own words.
         vector: (axes,) of the utterance.
     """
-    odds = {name: float(model.log_odds(similarity, vector[None])[0]) for name, model in models.items()}
+    other = sum(value for label, value in posteriors.items() if label in (UNKNOWN, SILENCE, *models))
+    against = KNOWN_WEIGHT * max(0.0, float(np.log((1 - other + 1e-6) / (other + 1e-6))))
+    odds = {name: float(model.log_odds(similarity, vector[None])[0]) - against for name, model in models.items()}
     most = max([0.0, *odds.values()])
     weights = {name: float(np.exp(value - most)) for name, value in odds.items()}
     rest = float(np.exp(-most))

@@ -1,6 +1,7 @@
 """What several tests share: synthesised audio and a small bundle whose answers are known."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 RATE = 16000
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait for each other cost more than they do
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell began it in the background: children would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_words_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The programs that tests start find no own words in the user's data folder."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data_home"))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,11 @@ def sh(script: str) -> tuple[str, ...]:
     return ("sh", "-c", script)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 5) -> None:
+DEADLINE_S = 60.0
+"""What hangs in these tests does so for longer; a busy machine needs less."""
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = DEADLINE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -101,25 +105,25 @@ def test_a_file_runs_commands_that_know_the_detection(
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, told: list[str], script: str) -> None:
     note = tmp_path / "pids"
     command = sh(script.format(note=f"echo $! $$ > {note}"))
-    with Actions({"left": Action(command, timeout_s=0.5)}, tell=told.append) as actions:
+    with Actions({"left": Action(command, timeout_s=2.0)}, tell=told.append) as actions:
         begin = time.monotonic()
         actions(heard())
-        assert time.monotonic() - begin < 0.4, "it must return at once"
+        assert told == [], "it returns at once"
         child, parent = pids(note, 2)
         assert is_alive(child)
         assert is_alive(parent)
         actions.finish()
-        assert told == ["action left: killed after 0.5 s"]
-        assert time.monotonic() - begin < 5
+        assert told == ["action left: killed after 2 s"]
+        assert time.monotonic() - begin < DEADLINE_S
         wait_for(lambda: not is_alive(child) and not is_alive(parent))
 
 
 @posix
 def test_what_a_command_leaves_behind_with_its_output_belongs_to_it(tmp_path: Path, told: list[str]) -> None:
     note = tmp_path / "pids"
-    with Actions({"left": Action(sh(f"sleep 100 & echo $! > {note}"), timeout_s=0.3)}, tell=told.append) as actions:
+    with Actions({"left": Action(sh(f"sleep 100 & echo $! > {note}"), timeout_s=2.0)}, tell=told.append) as actions:
         actions(heard())
-    assert told == ["action left: killed after 0.3 s"]
+    assert told == ["action left: killed after 2 s"]
     wait_for(lambda: not is_alive(pids(note, 1)[0]))
 
 
@@ -133,7 +137,7 @@ def test_one_that_left_the_group_with_the_output_holds_up_nothing(tmp_path: Path
         (escaped,) = pids(note, 1)
         begin = time.monotonic()
         actions.close()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < DEADLINE_S
     assert told == ["action left: ended early"]
     assert is_alive(escaped)
     os.kill(escaped, signal.SIGKILL)
@@ -146,7 +150,7 @@ def test_a_command_does_not_read_our_standard_input(told: list[str]) -> None:
     try:
         os.dup2(reading, 0)
         os.write(writing, b"audio")
-        with Actions({"left": Action(sh('test -z "$(head -c 5)"'), timeout_s=2)}, tell=told.append) as actions:
+        with Actions({"left": Action(sh('test -z "$(head -c 5)"'), timeout_s=DEADLINE_S)}, tell=told.append) as actions:
             actions(heard())
     finally:
         os.dup2(ours, 0)
@@ -219,9 +223,9 @@ def test_a_flood_is_drained_and_not_kept(
 
     monkeypatch.setattr(module, "_Tail", Tail)
     flood = sh("yes good & yes bad >&2")
-    with Actions({"left": Action(flood, timeout_s=0.4)}, tell=told.append) as actions:
+    with Actions({"left": Action(flood, timeout_s=2.0)}, tell=told.append) as actions:
         actions(heard())
-    assert told == ["action left: killed after 0.4 s"]
+    assert told == ["action left: killed after 2 s"]
     assert n_read > 20 * module.TAIL_BYTES
     assert [len(tail.kept) for tail in tails] == [module.TAIL_BYTES] * 2
     assert not any(tail.is_alive() for tail in tails)
@@ -269,7 +273,7 @@ def test_words_do_not_wait_for_each_other(tmp_path: Path, told: list[str]) -> No
     ) as a:
         a(heard("left"))
         a(heard("right"))
-        assert done.wait(5)
+        assert done.wait(DEADLINE_S)
         a.close()
     assert told == ["action left: ended early"]
 
@@ -292,7 +296,7 @@ def test_an_exception_ends_what_runs_and_leaves_no_children(tmp_path: Path, told
     begin, found = time.monotonic(), list[int]()
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < DEADLINE_S
     assert told == ["action left: ended early"]
     wait_for(lambda: not any(map(is_alive, found)))
     with pytest.raises(ChildProcessError):
@@ -316,14 +320,13 @@ def test_a_function_that_raises_is_told(told: list[str]) -> None:
 
 def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(told: list[str]) -> None:
     go = threading.Event()
-    actions = Actions({"left": Action(lambda _: go.wait(20), cooldown_s=0)}, tell=told.append)
+    actions = Actions({"left": Action(lambda _: go.wait(2 * DEADLINE_S), cooldown_s=0)}, tell=told.append)
     begin = time.monotonic()
     actions(heard(at_s=1))
     actions(heard(at_s=2))
-    assert time.monotonic() - begin < 0.5
     actions.close()
     go.set()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < DEADLINE_S
     assert told == ["action left: still running, skipped", "action left: does not end, left behind"]
 
 

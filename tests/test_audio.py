@@ -384,13 +384,13 @@ def test_formats_that_can_not_be_read_are_named_with_the_way_out(
         opened()
 
 
-def test_a_file_that_breaks_off_within_is_told_after_what_was_read(tmp_path: Path) -> None:
+def test_a_file_with_a_hole_is_told_after_what_was_read(tmp_path: Path) -> None:
     data = bytearray(encoded("FLAC", "PCM_16", 10))
     data[len(data) // 2 : len(data) // 2 + 20000] = bytes(20000)
-    (tmp_path / "hole.flac").write_bytes(data)
+    (tmp_path / "hole").write_bytes(data)
     read_so_far: list[np.ndarray] = []
-    with pytest.raises(AudioError, match=r"hole\.flac is damaged"):
-        read_so_far.extend(read_blocks(tmp_path / "hole.flac", 16000))
+    with pytest.raises(AudioError, match=r"hole is damaged"):
+        read_so_far.extend(read_blocks(tmp_path / "hole", 16000))
     assert sum(map(len, read_so_far)) > 3 * 16000
 
 

@@ -22,12 +22,14 @@ if os.name == "posix":
     import pty
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals and POSIX signals")
+DEADLINE_S = 120.0
+"""How long a busy machine gets for what takes a second."""
 LISTEN = [sys.executable, "-m", "speech.listen"]
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LISTEN, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run([*LISTEN, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, **options)  # type: ignore[call-overload]
 
 
 def raw(path: Path, rate: int) -> bytes:
@@ -87,7 +89,7 @@ def test_stdin_at_any_rate_hears_what_a_file_holds(tmp_path: Path, rate: int) ->
         [*LISTEN, "--stdin", "--rate", str(rate), "--json"],
         input=raw(path, rate) + b"\0",
         capture_output=True,
-        timeout=60,
+        timeout=DEADLINE_S,
     )
     assert piped.returncode == 0
     assert piped.stdout.decode() == from_file.stdout
@@ -227,7 +229,7 @@ def test_a_signal_ends_it_cleanly(kind: signal.Signals) -> None:
         assert "yes" in process.stdout.readline()
         process.send_signal(kind)
         rest = process.stderr.read()
-        assert process.wait(10) == 0
+        assert process.wait(DEADLINE_S) == 0
     assert rest.startswith("heard ")
     assert len(rest.splitlines()) == 1
 
@@ -240,7 +242,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert process.stderr
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(DEADLINE_S) == 0
         assert b"Traceback" not in process.stderr.read()
 
 
@@ -253,7 +255,7 @@ def test_lines_come_while_the_audio_still_runs() -> None:
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["word"] == "yes"  # stdin is still open
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(DEADLINE_S) == 0
 
 
 def test_a_long_file_does_not_grow_the_memory(tmp_path: Path, tone_bundle: Path) -> None:
@@ -334,7 +336,7 @@ def with_terminal(*arguments: str, columns: int = 80) -> tuple[str, str, int]:
         reader.start()
         assert process.stdout
         output = process.stdout.read().decode()
-        status = process.wait(30)
+        status = process.wait(DEADLINE_S)
         reader.join(10)
         os.close(ours)
     return output, b"".join(sent).decode(), status
@@ -345,11 +347,11 @@ ERASE = "\r\x1b[K"
 
 @posix
 def test_a_terminal_gets_a_status_line_that_vanishes() -> None:
-    output, sent, status = with_terminal("--demo", "--json", "--seconds", "3")
+    output, sent, status = with_terminal("--demo", "--json", "--seconds", "4")
     assert status == 0
     assert words(output) == ["yes", "no"], "stdout is clean"
     drawn = [text for text in sent.split(ERASE) if text.startswith("[")]
-    assert 12 <= len(drawn) <= 32, "about ten a second"
+    assert 3 <= len(drawn) <= 42, "at most ten a second; a busy machine has time for fewer"
     assert all(re.fullmatch(r"\[[# ]{20}\] [ -]\d\d? dB(  \w+ \d\.\d\d)*", text.rstrip()) for text in drawn), drawn
     assert any("##########" in text for text in drawn), "the words are loud"
     assert any("[      " in text for text in drawn), "the pauses are not"
@@ -357,7 +359,7 @@ def test_a_terminal_gets_a_status_line_that_vanishes() -> None:
     assert "no 0." in drawn[-1]
     *_, before, summary = sent.split(ERASE)
     assert before.startswith("[")
-    assert summary == "heard 3.0 s, 2 commands\r\n", "the status line is gone before"
+    assert summary == "heard 4.0 s, 2 commands\r\n", "the status line is gone before"
 
 
 @posix
@@ -417,7 +419,7 @@ def test_what_hangs_is_ended_with_the_program(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.terminate()
         process.send_signal(signal.SIGINT)  # a second one does not disturb the end
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0
     assert "action yes: ended early" in errors
     assert "Traceback" not in errors
@@ -438,7 +440,7 @@ def test_results_that_can_not_be_written_end_in_one_clear_line() -> None:
         pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*LISTEN, "--file", str(listen.DEMO)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [*LISTEN, "--file", str(listen.DEMO)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S
         )
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "error: can't read the input or write the results: No space left on device"
@@ -449,7 +451,9 @@ def test_results_that_can_not_be_written_end_in_one_clear_line() -> None:
 def test_nobody_who_reads_stderr_is_no_reason_to_stop() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run([*LISTEN, "--file", str(listen.DEMO)], stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    done = subprocess.run(
+        [*LISTEN, "--file", str(listen.DEMO)], stdout=subprocess.PIPE, stderr=theirs, timeout=DEADLINE_S
+    )
     os.close(theirs)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 10
@@ -465,7 +469,7 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
         assert process.stderr
         assert b"listening" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=DEADLINE_S)
         assert b"yes" in out, "as one that a shell put in the background"
 
 

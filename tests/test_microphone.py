@@ -23,6 +23,7 @@ from speech import devices, listen, microphone
 from speech.channels import Channel
 from speech.errors import ConfigError, DeviceError
 from speech.microphone import Microphone
+from speech.options import parse
 
 RATE = 16000
 
@@ -404,6 +405,22 @@ def test_a_text_for_several_devices_is_refused(portaudio: FakePortAudio) -> None
         devices.choose("usb")
 
 
+def test_an_interrupt_does_not_end_the_wait_for_a_call_that_goes_on() -> None:
+    """`Thread.join` believes after one that the thread has ended, and the program would end beneath it."""
+    go_on = threading.Event()
+    task = microphone._Task(lambda: bool(go_on.wait(DEADLINE_S)) and None)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            task.ended(DEADLINE_S)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not task.ended(0.05)
+    go_on.set()
+    assert task.ended(DEADLINE_S)
+
+
 def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
     portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +504,15 @@ def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, 
         assert sum(len(next(blocks)) for _ in range(250)) == devices.BACKLOG_S * RATE
     assert mic.overflows == 1
     assert told[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
+
+
+def test_the_unit_file_of_the_documentation_names_options_that_exist() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "systemd.md").read_text()
+    command = re.search(r"^ExecStart=\S*/speech-listen (.*)$", page, re.MULTILINE)
+    assert command
+    arguments = parse(command[1].split())
+    assert arguments.wait
+    assert arguments.actions
 
 
 # From here on: a real sound server, see sound_room.py.
@@ -716,8 +742,9 @@ with microphone:
 def test_a_sound_server_that_is_not_there_yet_is_waited_for(room: Room, yes_no: Path) -> None:
     """As at the start of a machine."""
     room.kill()
-    threading.Timer(3, room.start).start()
-    with Listening(room, "--wait") as listening:
+    with Listening(room, "--wait", from_line="waiting for it") as listening:
+        room.start()
+        listening.errors.until("listening on")
         listening.hear(yes_no, "yes", "no")
         listening.end()
         (waiting,) = [line for line in listening.errors.seen if "waiting for it" in line]

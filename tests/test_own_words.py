@@ -16,7 +16,7 @@ from speech import own_words
 from speech.errors import BundleError, ConfigError
 from speech.own_words import OwnWords, check_name
 from speech.similarity import METADATA, N_NEAREST, Similarity, make_similarity
-from speech.word_model import WordModel, with_own_words
+from speech.word_model import KNOWN_WEIGHT, WordModel, with_own_words
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 
@@ -65,14 +65,23 @@ def test_two_own_words_share_the_odds_of_both(space: Similarity) -> None:
     vector = space.project(embed(tune(LAMP, np.random.default_rng(0)))[None])
     word = WordModel(vector[0])
     odds = float(np.exp(word.log_odds(space, vector)[0]))
-    alone = with_own_words({"yes": 1.0}, {"a": word}, space, vector[0])
-    twins = with_own_words({"yes": 1.0}, {"a": word, "b": word}, space, vector[0])
-    assert alone["a"] / alone["yes"] == pytest.approx(odds, rel=1e-3)
+    alone = with_own_words({"yes": 0.3, "_unknown_": 0.7}, {"a": word}, space, vector[0])
+    twins = with_own_words({"yes": 0.3, "_unknown_": 0.7}, {"a": word, "b": word}, space, vector[0])
+    assert alone["a"] / (1 - alone["a"]) == pytest.approx(odds, rel=1e-3)
     assert twins["a"] == pytest.approx(twins["b"])
-    assert twins["a"] / twins["yes"] == pytest.approx(odds, rel=1e-3)
-    assert with_own_words({"a": 0.5, "b": 0.5}, {"a": word}, space, vector[0])["a"] == pytest.approx(
-        0.5 / (1 + odds) + odds / (1 + odds), rel=1e-3
-    ), "a word that a later bundle knows too"
+    assert twins["a"] / (1 - twins["a"] - twins["b"]) == pytest.approx(odds, rel=1e-3)
+    known = with_own_words({"a": 0.2, "_unknown_": 0.8}, {"a": word}, space, vector[0])
+    assert known["a"] == pytest.approx((0.2 + odds) / (1 + odds), rel=1e-3), "a word that a later bundle knows too"
+
+
+def test_a_bundle_that_is_sure_of_a_word_counts_against_own_words(space: Similarity) -> None:
+    vector = space.project(embed(tune(LAMP, np.random.default_rng(0)))[None])
+    word, odds = WordModel(vector[0]), []
+    for sure in (0.1, 0.5, 0.9, 0.99):
+        found = with_own_words({"yes": sure, "_silence_": 1 - sure}, {"a": word}, space, vector[0])
+        odds.append(np.log(found["a"] / (1 - found["a"])))
+    plain = word.log_odds(space, vector)[0]
+    np.testing.assert_allclose(plain - odds, KNOWN_WEIGHT * np.log([1, 1, 9, 99]), atol=0.02)
 
 
 def test_scores_are_deviations_from_the_nearest_background(space: Similarity) -> None:
@@ -82,6 +91,14 @@ def test_scores_are_deviations_from_the_nearest_background(space: Similarity) ->
     for vector, score in zip(vectors, space.scores(place, vectors), strict=True):
         cosines = sorted((float(vector @ other) for other in space.background), reverse=True)[:N_NEAREST]
         assert score == pytest.approx((vector @ place - np.mean(cosines)) / np.std(cosines), rel=1e-3)
+
+
+def test_the_background_is_scored_without_itself(space: Similarity) -> None:
+    place = space.background[7]
+    found = space.background_scores(place)
+    assert found[7] == found.max()
+    without = replace(space, background=np.delete(space.background, 3, axis=0))
+    assert found[3] == pytest.approx(without.scores(place, space.background[3:4])[0], rel=1e-3)
 
 
 def test_the_projection_evens_out_the_scatter_of_recordings() -> None:

@@ -171,10 +171,12 @@ def test_the_program_hears_nothing_while_the_file_exists(tmp_path: Path, demo: n
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
 def test_a_signal_pauses_the_program_and_another_one_resumes(demo: np.ndarray) -> None:
-    process = start("--format", "s16le")
+    process = start()
     assert process.stdin
     assert process.stderr
     errors = Lines(os.fdopen(os.dup(process.stderr.fileno())))
+    process.stdin.write(bytes(2 * RATE))
+    process.stdin.flush()
     errors.until("listening to")
     for text in ("paused", "listening again"):
         process.send_signal(signal.SIGUSR1)

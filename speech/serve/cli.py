@@ -19,7 +19,7 @@ from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL, MODELS
 from speech.calibrate import load_thresholds
 from speech.errors import BundleError, ConfigError, SpeechError
-from speech.listen import SIGNALS, read_grammar
+from speech.listen import SIGNALS, load_recognizer, read_grammar
 from speech.recognizer import Recognizer
 from speech.status import Console, settle_streams
 
@@ -82,6 +82,11 @@ def add_common(door: argparse.ArgumentParser) -> None:
     door.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
     door.add_argument("--after-talk", type=float, metavar="S", help="time after talk in which commands are rejected "
                       f"(default: {ListenerConfig.after_talk_s} s)")  # fmt: skip
+    own = door.add_mutually_exclusive_group()
+    own.add_argument(
+        "--own", nargs="?", const="", metavar="DIR", help="hear the words of speech-teach (default: if any)"
+    )
+    own.add_argument("--no-own", action="store_true", help="hear only the model's words, and let nobody teach more")
     door.add_argument("--grammar", metavar="TEXT|FILE", help="sentences that may be said, for sequences")
     door.add_argument("--max-clients", type=int, default=32, metavar="N", help="clients at once (default: 32)")
     door.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish detections to this broker, as speech/WORD")
@@ -95,19 +100,29 @@ def add_common(door: argparse.ArgumentParser) -> None:
     door.add_argument("--quiet", action="store_true", help="only errors and warnings")
 
 
-def hearing_from(arguments: argparse.Namespace, model: str | None, with_grammar: bool) -> "Hearing":
-    """What the clients of a bundle are offered.  Raises BundleError and ConfigError."""
+def hearing_from(
+    arguments: argparse.Namespace, recognizer: Recognizer, with_grammar: bool, others: Sequence[str] = ()
+) -> "Hearing":
+    """What the clients of a bundle are offered.
+
+    Args:
+        others: words that another bundle of this server knows: this one need not.
+    Raises:
+        ConfigError: settings out of range, or a word that nobody knows.
+    """
     from speech.serve.streams import Hearing, Settings
 
-    recognizer = Recognizer.load(model)
     known = tuple(recognizer.thresholds)
-    chosen = None if arguments.words is None else tuple(word.strip() for word in arguments.words.split(","))
-    strange = [word for word in chosen or () if word not in known]
+    named = None if arguments.words is None else [word.strip() for word in arguments.words.split(",")]
+    strange = set(named or ()) - {*known, *others}
     if strange:
-        raise ConfigError(f"the model does not know {', '.join(map(repr, strange))}; it knows {', '.join(known)}")
+        unknown = ", ".join(map(repr, sorted(strange)))
+        raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(known)}")
+    chosen = tuple(word for word in named or () if word in known) or None
     threshold = arguments.threshold
     if arguments.thresholds:
-        threshold = load_thresholds(arguments.thresholds, known)
+        given = load_thresholds(arguments.thresholds, (*known, *others))
+        threshold = {word: value for word, value in given.items() if word in known}
     config = ListenerConfig()
     if arguments.after_talk is not None:
         config = replace(config, after_talk_s=arguments.after_talk)
@@ -118,7 +133,7 @@ def hearing_from(arguments: argparse.Namespace, model: str | None, with_grammar:
 
 
 def page_server(
-    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish"
+    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish", console: Console
 ) -> "PageServer":
     """Raises ConfigError when a token or certificate is missing or wrong."""
     from speech.gates import Tracer
@@ -132,7 +147,7 @@ def page_server(
             certificate.load_cert_chain(arguments.certificate, arguments.key)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(f"{arguments.certificate} and {arguments.key} can't be used: {error}") from error
-    hearing = hearing_from(arguments, arguments.model, with_grammar=True)
+    hearing = hearing_from(arguments, load_recognizer(arguments, console), with_grammar=True)
     token = None if is_loopback(arguments.host) else new_token()
     access = Access(arguments.host, arguments.port, token, certificate is not None)
     tracer = None
@@ -149,14 +164,14 @@ def bundle_path(model: str | None) -> Path:
 
 
 def wyoming_server(
-    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish"
+    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish", console: Console
 ) -> "WyomingServer":
     """Raises ConfigError for an address that must not be served."""
     from speech.serve.security import parse_networks
     from speech.serve.wyoming import House, WyomingServer
 
-    wake = hearing_from(arguments, arguments.model, with_grammar=False)
-    speech = hearing_from(arguments, arguments.speech_model, with_grammar=True)
+    wake = hearing_from(arguments, load_recognizer(arguments, console), with_grammar=False)
+    speech = hearing_from(arguments, Recognizer.load(arguments.speech_model), True, others=wake.words)
     # Who opens a stream for text speaks to this program: nothing that is said there is talk to somebody else.
     speech = replace(speech, config=replace(speech.config, after_talk_s=0.0))
     return WyomingServer(arguments.uri, House(wake, speech, limits, parse_networks(arguments.allow), workers, publish))
@@ -185,9 +200,9 @@ async def serve(arguments: argparse.Namespace, console: Console) -> None:
             )  # fmt: skip
             publish = await opened.enter_async_context(Publisher(broker, console.inform))
         if arguments.door == "page":
-            url = (await opened.enter_async_context(page_server(arguments, limits, workers, publish))).url
+            url = (await opened.enter_async_context(page_server(arguments, limits, workers, publish, console))).url
         else:
-            url = (await opened.enter_async_context(wyoming_server(arguments, limits, workers, publish))).url
+            url = (await opened.enter_async_context(wyoming_server(arguments, limits, workers, publish, console))).url
         console.tell(f"serving at {url}; Ctrl-C ends")
         if arguments.door == "page" and arguments.open:
             await asyncio.to_thread(webbrowser.open, url)

@@ -13,7 +13,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -25,13 +25,15 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from speech import __version__
-from speech.errors import ConfigError, SpeechError
+from speech.errors import BundleError, ConfigError, SpeechError
 from speech.gates import Tracer
 from speech.results import Examined, as_dict
+from speech.serve.lessons import Lesson, can_learn, forget
+from speech.serve.messages import ClientError, Start, Teach, parse_message
 from speech.serve.mqtt import Publish
 from speech.serve.pictures import picture_of
 from speech.serve.security import TOKEN_PREFIX, Access, Limits
-from speech.serve.streams import Hearing, PcmFormat, Settings, Stream, Workers
+from speech.serve.streams import Hearing, Settings, Stream, Workers
 
 SOCKET_PATH = "/socket"
 PROTOCOL = Subprotocol("speech.v1")
@@ -45,54 +47,6 @@ BROKEN_RULE = 1008
 logger = logging.getLogger(__name__)
 
 
-class ClientError(SpeechError):
-    """A client sent what is not served; it is told so and disconnected."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """`{"type": "start", ...}`: a new stream begins at time 0."""
-
-    pcm: PcmFormat
-    settings: Settings
-    levels: bool
-    """Whether the level of the audio is wanted, about once a message."""
-    pictures: bool
-    """Whether each utterance is wanted with what the page draws of it."""
-
-
-def parse_message(text: str) -> Start | None:
-    """A text message -> the start of a stream, or None for its end.
-
-    Raises:
-        ClientError: another message.
-        AudioError: a rate or number of channels that is not served.
-    """
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ClientError("text messages must be JSON") from error
-    kind = message.get("type") if isinstance(message, dict) else None
-    if kind == "stop":
-        return None
-    if kind != "start":
-        raise ClientError('text messages must be {"type": "start", ...} or {"type": "stop"}')
-    words, thresholds, after_talk_s = (message.get(name) for name in ("words", "thresholds", "after_talk_s"))
-    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ClientError('"words" must be a list of words')
-    if thresholds is not None and not (isinstance(thresholds, dict) and all(map(is_number, thresholds.values()))):
-        raise ClientError('"thresholds" must give a number for each word')
-    if after_talk_s is not None and not is_number(after_talk_s):
-        raise ClientError('"after_talk_s" must be a number')
-    pcm = PcmFormat(message.get("rate_hz"), channels=message.get("channels", 1))
-    settings = Settings(words, thresholds, after_talk_s)
-    return Start(pcm, settings, message.get("levels") is True, message.get("pictures") is True)
-
-
-def is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
 class Client:
     """One WebSocket: messages with audio in, events out, until it leaves, breaks a rule or is too slow."""
 
@@ -100,6 +54,7 @@ class Client:
         self._socket, self._server = socket, server
         self._stream: Stream | None = None
         self._start: Start | None = None
+        self._lesson: Lesson | None = None
         self._messages: asyncio.Queue[str | bytes | Exception] = asyncio.Queue(MOST_AT_ONCE)
         self._held: str | Exception | None = None
 
@@ -164,40 +119,72 @@ class Client:
         return message
 
     async def _obey(self, text: str) -> None:
-        start = parse_message(text)
-        if start is None:
+        message = parse_message(text)
+        if message is None:
             await self._finish()
             return
         try:
-            stream = await self._server.workers.run(Stream, self._server.hearing, start.pcm, start.settings)
-        except ConfigError as error:  # the settings: the stream before goes on
+            if isinstance(message, Start):
+                await self._begin(message)
+            elif not self._server.can_learn:
+                raise ConfigError("words can't be taught here")
+            elif isinstance(message, Teach):
+                await self._teach(message)
+            else:
+                await self._server.workers.run(forget, self._server.hearing.recognizer, message.word)
+                await self._send({"type": "forgotten", "word": message.word} | self._server.offered)
+        except (ConfigError, BundleError) as error:  # the settings: the stream before goes on
             await self._send({"type": "error", "message": str(error)})
-            return
-        self._start, self._stream = start, stream
-        await self._send({"type": "started", "thresholds": stream.thresholds})
+
+    async def _begin(self, start: Start) -> None:
+        self._stream = await self._server.workers.run(Stream, self._server.hearing, start.pcm, start.settings)
+        self._start, self._lesson = start, None
+        await self._send({"type": "started", "thresholds": self._stream.thresholds})
+
+    async def _teach(self, teach: Teach) -> None:
+        recognizer = self._server.hearing.recognizer
+        self._lesson = await self._server.workers.run(Lesson, recognizer, teach.word, teach.times, teach.pcm)
+        self._start = self._stream = None
+        await self._send({"type": "teaching", "word": self._lesson.word, "wanted": self._lesson.wanted})
 
     async def _hear(self, data: bytes) -> None:
+        if self._lesson:
+            await self._record(self._lesson, data)
+            return
         stream, start = self._stream, self._start
         if stream is None or start is None:
             raise ClientError('audio before {"type": "start", "rate_hz": ...}')
         utterances = await self._server.workers.run(stream.feed, data)
         if start.levels:
-            await self._send(
-                {
-                    "type": "level",
-                    "at_s": round(stream.heard_s, 3),
-                    "dbfs": round(stream.level_dbfs, 1),
-                    "speaking": stream.is_hearing,
-                }
-            )
+            await self._send(level(stream.heard_s, stream.level_dbfs, stream.is_hearing))
         await self._tell(utterances, start.pictures)
 
+    async def _record(self, lesson: Lesson, data: bytes) -> None:
+        if lesson.is_over:
+            return
+        recorded = await self._server.workers.run(lesson.feed, data)
+        await self._send(level(lesson.heard_s, lesson.level_dbfs, False))
+        for one in recorded:
+            await self._send({"type": "recorded"} | asdict(one))
+        if not lesson.is_over:
+            return
+        try:
+            found = await self._server.workers.run(lesson.learn)
+        except ConfigError as error:
+            await self._send({"type": "error", "message": str(error)})
+            return
+        await self._send({"type": "taught", "forecast": found.as_dict()} | self._server.offered)
+
     async def _finish(self) -> None:
-        stream, start, self._stream = self._stream, self._start, None
-        if stream is None or start is None:
+        stream, start, lesson = self._stream, self._start, self._lesson
+        self._stream = self._lesson = None
+        if stream and start:
+            await self._tell(await self._server.workers.run(stream.finish), start.pictures)
+        elif lesson is None:
             raise ClientError('{"type": "stop"} without a stream')
-        await self._tell(await self._server.workers.run(stream.finish), start.pictures)
-        await self._send({"type": "stopped", "heard_s": round(stream.heard_s, 3)})
+        heard = stream or lesson
+        assert heard
+        await self._send({"type": "stopped", "heard_s": round(heard.heard_s, 3)})
 
     async def _tell(self, utterances: Sequence[Examined], pictures: bool) -> None:
         """What was decided, at once; then what takes longer to draw."""
@@ -256,9 +243,22 @@ class PageServer:
             "model": self._model,
             "head": info.head,
             "labels": list(info.classes),
-            "thresholds": hearing.thresholds(Settings()),
             "after_talk_s": hearing.config.after_talk_s,
             "max_message_bytes": self.limits.max_message_bytes,
+        } | self.offered
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether clients may teach words."""
+        return self.hearing.chosen is None and can_learn(self.hearing.recognizer)
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """The words that may be asked for, and which of them were taught; null: none can be."""
+        own = self.hearing.recognizer.own
+        return {
+            "thresholds": self.hearing.thresholds(Settings()),
+            "own": list(own.names) if own is not None and self.can_learn else None,
         }
 
     async def __aenter__(self) -> "PageServer":
@@ -275,6 +275,7 @@ class PageServer:
             close_timeout=limits.send_s,
             max_size=limits.max_message_bytes,
             max_queue=4,
+            ping_interval=None,  # a pong would wait behind audio that is still to be heard; `idle_s` finds who is gone
             create_connection=self._connection_class(),
             ssl=self._certificate,
         )
@@ -333,6 +334,10 @@ class PageServer:
         if len(self._clients) >= self.limits.max_clients:
             return plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients")
         return None
+
+
+def level(heard_s: float, dbfs: float, is_speaking: bool) -> dict[str, Any]:
+    return {"type": "level", "at_s": round(heard_s, 3), "dbfs": round(dbfs, 1), "speaking": is_speaking}
 
 
 def shown_tokens(headers: Headers) -> list[str]:
