@@ -150,6 +150,23 @@ def test_a_sound_has_margins_and_its_whole_length(material: Material) -> None:
         assert len(waveform) == pytest.approx(0.5 * CLIP + len(sound) / speed, abs=2 * FRAME)
 
 
+def test_around_a_word_its_recording_goes_on(material: Material) -> None:
+    corpus, bank = material.corpus, as_bank(material.corpus, "cpu")
+    draws = EpochDraws(material, LABELS, MIX, np.random.default_rng(0)).draw()
+    n, words = len(draws), corpus.select("training", "words")
+    layout = lay_out(draws, np.full(n, 0.2), np.full(n, 0.3))
+    inside = (draws.first.start > 2000) & np.isin(draws.first.recording, words) & (draws.word >= 0)
+    rows = np.flatnonzero(inside)[:5]
+    assert len(rows) == 5
+    for row in rows:
+        waveform = render(make_plan(corpus, draws, layout, np.array([row]), np.zeros(1), None), bank)[0][0].numpy()
+        index, start = draws.first.recording[row], draws.first.start[row]
+        before = waveform[round(0.2 * CLIP) - 1000 : round(0.2 * CLIP)] / draws.gain[row]
+        hiss = corpus[index][start - 1000 : start]
+        assert before.std() == pytest.approx(hiss.std(), rel=0.4)
+        assert not waveform[: max(0, round(0.2 * CLIP) - round(start / draws.speed[row]) - FRAME)].any()
+
+
 def test_margins_give_way_where_a_sound_is_long(material: Material) -> None:
     draws = epoch(material, mix=dataclasses.replace(MIX, repeats=4)).draws
     n = len(draws)
@@ -169,7 +186,8 @@ def test_a_pair_is_two_sounds_close_together(material: Material) -> None:
         plan = make_plan(corpus, of.draws, of.layout, np.array([row]), np.zeros(1), None)
         first, second = plan.elements.place.tolist()
         gap = second - (first + plan.elements.n_samples[0].item())
-        assert -0.06 * CLIP < gap <= 0.2 * CLIP
+        margin = 0.02 * CLIP / of.draws.speed[row]  # of the first sound
+        assert of.draws.gap[row] - margin - 3 <= gap <= 0.2 * CLIP
         waveform = render(plan, bank)[0][0]
         assert waveform[second + 800 : second + 3000].abs().max() > 0.001
 

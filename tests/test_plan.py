@@ -72,6 +72,16 @@ def test_an_element_takes_no_sample_from_its_neighbours(corpus: Corpus) -> None:
         assert elements.length.item() == whole[0]
 
 
+def test_the_end_of_the_bank_is_no_limit(corpus: Corpus) -> None:
+    last = len(corpus) - 1
+    one, end = np.zeros(1, np.int64), corpus.length[last:]
+    elements = plan_elements(corpus, one, one, one + last, end - 100, end, np.full(1, 0.9), np.ones(1))
+    noises = plan_noises(corpus, one, one + last, end - 100, np.ones(1), 50)
+    waveform, noise = render(Plan(1, 300, elements, noises), as_bank(corpus, "cpu"))
+    assert waveform[0, :110].any()
+    assert noise.any()
+
+
 def test_speed_changes_the_number_of_samples() -> None:
     assert played(np.array([16000, 16000, 1]), np.array([1.25, 0.8, 1.0])).tolist() == [12800, 19999, 1]
 
