@@ -247,6 +247,21 @@ def test_the_detector_first_hears_what_led_up_to_a_sound() -> None:
     assert voice.n_resets == 2
 
 
+def test_the_detector_hears_each_hop_once_and_nothing_of_the_stream_before() -> None:
+    voice = LoudVoice()
+    segmenter = Segmenter(ListenerConfig(gate_hold_s=HOP_S), 1.4, voice)
+    for hop in hops(sound((20 * HOP_S, 0.0), (4 * HOP_S, 1.0), (4 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
+        segmenter.push(hop)
+    assert voice.n_pushed == 9 + 4 + 4 + 4, "the pre-roll and all from there on, though the gate shut in between"
+    for hop in hops(sound((20 * HOP_S, 0.0))):
+        segmenter.push(hop)
+    segmenter.reset()
+    before = voice.n_pushed
+    for hop in hops(sound((2 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
+        segmenter.push(hop)
+    assert voice.n_pushed - before == 2 + 4
+
+
 def test_a_segmenter_that_is_reset_remembers_nothing() -> None:
     stream = hops(sound((0.64, 0.0), (0.32, 1.0), (0.64, 0.0)))
     segmenter = Segmenter(ListenerConfig(), 1.4, LoudVoice())
