@@ -15,7 +15,6 @@ START, END = "_start_", "_end_"
 _LARGEST = 10_000  # states: a slip such as (a|b)* a (a|b)(a|b)... doubles them with every group
 _DEEPEST = 100  # parentheses
 _LONGEST = 3_000_000  # steps of compiling, some seconds of one core
-_TOO_LARGE = f"grammar with more than {_LARGEST} states or too many words; nest fewer * and + over shared words"
 _LEXEME = re.compile(r"#.*|[|()?*+]|[^\s|()?*+#]+|\Z")
 
 
@@ -52,8 +51,10 @@ class Grammar:
                 if target not in states:
                     states[target] = len(states)
                     fresh.append(target)
-            if len(states) > _LARGEST or n_steps > _LONGEST:
-                raise ConfigError(_TOO_LARGE)
+            if len(states) > _LARGEST:
+                raise ConfigError(f"grammar with more than {_LARGEST} states; nest fewer * and + over shared words")
+            if n_steps > _LONGEST:
+                raise ConfigError("grammar that takes too long to compile; make fewer words optional or repeated")
             self._edges.append({word: states[frozenset(target)] for word, target in targets.items()})
         self._accepting = [bool(state & self._last) for state in states]
 
@@ -204,7 +205,7 @@ class _Parser:
     def _link(self, before: Collection[int], after: Collection[int]) -> None:
         self._n_links += len(before) * len(after)
         if self._n_links > _LONGEST:
-            raise ConfigError(_TOO_LARGE)
+            raise ConfigError("grammar with too many ways from word to word; repeat fewer alternatives")
         for place in before:
             self._follow[place].update(after)
 

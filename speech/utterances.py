@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Utterance, n_hops, sound_bounds
+from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance, sound_bounds
 from speech.bundle import SILENCE, UNKNOWN
 from speech.ctc import Span, beam_search
 from speech.errors import ConfigError
@@ -169,13 +169,14 @@ class Decision:
     """
 
     TALK = (Reason.TOO_LONG, Reason.ANOTHER_WORD)
-    """Why talk is rejected; it is longer than a word can be."""
+    """Why talk is rejected."""
+    TALK_S = 0.7
+    """Other speech that is longer than this is talk; a command that was taken for another word is mostly shorter."""
 
     def __init__(self, reader: Reader, config: ListenerConfig, wake: str | None = None) -> None:
         self._reader, self._wake = reader, wake
         self._after_talk = round(config.after_talk_s * SAMPLE_RATE_HZ)
         self._wake_for = round(config.wake_for_s * SAMPLE_RATE_HZ)
-        self._longest_word = HOP * n_hops(config.max_word_s)
         self.reset()
 
     def reset(self) -> None:
@@ -203,7 +204,7 @@ class Decision:
         reason = reading.reason or self._objection(utterance, reading)
         if reason and not reading.reason:
             self._reader.reset()  # no sentence goes on from rejected words
-        if reading.reason in self.TALK and utterance.end - utterance.start > self._longest_word:
+        if reading.reason in self.TALK and utterance.end - utterance.start > self.TALK_S * SAMPLE_RATE_HZ:
             self._talk_end = utterance.end
         return self._examined(utterance, reading, reason, fed)
 

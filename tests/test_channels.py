@@ -70,12 +70,26 @@ def test_a_hissing_channel_is_not_taken_when_the_other_one_is_gated(speech: np.n
 
 
 @pytest.mark.parametrize("rest", [0.0, 1e-5])
-def test_a_dead_channel_is_left_with_the_first_word(speech: np.ndarray, rest: float) -> None:
-    dead = noise(len(speech), rest, seed=2)
+def test_a_digitally_silent_channel_is_never_taken(speech: np.ndarray, rest: float) -> None:
+    found, _ = picked("best", noise(len(speech), rest, seed=2), speech)
+    np.testing.assert_array_equal(found[1280:], speech[1280:])
+
+
+def test_a_dead_channel_with_some_noise_is_left_with_the_first_word(speech: np.ndarray) -> None:
     sound = np.flatnonzero(np.abs(speech) > 0.05)[0]
-    found, picker = picked("best", dead, speech)
-    assert picker.current == 1
+    found, _ = picked("best", noise(len(speech), 1e-4, seed=2), speech)
+    assert not np.array_equal(found[1280:sound], speech[1280:sound]), "it is the quieter one at first"
     np.testing.assert_array_equal(found[sound + 3 * 640 :], speech[sound + 3 * 640 :])
+
+
+def test_a_channel_that_dies_is_left(speech: np.ndarray) -> None:
+    """Peaks of a minute ago do not count as much as those of now."""
+    wait = noise(70 * RATE, 0.001, seed=3)
+    first = np.concatenate([speech, wait, noise(len(speech), 0.001, seed=4)])
+    second = np.concatenate([noise(len(speech), 0.001, seed=5), wait, speech])
+    found, picker = picked("best", first, second)
+    assert picker.current == 1
+    np.testing.assert_array_equal(found[: len(speech)], first[: len(speech)])
 
 
 def test_opposite_phases_do_not_cancel(speech: np.ndarray) -> None:
@@ -89,25 +103,27 @@ def test_equal_channels_are_not_switched(speech: np.ndarray) -> None:
     np.testing.assert_array_equal(picked("best", *array)[0], array[0])
 
 
-def test_what_is_played_is_not_taken_for_speech(speech: np.ndarray) -> None:
+@pytest.mark.parametrize("level", [0.003, 0.012])
+def test_what_is_played_is_not_taken_for_speech(speech: np.ndarray, level: float) -> None:
     """Arrays have a channel with what the loudspeaker plays: digital silence, then loud music."""
     n = len(speech)
     played = np.zeros(n, np.float32)
     played[n // 3 : n // 2] = noise(n // 2 - n // 3, 0.3, seed=3)
     for order in (1, -1):
-        _, picker = picked("best", *[speech + noise(n, 0.003, seed=4), played][::order])
+        _, picker = picked("best", *[speech + noise(n, level, seed=4), played][::order])
         assert picker.current == (0, 1)[order < 0]
 
 
 def test_a_click_does_not_take_over(speech: np.ndarray) -> None:
     clicking = noise(len(speech), 0.0002, seed=2)
     clicking[5 * RATE :: 3 * RATE] = 1.0
-    assert picked("best", speech, clicking)[1].current == 0
+    noisy = speech + noise(len(speech), 0.03, seed=3)
+    assert picked("best", noisy, clicking)[1].current == 0
 
 
 def test_a_switch_has_no_seam() -> None:
     time = np.arange(4 * RATE) / RATE
-    tone = (0.1 * np.sin(2 * np.pi * 100 * time)).astype(np.float32)
+    tone = (0.1 * np.sin(2 * np.pi * 97 * time)).astype(np.float32)
     quiet = np.concatenate([noise(2 * RATE, 1e-4, seed=1), 5 * tone[: 2 * RATE]]) + 1e-4
     found, picker = picked("best", noise(4 * RATE, 4e-5, seed=2), quiet)
     assert picker.current == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -310,6 +310,9 @@ toml_texts = st.builds(
 
 
 @many
+@example(b"left = " + b"[" * 5000)
+@example(b"[left]\nrun = ['true']\ntimeout_s = " + b"9" * 400)
+@example(bytes(1 << 21))
 @given(st.binary(max_size=60) | toml_texts.map(lambda text: text.encode(errors="replace")))
 def test_any_file_of_settings_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "settings.toml"

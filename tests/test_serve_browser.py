@@ -33,13 +33,14 @@ TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 DEMO_S = 17
 PATIENCE_S = 40
 
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver")
+needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver")
+pytestmark = needs_chromium
 
 
 @contextmanager
-def served(access: Access) -> Iterator[PageServer]:
-    """A server in a thread of its own."""
-    recognizer = Recognizer.load()
+def served_in_thread(access: Access, recognizer: Recognizer | None = None) -> Iterator[PageServer]:
+    """A server in a thread of its own, by default with the shipped bundle."""
+    recognizer = recognizer or Recognizer.load()
     workers = Workers()
     server = PageServer(Hearing(recognizer), access, Limits(), workers, lambda _: None, "commands")
     loop, stop, started = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
@@ -63,7 +64,7 @@ def served(access: Access) -> Iterator[PageServer]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served(Access("127.0.0.1", 0)) as server:
+    with served_in_thread(Access("127.0.0.1", 0)) as server:
         yield server.url
 
 
@@ -74,21 +75,29 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def browser(recording: Path) -> Iterator[WebDriver]:
+@contextmanager
+def chromium(microphone: Path) -> Iterator[WebDriver]:
     """Chromium whose microphone begins the recording when it is opened."""
     options = Options()
     options.binary_location = str(CHROMIUM)
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000",
         "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={recording}%noloop",
+        f"--use-file-for-fake-audio-capture={microphone}%noloop",
     ):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def browser(recording: Path) -> Iterator[WebDriver]:
+    with chromium(recording) as driver:
+        yield driver
 
 
 def opened(browser: WebDriver, url: str) -> None:
@@ -211,7 +220,7 @@ def test_what_is_inside_the_network_is_drawn(browser: WebDriver, url: str) -> No
 
 
 def test_the_token_in_the_address_opens_the_page_and_nothing_else_does(browser: WebDriver) -> None:
-    with served(Access("0.0.0.0", 0, "right-token")) as server:
+    with served_in_thread(Access("0.0.0.0", 0, "right-token")) as server:
         address = f"http://127.0.0.1:{server.access.port}/"
         opened(browser, f"{address}#right-token")
         assert "20 words" in text(browser, "about")
@@ -221,7 +230,7 @@ def test_the_token_in_the_address_opens_the_page_and_nothing_else_does(browser: 
 
 
 def test_a_server_that_ends_is_noticed(browser: WebDriver) -> None:
-    with served(Access("127.0.0.1", 0)) as server:
+    with served_in_thread(Access("127.0.0.1", 0)) as server:
         opened(browser, server.url)
         browser.find_element(By.ID, "listen").click()
         WebDriverWait(browser, PATIENCE_S).until(lambda b: logged(b))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scripted import ScriptedRecognizer
 
-from speech.activity import HOP, ListenerConfig, Utterance
+from speech.activity import ListenerConfig, Utterance
 from speech.bundle import FORMAT, BundleInfo
 from speech.errors import ConfigError
 from speech.grammar import Grammar
@@ -87,7 +87,8 @@ SINGLE = {
     "said again": Case([talk(1), low(4.5), low(5.2), low(6)], ["too long", "after talk", "after talk", "low"]),
     "talk goes on": Case([talk(1), talk(5), low(8.5), low(10)], ["too long", "too long", "after talk", "low"]),
     "a short word is no talk": Case([other(1), low(1.8)], [Reason.ANOTHER_WORD, "low"]),
-    "the longest word is no talk": Case([other(1, 44 * HOP / RATE), low(2.8)], [Reason.ANOTHER_WORD, "low"]),
+    "0.7 s of other speech is no talk": Case([other(1, 0.7), low(2.1)], [Reason.ANOTHER_WORD, "low"]),
+    "more is talk": Case([other(1, 0.72), low(2.1)], [Reason.ANOTHER_WORD, Reason.AFTER_TALK]),
     "accepted words are no talk": Case([low(1), low(1.8), low(2.6)], ["low", "low", "low"]),
     "at the very beginning": Case([low(0.3)], ["low"]),
 }
@@ -105,7 +106,7 @@ SEVERAL = {
     "an unsure word nobody asked for": Case([Said(1, 1.0, "....ll..?......")], ["low low"], {"low": 0.4}),
     "talk": Case([talk(1, 9.0)], [Reason.TOO_LONG]),
     "after talk": Case([Said(1, 1.6, "..uu.."), Said(4, 0.5, "..ll..")], [Reason.ANOTHER_WORD, Reason.AFTER_TALK]),
-    "another word is no talk": Case([Said(1, 1.3, "..uu.."), Said(3, 0.5, "..ll..")], [Reason.ANOTHER_WORD, "low"]),
+    "another word is no talk": Case([Said(1, 0.7, "..uu.."), Said(3, 0.5, "..ll..")], [Reason.ANOTHER_WORD, "low"]),
     "a long sequence is no talk": Case([Said(1, 3.0, "..ll..hh.."), Said(5, 0.5, "..ll..")], ["low high", "low"]),
     "nor an unsure one": Case([Said(1, 3.0, "..?.."), Said(5, 0.5, "..ll..")], [Reason.UNSURE, "low"]),
     "nor a long noise": Case([Said(1, 3.0, "......"), Said(5, 0.5, "..ll..")], [Reason.NO_WORD, "low"]),

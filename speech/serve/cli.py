@@ -19,8 +19,8 @@ from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL, MODELS
 from speech.calibrate import load_thresholds
 from speech.errors import BundleError, ConfigError, SpeechError
-from speech.listen import SIGNALS, load_recognizer, read_grammar
-from speech.recognizer import Recognizer
+from speech.listen import SIGNALS, read_grammar
+from speech.recognizer import Recognizer, load_with_own
 from speech.status import Console, settle_streams
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ PAGE_PORT = 8765
 WYOMING_URI = "tcp://127.0.0.1:10400"
 SPEECH_MODEL = "connected"
 """The bundle that turns speech into text for Wyoming."""
+
+
+def _recognizer(arguments: argparse.Namespace, console: Console) -> Recognizer:
+    """The bundle, with the person's own words."""
+    return load_with_own(arguments.model, arguments.own, arguments.no_own, console.inform, console.tell)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -147,7 +152,7 @@ def page_server(
             certificate.load_cert_chain(arguments.certificate, arguments.key)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(f"{arguments.certificate} and {arguments.key} can't be used: {error}") from error
-    hearing = hearing_from(arguments, load_recognizer(arguments, console), with_grammar=True)
+    hearing = hearing_from(arguments, _recognizer(arguments, console), with_grammar=True)
     token = None if is_loopback(arguments.host) else new_token()
     access = Access(arguments.host, arguments.port, token, certificate is not None)
     tracer = None
@@ -170,7 +175,7 @@ def wyoming_server(
     from speech.serve.security import parse_networks
     from speech.serve.wyoming import House, WyomingServer
 
-    wake = hearing_from(arguments, load_recognizer(arguments, console), with_grammar=False)
+    wake = hearing_from(arguments, _recognizer(arguments, console), with_grammar=False)
     speech = hearing_from(arguments, Recognizer.load(arguments.speech_model), True, others=wake.words)
     # Who opens a stream for text speaks to this program: nothing that is said there is talk to somebody else.
     speech = replace(speech, config=replace(speech.config, after_talk_s=0.0))

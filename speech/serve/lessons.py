@@ -89,7 +89,8 @@ class Lesson:
 
 def own_words(recognizer: Recognizer) -> OwnWords:
     """The words that have been taught, as they lie in their folder."""
-    return OwnWords.load(recognizer.own.folder if recognizer.own else None)
+    assert recognizer.own is not None, "see can_learn"
+    return OwnWords.load(recognizer.own.folder)
 
 
 def forget(recognizer: Recognizer, word: str) -> None:

@@ -258,7 +258,7 @@ class PageServer:
         own = self.hearing.recognizer.own
         return {
             "thresholds": self.hearing.thresholds(Settings()),
-            "own": list(own.names) if own and self.can_learn else None,
+            "own": list(own.names) if own is not None and self.can_learn else None,
         }
 
     async def __aenter__(self) -> "PageServer":
