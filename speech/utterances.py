@@ -89,6 +89,8 @@ class SequenceReader:
 
     PAUSE_S = 1.5
     """Longest pause within a sentence of the grammar."""
+    SURE = 0.7
+    """Confidence from which another word than the wanted ones was said; below it may be a wanted one in noise."""
 
     def __init__(
         self,
@@ -119,9 +121,9 @@ class SequenceReader:
 
     def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
         """The tokens: all that there are where another word than the wanted ones is sure, else the best wanted ones."""
-        labels, known = self._recognizer.info.labels, self._recognizer.thresholds
+        labels = self._recognizer.info.labels
         spans = beam_search(log_probs, labels)
-        if not self._others or any(s.label in self._others and s.confidence >= known[s.label] for s in spans):
+        if not self._others or any(s.label in self._others and s.confidence >= self.SURE for s in spans):
             return spans
         return beam_search(log_probs, labels, grammar=self._sought)
 

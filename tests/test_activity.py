@@ -46,6 +46,7 @@ def demo() -> np.ndarray:
 
 def test_the_high_pass_is_a_butterworth_filter(demo: np.ndarray) -> None:
     waveform = demo[:40_001] + np.float32(0.3)
+    waveform[0] = 0.4
     sections = signal.butter(4, 100, "highpass", fs=RATE, output="sos")
     expected, _ = signal.sosfilt(sections, waveform, zi=waveform[0] * signal.sosfilt_zi(sections))
     filtered = high_pass(waveform)
@@ -244,6 +245,21 @@ def test_the_detector_first_hears_what_led_up_to_a_sound() -> None:
     assert asked[61 + 24 : 160].sum() == 0
     assert asked[160] == 1 + 9
     assert voice.n_resets == 2
+
+
+def test_the_detector_hears_each_hop_once_and_nothing_of_the_stream_before() -> None:
+    voice = LoudVoice()
+    segmenter = Segmenter(ListenerConfig(gate_hold_s=HOP_S), 1.4, voice)
+    for hop in hops(sound((20 * HOP_S, 0.0), (4 * HOP_S, 1.0), (4 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
+        segmenter.push(hop)
+    assert voice.n_pushed == 9 + 4 + 4 + 4, "the pre-roll and all from there on, though the gate shut in between"
+    for hop in hops(sound((20 * HOP_S, 0.0))):
+        segmenter.push(hop)
+    segmenter.reset()
+    before = voice.n_pushed
+    for hop in hops(sound((2 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
+        segmenter.push(hop)
+    assert voice.n_pushed - before == 2 + 4
 
 
 def test_a_segmenter_that_is_reset_remembers_nothing() -> None:
