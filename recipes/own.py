@@ -110,7 +110,7 @@ def group_of(corpus: Corpus, word: str, kind: str, indices: Sequence[int], rng: 
 
 
 def groups_by_speaker(corpus: Corpus, rng: np.random.Generator) -> list[Group]:
-    """One speaker, one word, at home; the least group lets five be taught."""
+    """One speaker, one word, at home, where there are recordings enough."""
     found: dict[tuple[str, str], list[int]] = {}
     for index in corpus.select("validation", "home"):
         recording = corpus.recordings[index]
@@ -140,9 +140,14 @@ def groups_by_word(corpus: Corpus, known: Sequence[str], rng: np.random.Generato
     return groups
 
 
+def in_one_piece(recordings: Iterable[list[Utterance]]) -> list[Waveform]:
+    """Those recordings that are one utterance, and short enough to be read."""
+    return [found[0].waveform for found in recordings if len(found) == 1 and not found[0].is_long]
+
+
 def taught(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> OwnWord | None:
     """The word as it is learnt from the recordings that are one utterance; None where there are none."""
-    waveforms = [found[0].waveform for found in recordings if len(found) == 1 and not found[0].is_long]
+    waveforms = in_one_piece(recordings)
     model = fit(once.similarity, once.embed, waveforms) if waveforms else None
     return OwnWord(word, (), model, once.similarity.key) if model else None
 
@@ -309,7 +314,7 @@ def try_out(once: Once, group: Group, k: int, speech: Sequence[Utterance], rng: 
     if word is None:
         return None
     once.teach(word)
-    recordings = [group.clean[i][0].waveform for i in known if group.clean[i]]
+    recordings = in_one_piece(group.clean[i] for i in known)
     alarms = [d.confidence for d in heard(once, speech, ListenerConfig.after_talk_s) if d.word == word.name]
     trial = Trial(
         group.word,
@@ -373,7 +378,7 @@ def compare_confusions(
     measured, predicted = {}, {}
     for name, (word, group) in learnt.items():
         once.teach(word)
-        known = [utterances[0].waveform for utterances in group.clean if utterances]
+        known = in_one_piece(group.clean[:K_BESIDE])
         for confusion in forecast(word, known, OwnWords(Path(), [word]), once).confusions:
             predicted[name, confusion.word] = confusion.share
         for other, said in recordings.items():
@@ -415,16 +420,18 @@ def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str) -> Own:
             if len(group.clean) >= k + LEAST_HEARD:
                 tried = [try_out(once, group, k, speech, rng) for _ in range(N_DRAWS)]
                 trials.setdefault((group.kind, k), []).extend(trial for trial in tried if trial)
+    once.masked = ""
     commands = {
-        word: group_of(corpus, word, "", corpus.select(part, "words", word).tolist(), rng).clean for word in KEYWORDS
+        word: [utterances_in(corpus[int(i)]) for i in rng.permutation(corpus.select(part, "words", word))[:MOST_HEARD]]
+        for word in KEYWORDS
     }
     learnt = learnt_words(once, groups, K_BESIDE)
     told, n_right = compare_confusions(once, learnt, commands)
     return Own(
         part,
         hours,
-        [row_of(some, hours, None) for some in trials.values()],
-        [row_of(some, hours, recognizer.info.threshold) for some in trials.values()],
+        [row_of(some, hours, None) for some in trials.values() if some],
+        [row_of(some, hours, recognizer.info.threshold) for some in trials.values() if some],
         commands_beside(once, learnt, commands, K_BESIDE) if learnt else None,
         told,
         n_right,
