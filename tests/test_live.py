@@ -154,7 +154,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory, demo: np.ndarray) -> Corpus
 
 @pytest.fixture(scope="module")
 def result(spoken: Corpus) -> Live:
-    return evaluate_live(Recognizer.load(), spoken, "validation", 10, thresholds=(0.5, 0.99), after_talk_s=(2, 0))
+    return evaluate_live(Recognizer.load(), spoken, "validation", 10, thresholds=(0.5, 0.9999), after_talk_s=(2, 0))
 
 
 def test_the_protocol_hears_commands_where_they_are(result: Live) -> None:
@@ -187,7 +187,7 @@ def test_alarms_are_counted_by_source_and_recording(result: Live) -> None:
 
 def test_the_curve_repeats_the_decision(result: Live, spoken: Corpus) -> None:
     for outcome in result.outcomes:
-        assert [p.threshold for p in outcome.curve] == [0.5, 0.99]
+        assert [p.threshold for p in outcome.curve] == [0.5, 0.9999]
         low, high = outcome.curve
         assert all(low.misses[name].hits <= high.misses[name].hits for name in low.misses)
         assert low.misses["clean"].hits == 0 < high.misses["clean"].hits
