@@ -358,7 +358,7 @@ def test_a_terminal_gets_a_status_line_that_vanishes() -> None:
     assert re.search(r"yes \d\.\d\d  no \d\.\d\d", drawn[-1])
     *_, before, summary = sent.split(ERASE)
     assert before.startswith("[")
-    assert summary == "heard 4.0 s, 2 commands\r\n", "the status line is gone before"
+    assert summary == "heard 3.2 s, 2 commands\r\n", "the status line is gone before"
 
 
 @posix
