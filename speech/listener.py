@@ -31,6 +31,9 @@ class Listener:
             another rate than `SAMPLE_RATE_HZ`.
     """
 
+    LATE = 3 * HOP
+    """The detector notices speech so much late, in samples: what begins sooner after a pause may have begun in it."""
+
     def __init__(
         self,
         recognizer: Recognizer,
@@ -65,7 +68,7 @@ class Listener:
         self._rest: list[Block] = []  # less than a hop in all
         self._n_rest = 0
         self._fed = 0
-        self._deaf_until = 0
+        self._deaf_until = -1 - self.LATE  # nothing
         self._segmenter.reset()
         self._decision.reset()
 
@@ -147,7 +150,7 @@ class Listener:
         return detections
 
     def _decide(self, utterance: Utterance | None) -> list[Detection]:
-        if utterance is None or utterance.start <= self._deaf_until - HOP:  # a hop may lie on both sides of it
+        if utterance is None or utterance.start <= self._deaf_until + self.LATE:
             return []
         examined = self._decision.decide(utterance, self._fed)
         if self._examined:
