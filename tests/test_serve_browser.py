@@ -162,7 +162,7 @@ def test_words_can_be_switched_off_and_thresholds_raised(browser: WebDriver, url
     browser.find_element(By.CSS_SELECTOR, "[data-word=yes] input[type=checkbox]").click()
     browser.execute_script("""
         const slider = document.querySelector("[data-word=no] input[type=range]");
-        slider.value = 0.99;
+        slider.value = 1;
         slider.dispatchEvent(new Event("input"));""")
     browser.find_element(By.ID, "listen").click()
     WebDriverWait(browser, PATIENCE_S).until(lambda b: "up" in logged(b))
@@ -170,7 +170,7 @@ def test_words_can_be_switched_off_and_thresholds_raised(browser: WebDriver, url
     assert logged(browser, "rejection") == ["yes", "no"]
     outcomes = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#log tr.rejection td:last-child")]
     assert outcomes[1] == "switched off"
-    assert "0.99 needed" in outcomes[0]
+    assert "1.00 needed" in outcomes[0]
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
