@@ -140,9 +140,9 @@ def test_where_messages_are_cut_changes_nothing(hearing: Hearing, demo_pcm: byte
 def test_a_client_chooses_words_and_thresholds(hearing: Hearing, demo_pcm: bytes) -> None:
     async def check() -> None:
         async with served(hearing) as server:
-            some = await heard(server, demo_pcm, words=["left", "stop", "on"], thresholds={"on": 0.999})
+            some = await heard(server, demo_pcm, words=["left", "stop", "on"], thresholds={"on": 1.0})
             assert words_of(some) == ["left", "stop"]
-            assert some[0]["thresholds"]["on"] == 0.999
+            assert some[0]["thresholds"]["on"] == 1.0
             reasons = {event["word"]: event["reason"] for event in some if event["type"] == "rejection"}
             assert reasons["on"] == "unsure"
             assert reasons["yes"] == "not asked for"
