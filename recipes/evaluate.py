@@ -11,19 +11,20 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from recipes.connected import Connected, draw_connected, evaluate_connected
-from recipes.live import ALARMS, THRESHOLDS, Live, draw_live, evaluate_live
 from recipes.metrics import write_json
-from recipes.own import Own, draw_own, evaluate_own
+from recipes.protocols.connected import Connected, draw_connected, evaluate_connected
+from recipes.protocols.live import ALARMS, THRESHOLDS, Live, draw_live, evaluate_live
+from recipes.protocols.own import Own, draw_own, evaluate_own
+from recipes.protocols.scenes import SCENES
+from recipes.protocols.speed import evaluate_speed
+from recipes.protocols.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
 from recipes.report import Result, write_report
-from recipes.scenes import SCENES
-from recipes.speed import evaluate_speed
-from recipes.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
+from recipes.vocabulary import add_words_option
 from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import told
+from speech.errors import ConfigError, told
 from speech.recognizer import Recognizer
-from speech.training.corpus import KEYWORDS, PARTS, Corpus, index_others, index_words
+from speech.training.corpus import PARTS, Corpus, index_others, index_words, read_commands
 
 PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 
@@ -80,6 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"only these, for live: {', '.join(repr(scene.name) for scene in SCENES)}; and what holds no command: "
         f"{', '.join(map(repr, ALARMS))}",
     )
+    add_words_option(parser)
     parser.add_argument("--commands", type=int, default=300, metavar="N", help="in each scene of live (default: 300)")
     parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
@@ -88,14 +90,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write PNGs")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: everything on one page")
     arguments = parser.parse_args(argv)
-    if arguments.commands < len(KEYWORDS):
-        parser.error(f"--commands must be {len(KEYWORDS)} at least, one of each")
     return arguments
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     """Run the protocols asked for, print each, return all figures."""
-    recognizer = Recognizer.load(arguments.model)
+    recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
+    if arguments.commands < len(commands):
+        raise ConfigError(f"--commands must be {len(commands)} at least, one of each")
     figures: dict[str, object] = {"model": str(arguments.model)}
 
     @cache
@@ -106,19 +108,20 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
         return Corpus(recordings, arguments.cache or arguments.root / "cache")
 
     run: dict[str, Callable[[], Result]] = {
-        "twelve": lambda: evaluate_twelve(recognizer, arguments.root),
-        "words": lambda: evaluate_words(recognizer, corpus(), arguments.part),
+        "twelve": lambda: evaluate_twelve(recognizer, arguments.root, commands),
+        "words": lambda: evaluate_words(recognizer, corpus(), arguments.part, commands),
         "live": lambda: evaluate_live(
             recognizer,
             corpus(),
             arguments.part,
+            commands,
             arguments.commands,
             arguments.curve,
             arguments.after_talk,
             arguments.scenes,
         ),
-        "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures),
-        "own": lambda: evaluate_own(recognizer, corpus(), arguments.part),
+        "connected": lambda: evaluate_connected(recognizer, corpus(), arguments.part, arguments.mixtures, commands),
+        "own": lambda: evaluate_own(recognizer, corpus(), arguments.part, commands),
         "speed": lambda: evaluate_speed(arguments.model),
     }
     folder = arguments.pictures or arguments.report

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, chi2
 
 from speech.bundle import SILENCE, UNKNOWN
-from speech.calibrate import poisson_bound
-from speech.training.corpus import KEYWORDS
-
-TWELVE = (*KEYWORDS, UNKNOWN, SILENCE)
 
 Counts = NDArray[np.int64]
 
@@ -30,13 +27,11 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Source: Wilson 1927, z = 1.96."""
+        """Source: Wilson 1927."""
         if not self.total:
             return (0.0, 1.0)
-        n, p, z = self.total, self.value, 1.959964
-        middle = p + z * z / (2 * n)
-        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (float(max(0.0, (middle - half) / (1 + z * z / n))), float(min(1.0, (middle + half) / (1 + z * z / n))))
+        found = binomtest(self.hits, self.total).proportion_ci(method="wilson")
+        return (float(found.low), float(found.high))
 
     def __str__(self) -> str:
         if not self.total:
@@ -69,8 +64,8 @@ class Rate:
         """Source: Garwood 1936."""
         if not self.hours:
             return (0.0, float("inf"))
-        low = poisson_bound(self.count - 1, 0.025) if self.count else 0.0
-        return (low / self.hours, poisson_bound(self.count, 0.975) / self.hours)
+        low = chi2.ppf(0.025, 2 * self.count) / 2 if self.count else 0.0
+        return (float(low / self.hours), float(chi2.ppf(0.975, 2 * self.count + 2) / 2 / self.hours))
 
     def __add__(self, other: "Rate") -> "Rate":
         return Rate(self.count + other.count, self.hours + other.hours)
@@ -91,8 +86,14 @@ class Rate:
         }
 
 
-def fold(confusion: Counts, labels: Sequence[str], onto: Sequence[str] = TWELVE) -> Counts:
-    """Rows and columns of words outside `onto` added to `_unknown_`; (len(onto), len(onto))."""
+def classes_of(commands: Sequence[str]) -> tuple[str, ...]:
+    """The classes of the official protocol: the commands, `_unknown_`, `_silence_`."""
+    return (*commands, UNKNOWN, SILENCE)
+
+
+def fold(confusion: Counts, labels: Sequence[str], commands: Sequence[str]) -> Counts:
+    """Rows and columns of other words added to `_unknown_`: (classes, classes) as `classes_of` has them."""
+    onto = classes_of(commands)
     place = [onto.index(label if label in onto else UNKNOWN) for label in labels]
     folded = np.zeros((len(onto), len(onto)), np.int64)
     np.add.at(folded, (np.array(place)[:, None], np.array(place)[None]), confusion)
@@ -101,7 +102,7 @@ def fold(confusion: Counts, labels: Sequence[str], onto: Sequence[str] = TWELVE)
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of the 12-class protocol."""
+    """The figures of the official protocol, 12 classes with ten commands."""
 
     accuracy: Share
     keywords: Share
@@ -115,21 +116,21 @@ class Summary:
         return float(np.mean([share.value for share in self.recall.values() if share.total]))
 
 
-def summarize(confusion: Counts, labels: Sequence[str]) -> Summary:
-    """The 12-class figures of a confusion matrix (true, predicted) over `labels`."""
-    twelve = fold(confusion, labels)
-    commands, totals = len(KEYWORDS), twelve.sum(1)
+def summarize(confusion: Counts, labels: Sequence[str], commands: Sequence[str]) -> Summary:
+    """The figures of a confusion matrix (true, predicted) over `labels`."""
+    classes, folded, n = classes_of(commands), fold(confusion, labels, commands), len(commands)
+    totals = folded.sum(1)
 
     def taken(label: str) -> Share:
-        row = twelve[TWELVE.index(label)]
-        return Share(int(row[:commands].sum()), int(row.sum()))
+        row = folded[classes.index(label)]
+        return Share(int(row[:n].sum()), int(row.sum()))
 
     return Summary(
-        accuracy=Share(int(np.trace(twelve)), int(twelve.sum())),
-        keywords=Share(int(np.trace(twelve[:commands, :commands])), int(totals[:commands].sum())),
+        accuracy=Share(int(np.trace(folded)), int(folded.sum())),
+        keywords=Share(int(np.trace(folded[:n, :n])), int(totals[:n].sum())),
         unknown_as_command=taken(UNKNOWN),
         silence_as_command=taken(SILENCE),
-        recall={label: Share(int(twelve[i, i]), int(totals[i])) for i, label in enumerate(TWELVE)},
+        recall={label: Share(int(folded[i, i]), int(totals[i])) for i, label in enumerate(classes)},
     )
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import soundfile
 
-from recipes.connected import Connected, error_rate
-from recipes.live import Live, Outcome
 from recipes.metrics import Share, summarize
-from recipes.own import Own
-from recipes.speed import Speed
-from recipes.words import Evaluation, Mistake
+from recipes.protocols.connected import Connected, error_rate
+from recipes.protocols.live import Live, Outcome
+from recipes.protocols.own import Own
+from recipes.protocols.speed import Speed
+from recipes.protocols.words import Evaluation, Mistake
 from speech.bundle import BundleInfo
 from speech.training.clips import SAMPLE_RATE_HZ
 
@@ -58,10 +58,10 @@ def player(mistake: Mistake) -> str:
 
 
 def words_section(result: Evaluation) -> str:
-    summary = summarize(result.confusion, result.labels)
+    summary = summarize(result.confusion, result.labels, result.commands)
     figures = [
         ("accuracy, all classes", str(result.accuracy)),
-        ("accuracy, 12 classes", str(summary.accuracy)),
+        ("accuracy, official classes", str(summary.accuracy)),
         ("keywords right", str(summary.keywords)),
         ("unknown taken for a command", str(summary.unknown_as_command)),
         ("silence taken for a command", str(summary.silence_as_command)),

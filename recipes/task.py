@@ -1,28 +1,23 @@
 """The Lightning task and data module: what is trained, on what."""
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchaudio.functional import edit_distance
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from recipes.metrics import Share, fold, summarize, write_json
-from speech.bundle import BLANK, SILENCE, UNKNOWN
-from speech.ctc import greedy
-from speech.errors import ConfigError, DataError
-from speech.training.augment import Augment, AugmentConfig, as_heard_live, impulse_responses
+from recipes.heads import TRAINED
+from recipes.metrics import Share, write_json
+from recipes.vocabulary import WORDS
+from speech.errors import ConfigError
+from speech.training.augment import Augment, AugmentConfig, impulse_responses
 from speech.training.corpus import (
-    KEYWORDS,
     Corpus,
     Recording,
     index_others,
@@ -31,16 +26,15 @@ from speech.training.corpus import (
     read_commands,
     vocabulary,
 )
-from speech.training.examples import GROUPS, MixConfig, UtteranceBatches, Utterances, ValidationUtterances
-from speech.training.export import PREFIX, load_network
+from speech.training.examples import MixConfig, Utterances
+from speech.training.export import load_network
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.material import Material, NoiseMix
-from speech.training.mixtures import MixtureBatches, MixtureConfig, Mixtures, encode, fixed_mixtures
-from speech.training.networks import Classifier, Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.mixtures import MixtureConfig, Mixtures
+from speech.training.networks import NETWORKS, LSTMKind, Network, NetworkConfig
 from speech.training.plan import as_bank, render
 from speech.training.teacher import Teacher, read_teacher
 
-WORDS = Path(__file__).parent / "words.txt"
 SHARES = 10_000
 """Steps of the schedule when it follows the clock."""
 
@@ -94,7 +88,7 @@ class CommandData(L.LightningDataModule):
         mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
         mixtures: MixtureConfig = MixtureConfig(),  # noqa: B008
         noise: NoiseMix = NoiseMix(),  # noqa: B008
-        head: Head = "classification",
+        head: str = "classification",
     ) -> None:
         super().__init__()
         self.root, self.cache, self.download = root, cache or root / "cache", download
@@ -112,64 +106,38 @@ class CommandData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         recordings = self._index()
-        commands = read_commands(self.words)
-        self.labels = vocabulary(recordings, self.mix.rare, commands)
+        self.commands = read_commands(self.words)
         self.corpus = Corpus(recordings, self.cache)
         rooms = [torch.from_numpy(self.corpus[i]) for i in self.corpus.select("training", "rooms")]
         self.rooms = impulse_responses(rooms)
-        sources = self.mix if self.head == "classification" else self.mixtures
-        self.material = Material(self.corpus, "training", sources, commands)
-        self.n_words = len(self.material.words)
-        if self.head == "ctc":
-            self.labels = (*(label for label in self.labels if label != SILENCE), BLANK)
-            self.sequences = fixed_mixtures(self.corpus, "validation", self.per_kind, seed=0)
-            return
-        path = self.teacher_path
-        self.teacher = read_teacher(path, recordings, self.labels) if path else Teacher(len(self.labels))
-        if not len(self.corpus.select("validation", "words")):
-            raise DataError(f"no validation recordings under {self.root}: validation_list.txt is empty")
-        # At least one batch for each process.
-        size = max(1, min(2 * self.batch_size, len(self.corpus.select("validation", "words")) // self._share[1]))
-        self.validation = ValidationUtterances(self.corpus, self.labels, "validation", self.per_kind, size)
+        head = TRAINED[self.head]
+        self.labels = head.labels(vocabulary(recordings, self.mix.rare, self.commands))
+        self.material = Material(self.corpus, "training", head.mix(self), self.commands)
+        self.held_back = head.validation(self)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Posteriors of other networks for the recordings; none without `teacher_path`."""
+        if not self.teacher_path:
+            return Teacher(len(self.labels))
+        return read_teacher(self.teacher_path, self.corpus.recordings, self.labels)
 
     def _index(self) -> list[Recording]:
         return index_words(self.root, self.held_out) + index_others(self.root) + index_procedural(self.procedural)
 
     @property
-    def _share(self) -> tuple[int, int]:
+    def share(self) -> tuple[int, int]:
         """Number of this process, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        batches: MixtureBatches | UtteranceBatches
-        if self.head == "ctc":
-            batches = MixtureBatches(
-                self.material, self.labels, self.mixtures, self.noise, self.seed, epoch, self._share
-            )
-        else:
-            batches = UtteranceBatches(
-                self.material, self.labels, self.mix, self.noise, self.teacher, self.batch_size, self.seed, epoch,
-                self._share,
-            )  # fmt: skip
-        return DataLoader(batches, batch_size=None, num_workers=self.workers)
-
-    def official(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The official words of validation as the live loop hears them: (batch, time) and labels (batch,)."""
-        bank = as_bank(self.corpus, "cpu")
-        for batch in (self.validation[i] for i in range(len(self.validation))):
-            chosen = batch.group == GROUPS.index("official")
-            if chosen.any():
-                yield as_heard_live(render(batch.plan, bank)[0])[chosen], batch.label[chosen]
+        return DataLoader(TRAINED[self.head].batches(self, epoch), batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        rank, world = self._share
-        items: Sequence[Any]
-        if self.head == "ctc":
-            items = [(torch.from_numpy(m.waveform)[None], *encode([m.transcript], self.labels)) for m in self.sequences]
-        else:
-            items = [self.validation[i] for i in range(len(self.validation))]
-        return DataLoader(items[rank::world], batch_size=None)  # type: ignore[arg-type]  # a list will do
+        rank, world = self.share
+        items = [self.held_back[i] for i in range(rank, len(self.held_back), world)]
+        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]  # a list will do
 
 
 class CommandTask(L.LightningModule):
@@ -192,15 +160,14 @@ class CommandTask(L.LightningModule):
         lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
     """
 
-    confusions: nn.ModuleList
-    """One confusion matrix for each of `GROUPS`; only with a classification head."""
-    errors: SumMetric
-    said: SumMetric
-    """Wrong words and words in the mixtures of validation; only with a CTC head."""
+    acoustic: Network
+    """Features in, logits out."""
+    metrics: Any
+    """The head's counters for validation."""
 
     def __init__(
         self,
-        head: Head = "classification",
+        head: str = "classification",
         features: FeatureConfig = FeatureConfig(),  # noqa: B008 - frozen
         network: NetworkConfig = NetworkConfig(),  # noqa: B008
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008
@@ -239,37 +206,22 @@ class CommandTask(L.LightningModule):
             return
         self.labels = self.data.labels
         self.mfcc = MFCC(self.features)
-        n_words = self.data.n_words if self.aux_weight and self.head == "classification" else 0
-        network = build_network(
-            self.head, self.features.n_mfcc, len(self.labels), self.network, self.lstm, n_words=n_words
-        )
-        setattr(self, PREFIX[self.head].rstrip("."), network)
+        n_words = len(self.data.material.words) if self.aux_weight else 0
+        network = NETWORKS[self.head]
+        self.acoustic = network(self.features.n_mfcc, len(self.labels), self.network, self.lstm, n_words)
         if self.start:
-            self._begin_with(network, self.start)
-        if self.head == "classification":
-            self.confusions = nn.ModuleList(MulticlassConfusionMatrix(len(self.labels)) for _ in GROUPS)
-        else:
-            self.errors, self.said = SumMetric(), SumMetric()
-
-    @property
-    def _matrices(self) -> list[MulticlassConfusionMatrix]:
-        return [matrix for matrix in self.confusions if isinstance(matrix, MulticlassConfusionMatrix)]
+            self._begin_with(self.acoustic, self.start)
+        self.metrics = TRAINED[self.head].metrics(len(self.labels))
 
     def _begin_with(self, network: Network, start: Path) -> None:
         """Take over the weights of a checkpoint or bundle."""
         scorer, notes = load_network(start)
-        if notes.get("head", "classification") != self.head:
+        if notes["head"] != self.head:
             network.encoder.load_state_dict(scorer.network.encoder.state_dict())
         elif tuple(notes["labels"]) != self.labels:
             raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
         else:
             network.load_state_dict(scorer.network.state_dict(), strict=False)  # but for the training-only layer
-
-    @property
-    def acoustic(self) -> Network:
-        """The network of the head: features in, logits out."""
-        network: Network = getattr(self, PREFIX[self.head].rstrip("."))
-        return network
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, time) -> logits (batch, classes) or (batch, steps, tokens)"""
@@ -283,68 +235,22 @@ class CommandTask(L.LightningModule):
         self.vary = Augment(self.augment, self.data.rooms.to(self.device), generator)
 
     def training_step(self, batch: Utterances | Mixtures, _: int) -> Tensor:
-        loss = self._classify(batch) if isinstance(batch, Utterances) else self._transcribe(batch)
+        loss = TRAINED[self.head].loss(self, batch)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.plan.n_rows)
         return loss
 
     @torch.no_grad()
-    def _features(self, batch: Utterances | Mixtures, sounding: Tensor) -> Tensor:
-        """Of the batch, rendered and varied."""
+    def features_of(self, batch: Utterances | Mixtures, sounding: Tensor) -> Tensor:
+        """Of a training batch, rendered and varied: (batch, frames, n_mfcc)."""
         with torch.autocast(self.device.type, enabled=False):
             waveform, noise = render(batch.plan, self.bank)
             return self.vary.features(self.mfcc(self.vary.waveform(waveform, noise, sounding)))
 
-    def _classify(self, batch: Utterances) -> Tensor:
-        """Cross-entropy with the softened label, and with the word that is said."""
-        features = self._features(batch, batch.sounding)
-        network = self.acoustic
-        if not self.aux_weight or not isinstance(network, Classifier):
-            return weighted_loss(network(features).float(), self._targets(batch), batch.weight)
-        logits, words = network.both(features)
-        known = batch.word >= 0
-        losses = nn.functional.cross_entropy(words.float(), batch.word.clamp(min=0), reduction="none")
-        auxiliary = (losses * known).sum() / known.sum().clamp(min=1)
-        return weighted_loss(logits.float(), self._targets(batch), batch.weight) + self.aux_weight * auxiliary
-
-    def _targets(self, batch: Utterances) -> Tensor:
-        """(batch, classes): the smoothed label, mixed with the teachers' posteriors where there are any."""
-        n = len(self.labels)
-        hard = nn.functional.one_hot(batch.label, n).float()
-        hard = hard * (1 - self.label_smoothing) + self.label_smoothing / n
-        soft = self.soft_share * (batch.teacher.sum(1, keepdim=True) > 0)
-        return soft * batch.teacher + (1 - soft) * hard
-
-    def _transcribe(self, batch: Mixtures) -> Tensor:
-        """CTC loss of each mixture, summed over its tokens, divided by the batch."""
-        sounding = torch.ones_like(batch.n_targets, dtype=torch.bool)
-        posteriors = self.acoustic(self._features(batch, sounding)).float().log_softmax(2)
-        n_steps = torch.full_like(batch.n_targets, posteriors.shape[1])
-        blank = self.labels.index(BLANK)
-        loss = nn.functional.ctc_loss(
-            posteriors.transpose(0, 1), batch.targets, n_steps, batch.n_targets, blank, reduction="none",
-            zero_infinity=True,
-        )  # fmt: skip
-        return loss.mean()
-
     def validation_step(self, batch: Any, _: int) -> None:
-        if self.head == "ctc":
-            waveform, targets, n_targets = batch
-            posteriors = self(as_heard_live(waveform)).float().log_softmax(2)[0].cpu().numpy()
-            heard = [span.label for span in greedy(posteriors, self.labels) if span.label != UNKNOWN]
-            said = [self.labels[n] for n in targets[0, : n_targets[0]]]
-            self.errors.update(edit_distance(said, heard))
-            self.said.update(len(said))
-            return
-        logits = self(as_heard_live(render(batch.plan, self.bank)[0])).float()
-        for group, confusion in enumerate(self._matrices):
-            chosen = batch.group == group
-            if chosen.any():
-                confusion.update(logits[chosen], batch.label[chosen])
-        loss = nn.functional.cross_entropy(logits, batch.label)
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch.label))
+        TRAINED[self.head].validate(self, batch)
 
     def on_validation_epoch_end(self) -> None:
-        found = self._figures()
+        found = TRAINED[self.head].figures(self)
         for name, figure in found.items():
             value = figure.value if isinstance(figure, Share) else figure
             if not math.isnan(value):
@@ -353,19 +259,6 @@ class CommandTask(L.LightningModule):
             kept = {name: f.as_dict() if isinstance(f, Share) else f for name, f in found.items()}
             record = {"epoch": self.current_epoch, "figures": kept}
             write_json(Path(self.trainer.default_root_dir) / "validation.json", record)
-
-    def _figures(self) -> dict[str, Share | float]:
-        """Of the epoch's validation, all processes together."""
-        if self.head == "ctc":
-            said, errors = (int(counter.compute()) for counter in (self.said, self.errors))
-            self.said.reset()
-            self.errors.reset()
-            return {"commands": Share(max(0, said - errors), said)}
-        confusions = {}
-        for name, confusion in zip(GROUPS, self._matrices, strict=True):
-            confusions[name] = confusion.compute().cpu().numpy()
-            confusion.reset()
-        return figures(confusions, self.labels)
 
     def configure_optimizers(self) -> Any:
         decayed = [p for p in self.parameters() if p.ndim > 1]
@@ -398,37 +291,3 @@ class CommandTask(L.LightningModule):
             "head": self.head,
             "epoch": self.current_epoch + 1,
         }
-
-
-def weighted_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Mean cross-entropy with soft targets (batch, classes), each example by its weight (batch,)."""
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    return (losses * weight).sum() / weight.sum()
-
-
-def figures(confusions: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Share | float]:
-    """The figures of validation from the confusion matrices of its groups; NaN for what it does not hold.
-
-    `score` is the one to choose by: the mean of `keywords`, `home` and one minus the mean of the shares of unknown
-    words, speech, events and noise that are taken for a command; what is not there is left out.
-    """
-    official = summarize(confusions["official"], labels)
-    home = fold(confusions["home"], labels)
-    taken = {"unknown_as_command": official.unknown_as_command}
-    for group in ("speech", "events", "noise"):
-        folded = fold(confusions[group], labels)
-        taken[f"{group}_as_command"] = Share(int(folded[:, : len(KEYWORDS)].sum()), int(folded.sum()))
-    right = int(np.trace(home)) + int(home[len(KEYWORDS), len(KEYWORDS) + 1])  # a colour heard as nothing is right
-    at_home = Share(right, int(home.sum()))
-    found: dict[str, Share | float] = {
-        "balanced": official.balanced,
-        "keywords": official.keywords,
-        "on": official.recall["on"],
-        "off": official.recall["off"],
-        "home": at_home,
-        **taken,
-    }
-    alarms = [share.value for share in taken.values() if share.total]
-    good = [share.value for share in (official.keywords, at_home) if share.total]
-    found["score"] = float(np.mean([*good, 1 - float(np.mean(alarms))] if alarms else good))
-    return found

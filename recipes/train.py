@@ -6,7 +6,6 @@ The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle an
 import csv
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +21,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
 
+from recipes.heads import TRAINED
 from recipes.metrics import write_json
 from recipes.task import CommandData, CommandTask
 from speech.errors import SpeechError, told
 from speech.recognizer import Recognizer
-from speech.training.export import Scorer, best_temperature, bundle_info, export, load_checkpoint, parity
-
-MONITOR = {"classification": "val/score", "ctc": "val/commands"}
-"""The figure by which the best epoch of each head is chosen; more is better."""
+from speech.training.export import bundle_info, export, load_checkpoint, parity
 
 
 class TrainCLI(LightningCLI):
@@ -57,7 +53,7 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config, run = self.config, self.config.run
-        monitor = MONITOR[config.model.head]
+        monitor = TRAINED[config.model.head].monitor
         callbacks: list[L.Callback] = [
             ModelCheckpoint(run / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
             # Every epoch, to resume from.
@@ -111,18 +107,16 @@ def train(cli: TrainCLI) -> None:
 
 def finish(cli: TrainCLI, run: Path) -> None:
     """Curves, bundle, results."""
-    from recipes.connected import evaluate_connected
-    from recipes.words import evaluate_words
-
     history = read_curves(run)
     draw_curves(history, run / "curves.png")
     scorer, notes = load_checkpoint(run / "checkpoints" / f"{cli.config.select}.ckpt")
     data: CommandData = cli.datamodule
+    head = TRAINED[data.head]
     training = {
         "epochs": notes["epoch"],
         "parameters": sum(p.numel() for p in scorer.network.parameters()),
         "network": notes["network"],
-        "mix": asdict(data.mix if data.head == "classification" else data.mixtures),
+        "mix": asdict(head.mix(data)),
         "augment": asdict(cli.model.augment),
         "recordings": Counter(r.source for r in data.corpus.recordings if r.part == "training"),
         "offsets": dict(cli.config.offsets),
@@ -131,8 +125,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
     scorer.shift(training["offsets"], notes["labels"])
     row = next((row for row in history if row["epoch"] + 1 == notes["epoch"]), {})
     figures = {k: round(v, 5) for k, v in row.items() if k.startswith("val/")}
-    if data.head == "classification":
-        scorer.temperature = training["temperature"] = temperature_on(data.official(), scorer)
+    scorer.temperature = training["temperature"] = head.temperature(data, scorer)
     bundle = run / f"{cli.config.name}.onnx"
     info = bundle_info(notes, cli.config.threshold, training, figures, cli.config.thresholds)
     difference = export(scorer, info, bundle)
@@ -140,22 +133,10 @@ def finish(cli: TrainCLI, run: Path) -> None:
     difference = max(difference, parity(scorer, bundle, notes["features"]["sample_rate_hz"], recordings))
     print(f"{bundle}: {bundle.stat().st_size / 1e6:.1f} MB, differs from torch by at most {difference:.1g}")
     recognizer = Recognizer.load(bundle)
-    results = (
-        evaluate_words(recognizer, data.corpus, "validation")
-        if data.head == "classification"
-        else evaluate_connected(recognizer, data.corpus, "validation", min(200, data.per_kind))
-    )
+    results = head.evaluate(recognizer, data)
     print(results)
     record = {"training": training, "parity": difference, "validation": results.as_dict()}
     write_json(run / "results.json", record)
-
-
-def temperature_on(batches: Iterable[tuple[Tensor, Tensor]], scorer: Scorer) -> float:
-    """The temperature that suits these (waveform, label) batches."""
-    with torch.no_grad():
-        scored = [(scorer.logits(waveform), label) for waveform, label in batches]
-    logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    return round(best_temperature(logits, labels), 3)
 
 
 def read_curves(run: Path) -> list[dict[str, float]]:
@@ -176,9 +157,8 @@ def draw_curves(history: list[dict[str, float]], target: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, share = figure.subplots(1, 2)
-    shares = sorted(
-        {name for row in history for name in row} & {*MONITOR.values(), "val/keywords", "val/on", "val/off", "val/home"}
-    )
+    drawn = {*(head.monitor for head in TRAINED.values()), "val/keywords", "val/on", "val/off", "val/home"}
+    shares = sorted({name for row in history for name in row} & drawn)
     for axes, names in ((loss, ("train/loss", "val/loss")), (share, shares)):
         for name in names:
             points = [(row["epoch"] + 1, row[name]) for row in history if name in row]

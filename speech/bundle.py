@@ -14,9 +14,6 @@ MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS / "commands.onnx"
 UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
 """Labels that are no words: other speech, no speech, and nothing new in this step of a CTC head."""
-HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
-"""What scores may mean, and the labels that are no words."""
-
 LONGEST_S = 60.0
 """No network was trained on longer waveforms."""
 
@@ -31,7 +28,7 @@ class BundleInfo:
     format: int
     """Version of this layout."""
     head: str
-    """What the scores mean: `classification`, one row of posteriors for each waveform, or `ctc`, one for each step."""
+    """What the scores mean: the name of one of `speech.heads.HEADS`."""
     labels: tuple[str, ...]
     """The classes, in the order of the scores."""
     sample_rate_hz: int
@@ -59,20 +56,15 @@ class BundleInfo:
                 f"bundle format {self.format}, but this version reads format {FORMAT}: use the version of this package "
                 "that it was made with, a shipped bundle, or export its checkpoint again"
             )
-        if self.head not in HEADS:
-            raise BundleError(f"bundle with head {self.head!r}, but this version plays {', '.join(HEADS)}")
-        needed = HEADS[self.head]
         if not all(isinstance(label, str) and label for label in self.labels):
             raise BundleError(f"bundle labels {list(self.labels)} must be text")
-        if not set(needed) <= set(self.labels) or len(set(self.labels)) != len(self.labels):
-            raise BundleError(f"bundle labels {list(self.labels)} must be distinct and hold {' and '.join(needed)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise BundleError(f"bundle labels {list(self.labels)} must be distinct")
         if not self.words:
             raise BundleError("bundle without words")
         for name in ("features", "training", "figures", "thresholds"):
             if not isinstance(getattr(self, name), Mapping):
                 raise BundleError(f"bundle with {name}={getattr(self, name)!r}; expected a table")
-        if self.head == "ctc" and not 0 < self.step_s <= self.window_s:
-            raise BundleError(f"bundle with head 'ctc' and step_s={self.step_s}")
         strange = set(self.thresholds) - set(self.words)
         if strange:
             raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
@@ -85,8 +77,8 @@ class BundleInfo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The labels that are words."""
-        return tuple(label for label in self.labels if label not in HEADS[self.head])
+        """The labels that are words: those that do not begin with `_`."""
+        return tuple(label for label in self.labels if not label.startswith("_"))
 
     @property
     def classes(self) -> tuple[str, ...]:

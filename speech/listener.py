@@ -10,7 +10,7 @@ from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Rejection
-from speech.utterances import Decision, reader_for
+from speech.utterances import Decision
 
 
 class Listener:
@@ -56,7 +56,7 @@ class Listener:
         self.thresholds = thresholds_for(recognizer, words, threshold)
         if wake is not None and wake not in self.thresholds:
             thresholds_for(recognizer, [wake], None)  # raises and names those that there are
-        reader = reader_for(recognizer, self.thresholds, config, grammar)
+        reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar)
         self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, wake)
         self._rejected, self._examined = rejected, examined

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
 from speech.audio import Block, Samples, as_mono, resample
-from speech.bundle import BLANK, DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
-from speech.ctc import beam_search, confidences
+from speech.bundle import DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
+from speech.ctc import beam_search
 from speech.errors import BundleError, ConfigError
 from speech.grammar import Grammar, NGram
+from speech.heads import HEADS, Head, head_of, log_of
 from speech.own_words import OwnWords
 from speech.results import Prediction, SpokenWord
 from speech.similarity import Similarity, Vectors
@@ -59,6 +60,7 @@ class Recognizer:
             raise BundleError(f"{path} is not an ONNX model that can be opened") from error
         try:
             info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
+            head_of(info)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
@@ -90,9 +92,14 @@ class Recognizer:
         """What the bundle's embeddings mean.  Raises BundleError for a bundle without."""
         found = Similarity.from_metadata(self._session.get_modelmeta().custom_metadata_map)
         if found is None or "embedding" not in [output.name for output in self._session.get_outputs()]:
-            kind = "hears sequences" if self.info.head == "ctc" else "was exported without recipes.similarity"
+            kind = "hears sequences" if self.head.has_steps else "was exported without recipes.similarity"
             raise BundleError(f"this bundle {kind}, so it can't learn own words; --model commands can")
         return found
+
+    @property
+    def head(self) -> Head:
+        """What the scores mean."""
+        return HEADS[self.info.head]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -123,14 +130,12 @@ class Recognizer:
     def posteriors(self, waveform: Block) -> dict[str, float]:
         """The posterior of each label for one utterance (time,) at `info.sample_rate_hz`; they sum to one.
 
-        From a CTC head: how probable it is that the utterance holds exactly this token; blank is called `_silence_`.
+        A head with steps: how probable it is that the utterance holds exactly this token; blank is called `_silence_`.
         """
         if self.own:
             return self._with_own(self.own, waveform)
         scores = self.scores(self._long_enough(waveform)[None])[0]
-        if self.info.head == "ctc":
-            scores = confidences(log_of(scores), self.info.labels.index(BLANK))
-        return dict(zip(self.info.classes, scores.tolist(), strict=True))
+        return dict(zip(self.info.classes, self.head.posteriors(scores, self.info).tolist(), strict=True))
 
     def _with_own(self, own: OwnWords, waveform: Block) -> dict[str, float]:
         scores, embedding = self.read(waveform)
@@ -196,7 +201,7 @@ class Recognizer:
             BundleError: for a bundle of another head.
         """
         info = self.info
-        if info.head != "ctc":
+        if not self.head.has_steps:
             raise BundleError(f"a bundle with head {info.head!r} names single words; sequences need head 'ctc'")
         mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
@@ -254,7 +259,7 @@ def load_with_own(
         ConfigError: a folder is given that holds no words.
     """
     recognizer = Recognizer.load(path)
-    if without or (folder is None and recognizer.info.head == "ctc"):
+    if without or (folder is None and recognizer.head.has_steps):
         return recognizer
     own = OwnWords.load(folder or None)
     if folder is not None and not len(own) and not own.notices:
@@ -270,9 +275,3 @@ def load_with_own(
     if recognizer.own:
         inform(f"own words: {', '.join(own.names)}")
     return recognizer
-
-
-def log_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Natural logarithm of posteriors, finite for 0."""
-    logs: NDArray[np.float32] = np.log(scores + np.float32(1e-12))
-    return np.minimum(logs, 0)

@@ -15,7 +15,7 @@ from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
     from speech.training.corpus import Corpus
-    from speech.training.networks import Head, Network, NetworkConfig
+    from speech.training.networks import Network, NetworkConfig
 
 RATE = 16000
 
@@ -180,8 +180,8 @@ def sequence_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data set of `recipes.toy`, each module's own."""
-    from recipes.toy import make_corpus
+    """The tiny data set of `recipes.material.toy_corpus`, each module's own."""
+    from recipes.material.toy_corpus import make_corpus
 
     return make_corpus(tmp_path_factory.mktemp("data"))
 
@@ -194,20 +194,20 @@ def corpus(root: Path) -> "Corpus":
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Head, NetworkConfig], tuple[Path, Network]]":
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, NetworkConfig], tuple[Path, Network]]":
     """untrained(head, config): the bundle of a network with random weights, and that network."""
     import torch
 
     from speech.bundle import BLANK, SILENCE, UNKNOWN
     from speech.training.export import Scorer, bundle_info, export
     from speech.training.features import MFCC, FeatureConfig
-    from speech.training.networks import build_network
+    from speech.training.networks import NETWORKS
 
-    def make(head: "Head", config: "NetworkConfig") -> "tuple[Path, Network]":
+    def make(head: str, config: "NetworkConfig") -> "tuple[Path, Network]":
         labels = ["yes", "no", "stop", UNKNOWN, SILENCE if head == "classification" else BLANK]
         features = FeatureConfig()
         torch.manual_seed(0)
-        network = build_network(head, features.n_mfcc, len(labels), config, "torch").eval()
+        network = NETWORKS[head](features.n_mfcc, len(labels), config, "torch").eval()
         notes = {"labels": labels, "features": asdict(features), "network": asdict(config), "head": head}
         path = tmp_path_factory.mktemp("untrained") / f"{head}.onnx"
         export(Scorer(MFCC(features), network).eval(), bundle_info(notes, 0.7, {}, {}), path)

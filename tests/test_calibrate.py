@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ten import KEYWORDS
 
 from speech import calibrate as module
 from speech.audio import read
@@ -35,7 +36,6 @@ from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
-from speech.training.corpus import KEYWORDS
 
 RATE = 16000
 WORDS = ("low", "high")

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scripted import LoudVoice
+from ten import KEYWORDS
 
 from recipes import evaluate, train
-from recipes.toy import glide
+from recipes.material.toy_corpus import glide
 from speech import Listener, Recognizer
 from speech.bundle import BLANK, UNKNOWN
 from speech.results import Examined
 from speech.training import export
-from speech.training.corpus import KEYWORDS
 
 SMOKE = "recipes/configs/smoke_connected.yaml"
 

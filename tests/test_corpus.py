@@ -3,13 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ten import KEYWORDS
 
 from recipes.task import WORDS
 from speech.errors import ConfigError, DataError
 from speech.training import corpus as corpus_module
 from speech.training.clips import CLIP, extent, procedural_sound
 from speech.training.corpus import (
-    KEYWORDS,
     SILENCE,
     UNKNOWN,
     Corpus,
@@ -50,8 +50,8 @@ def test_held_out_speakers_move_with_all_they_said(root: Path) -> None:
 
 def test_vocabulary_takes_words_with_enough_recordings(root: Path) -> None:
     recordings = index_words(root, 0.0)
-    assert vocabulary(recordings, 12) == (*KEYWORDS, "bird", UNKNOWN, SILENCE)
-    assert vocabulary(recordings, 13) == (*KEYWORDS, UNKNOWN, SILENCE)
+    assert vocabulary(recordings, 12, KEYWORDS) == (*KEYWORDS, "bird", UNKNOWN, SILENCE)
+    assert vocabulary(recordings, 13, KEYWORDS) == (*KEYWORDS, UNKNOWN, SILENCE)
 
 
 def test_a_word_is_added_by_a_line_and_recordings(root: Path, tmp_path: Path) -> None:

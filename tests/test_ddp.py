@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ten import KEYWORDS
 
 from speech.training.corpus import Corpus
 from speech.training.mixtures import fixed_mixtures
@@ -17,7 +18,7 @@ def n_official(_: Corpus) -> int:
 
 
 def n_said(corpus: Corpus) -> int:
-    return sum(len(mixture.placed) for mixture in fixed_mixtures(corpus, "validation", 20, seed=0))
+    return sum(len(mixture.placed) for mixture in fixed_mixtures(corpus, "validation", 20, KEYWORDS, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ten import KEYWORDS
 
 from speech.errors import ConfigError
 from speech.training.clips import CLIP, FRAME
-from speech.training.corpus import KEYWORDS, SILENCE, UNKNOWN, Corpus, Recording, index_procedural
+from speech.training.corpus import SILENCE, UNKNOWN, Corpus, Recording, index_procedural
 from speech.training.examples import (
     GROUPS,
     LONGEST_S,
@@ -57,7 +58,7 @@ def rich(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def material(rich: Corpus) -> Material:
-    return Material(rich, "training", MIX)
+    return Material(rich, "training", MIX, KEYWORDS)
 
 
 def epoch(
@@ -224,7 +225,7 @@ def test_the_teachers_posteriors_come_with_single_words(material: Material) -> N
 
 
 def test_without_other_material_words_remain(corpus: Corpus, tmp_path: Path) -> None:
-    bare = Material(Corpus([r for r in corpus.recordings if r.source == "words"], tmp_path), "training", MIX)
+    bare = Material(Corpus([r for r in corpus.recordings if r.source == "words"], tmp_path), "training", MIX, KEYWORDS)
     counts = Counter(LABELS[n] for n in epoch(bare).draws.label)
     assert counts == dict.fromkeys(KEYWORDS, 12) | {"bird": 6, UNKNOWN: 9, SILENCE: 3}
 

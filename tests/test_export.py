@@ -9,28 +9,28 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from ten import TWELVE
 
-from recipes.metrics import TWELVE
 from speech import Recognizer
 from speech.bundle import BLANK, UNKNOWN
 from speech.errors import BundleError, ConfigError
 from speech.training import export
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Head, NetworkConfig, build_network
+from speech.training.networks import NETWORKS, NetworkConfig
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
 RICH = replace(
     SMALL, cmn="mean_variance", stacking=1, blocks=2, block_kernel=5, layers=3, attention_heads=2, embedding=6
 )
 TOKENS = (*TWELVE[:10], UNKNOWN, BLANK)
-LABELS: dict[Head, tuple[str, ...]] = {"classification": TWELVE, "ctc": TOKENS}
+LABELS: dict[str, tuple[str, ...]] = {"classification": TWELVE, "ctc": TOKENS}
 
 
 @dataclass(frozen=True)
 class Exported:
     """A network and its bundle."""
 
-    head: Head
+    head: str
     config: NetworkConfig
     scorer: export.Scorer
     path: Path
@@ -41,7 +41,7 @@ class Exported:
         return dict(zip(names, session.run(names, {"waveform": waveform.numpy()}), strict=True))
 
 
-def notes_of(head: Head, config: NetworkConfig) -> dict[str, Any]:
+def notes_of(head: str, config: NetworkConfig) -> dict[str, Any]:
     return {
         "labels": list(LABELS[head]),
         "features": asdict(FeatureConfig()),
@@ -52,10 +52,10 @@ def notes_of(head: Head, config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def make(head: Head, config: NetworkConfig) -> export.Scorer:
+def make(head: str, config: NetworkConfig) -> export.Scorer:
     """A network whose weights and running statistics are all different from those of a new one."""
     torch.manual_seed(0)
-    network = build_network(head, 40, len(LABELS[head]), config, "torch").train()
+    network = NETWORKS[head](40, len(LABELS[head]), config, "torch").train()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -127,7 +127,7 @@ def test_a_bundle_gives_back_its_network(exported: Exported) -> None:
 
 def test_weights_with_equal_values_are_read_back(tmp_path: Path) -> None:
     """A new network has many, which the exporter would like to merge."""
-    network = build_network("classification", 40, len(TWELVE), RICH, "torch")
+    network = NETWORKS["classification"](40, len(TWELVE), RICH, "torch")
     scorer = export.Scorer(MFCC(FeatureConfig()), network).eval()
     export.export(scorer, export.bundle_info(notes_of("classification", RICH), 0.7, {}, {}), tmp_path / "a.onnx")
     again, _ = export.load_network(tmp_path / "a.onnx")
@@ -141,8 +141,8 @@ def test_a_step_has_its_time_in_the_metadata(exported: Exported) -> None:
 
 
 def test_the_layer_over_words_stays_behind(tmp_path: Path) -> None:
-    network = build_network("classification", 40, len(TWELVE), RICH, "torch", n_words=500)
-    state = {f"classifier.{name}": value for name, value in network.state_dict().items()}
+    network = NETWORKS["classification"](40, len(TWELVE), RICH, "torch", n_words=500)
+    state = {f"acoustic.{name}": value for name, value in network.state_dict().items()}
     torch.save({"speech": notes_of("classification", RICH), "state_dict": state}, tmp_path / "a.ckpt")
     scorer, _ = export.load_checkpoint(tmp_path / "a.ckpt")
     assert not [name for name in scorer.state_dict() if "words" in name]
@@ -150,7 +150,7 @@ def test_the_layer_over_words_stays_behind(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    state = {f"classifier.{name}": value for name, value in make("classification", SMALL).network.state_dict().items()}
+    state = {f"acoustic.{name}": value for name, value in make("classification", SMALL).network.state_dict().items()}
     torch.save({"speech": notes_of("classification", RICH), "state_dict": state}, tmp_path / "a.ckpt")
     with pytest.raises(BundleError, match=r"a\.ckpt is no checkpoint of this version"):
         export.load_checkpoint(tmp_path / "a.ckpt")

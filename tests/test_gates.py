@@ -12,7 +12,7 @@ from speech.errors import BundleError
 from speech.gates import Trace, Tracer
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.lstm import LSTM
-from speech.training.networks import Network, NetworkConfig, build_network
+from speech.training.networks import NETWORKS, Network, NetworkConfig
 
 RATE = 16000
 CONFIG = NetworkConfig(channels=12, stacking_channels=14, hidden=10, layers=2, blocks=1, attention_heads=2)
@@ -40,7 +40,7 @@ def seen(bundle: tuple[Path, Network], waveform: np.ndarray) -> Trace:
 
 
 def test_the_gates_are_those_of_the_equations(network: Network, seen: Trace, waveform: np.ndarray) -> None:
-    twin = build_network("classification", 40, 5, CONFIG, "equations").eval()
+    twin = NETWORKS["classification"](40, 5, CONFIG, "equations").eval()
     twin.load_state_dict(network.state_dict())
     lstm = twin.encoder.lstm
     assert isinstance(lstm, LSTM)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import gradients
+from recipes.study import gradients
 from speech.errors import ConfigError
 from speech.training.gradients import (
     AddingConfig,

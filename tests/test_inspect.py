@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from recipes.inspect import HOP_S, Inspection, inspect, main
-from recipes.toy import RATE, glide
+from recipes.material.toy_corpus import RATE, glide
+from recipes.study.inspect import HOP_S, Inspection, inspect, main
 from speech import Listener, Recognizer
 from speech.activity import high_pass
 from speech.audio import read

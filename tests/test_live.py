@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ten import KEYWORDS
 
 from recipes import evaluate
-from recipes.live import (
+from recipes.metrics import Rate, Share
+from recipes.protocols.live import (
     LATE,
     UNHEARD,
     WRONG,
@@ -27,10 +29,9 @@ from recipes.live import (
     whole_hops,
     without_commands,
 )
-from recipes.metrics import Rate, Share
+from recipes.protocols.scenes import Scene, blocks
+from recipes.protocols.words import Evaluation, Mistake
 from recipes.report import write_report
-from recipes.scenes import Scene, blocks
-from recipes.words import Evaluation, Mistake
 from speech.activity import HOP, ListenerConfig, utterances_of
 from speech.audio import read
 from speech.errors import ConfigError
@@ -38,7 +39,7 @@ from speech.listen import DEMO
 from speech.listener import Listener, thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason, Rejection
-from speech.training.corpus import KEYWORDS, Corpus, Recording
+from speech.training.corpus import Corpus, Recording
 from speech.training.mixtures import Placed
 
 RATE = 16000
@@ -115,7 +116,7 @@ def stream(demo: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("model", ["commands", "connected"])
 def test_decisions_are_those_of_a_listener(stream: np.ndarray, model: str) -> None:
     recognizer = Recognizer.load(model)
-    once = hear(recognizer, np.array_split(stream, 7), ListenerConfig())
+    once = hear(recognizer, np.array_split(stream, 7), ListenerConfig(), KEYWORDS)
     outcomes = set()
     for threshold, after_talk_s in ((0.5, 2.0), (0.97, 2.0), (0.5, 0.0), (0.9, 10.0)):
         config = ListenerConfig(after_talk_s=after_talk_s)
@@ -154,7 +155,9 @@ def spoken(tmp_path_factory: pytest.TempPathFactory, demo: np.ndarray) -> Corpus
 
 @pytest.fixture(scope="module")
 def result(spoken: Corpus) -> Live:
-    return evaluate_live(Recognizer.load(), spoken, "validation", 10, thresholds=(0.5, 0.9999), after_talk_s=(2, 0))
+    return evaluate_live(
+        Recognizer.load(), spoken, "validation", KEYWORDS, 10, thresholds=(0.5, 0.9999), after_talk_s=(2, 0)
+    )
 
 
 def test_the_protocol_hears_commands_where_they_are(result: Live) -> None:
@@ -194,7 +197,7 @@ def test_the_curve_repeats_the_decision(result: Live, spoken: Corpus) -> None:
         assert low.sounds == low.alarms["noise"] + low.alarms["events"]
         assert low.sounds.count == 3 > high.sounds.count
     recognizer = Recognizer.load()
-    run, config = run_live(recognizer, spoken, "validation", 10, ["clean", "events"]), ListenerConfig()
+    run, config = run_live(recognizer, spoken, "validation", KEYWORDS, 10, ["clean", "events"]), ListenerConfig()
     point = run.point(0.9, config)
     own = thresholds_for(recognizer, KEYWORDS, 0.9)
     assert point.misses == {c.scene.name: c.misses for c in run.conditions(own, config)}
@@ -202,11 +205,11 @@ def test_the_curve_repeats_the_decision(result: Live, spoken: Corpus) -> None:
 
 def test_a_scene_that_is_not_there_is_named(spoken: Corpus) -> None:
     with pytest.raises(ConfigError, match="no scene 'loud'; there are: clean, "):
-        run_live(Recognizer.load(), spoken, "validation", 10, ["loud"])
+        run_live(Recognizer.load(), spoken, "validation", KEYWORDS, 10, ["loud"])
 
 
 def test_alarms_need_recordings(spoken: Corpus) -> None:
-    silence = without_commands(Recognizer.load(), spoken, "testing", "speech", ListenerConfig())
+    silence = without_commands(Recognizer.load(), spoken, "testing", "speech", ListenerConfig(), KEYWORDS)
     assert not silence.names
     assert silence.alarms([]).rate.hours == 0
 
@@ -254,7 +257,9 @@ def test_a_report_needs_nothing_beside_it(result: Live, tmp_path: Path) -> None:
     draw_live(result, tmp_path / "live.png")
     clip = np.sin(np.arange(RATE) / 10).astype(np.float32)
     confusion = np.array([[3, 1], [0, 4]])
-    words = Evaluation("<two> words", ("yes", "_unknown_"), confusion, [Mistake("a<b>.wav", "yes", "no", 0.9, clip)])
+    words = Evaluation(
+        "<two> words", ("yes", "_unknown_"), ("yes",), confusion, [Mistake("a<b>.wav", "yes", "no", 0.9, clip)]
+    )
     info = Recognizer.load().info
     pictures = {0: [tmp_path / "live.png"]}
     page = write_report(tmp_path, Path("commands.onnx"), info, [result, words], pictures).read_text()

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ten import KEYWORDS
 
 from speech.errors import ConfigError
 from speech.training.clips import CLIP, FRAME
@@ -43,7 +44,7 @@ def rich(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def material(rich: Corpus) -> Material:
-    return Material(rich, "training", SourceMix(rare=5))
+    return Material(rich, "training", SourceMix(rare=5), KEYWORDS)
 
 
 def test_groups_hold_each_item_under_its_key() -> None:
@@ -56,7 +57,7 @@ def test_groups_hold_each_item_under_its_key() -> None:
 
 def test_each_source_gets_its_share_of_a_word(rich: Corpus) -> None:
     mix = SourceMix(voices=0.3, synthetic=0.2, rare=5)
-    material = Material(rich, "training", mix)
+    material = Material(rich, "training", mix, KEYWORDS)
     on = material.number("on")
     drawn = material.draw_words(np.full(4000, on), np.random.default_rng(0))
     assert {rich.recordings[i].word for i in drawn} == {"on"}
@@ -72,7 +73,10 @@ def test_a_word_of_one_source_comes_from_there(material: Material) -> None:
 
 
 def test_rare_words_get_more_voices(rich: Corpus) -> None:
-    often, rare = Material(rich, "training", SourceMix(rare=5)), Material(rich, "training", SourceMix(rare=50))
+    often, rare = (
+        Material(rich, "training", SourceMix(rare=5), KEYWORDS),
+        Material(rich, "training", SourceMix(rare=50), KEYWORDS),
+    )
     on = often.number("on")
     assert not often.is_rare("on")
     assert rare.is_rare("on")
@@ -90,7 +94,7 @@ def test_recordings_are_drawn_evenly(material: Material) -> None:
 
 def test_only_one_part_is_drawn_from(rich: Corpus) -> None:
     for part in ("training", "validation"):
-        material = Material(rich, part, SourceMix(rare=5))
+        material = Material(rich, part, SourceMix(rare=5), KEYWORDS)
         drawn = material.draw_words(np.repeat([material.number("on"), material.number("yes")], 50), generator())
         assert {rich.recordings[i].part for i in drawn} == {part}
 
@@ -156,7 +160,7 @@ def test_noise_is_made_of_what_the_mix_says(material: Material) -> None:
 
 def test_without_material_there_is_no_noise(tmp_path: Path, corpus: Corpus) -> None:
     bare = Corpus([r for r in corpus.recordings if r.source == "words"], tmp_path)
-    noise = draw_noise(Material(bare, "training", SourceMix()), NoiseMix(), 5, generator())
+    noise = draw_noise(Material(bare, "training", SourceMix(), KEYWORDS), NoiseMix(), 5, generator())
     assert (noise.recording == -1).all()
 
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ten import KEYWORDS
 
-from recipes.connected import Heard, error_rate, latencies, noisy
+from recipes.protocols.connected import Heard, error_rate, latencies, noisy
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
 from speech.results import Detection
 from speech.training.clips import CLIP
-from speech.training.corpus import KEYWORDS, Corpus, Recording, speaker_of
+from speech.training.corpus import Corpus, Recording, speaker_of
 from speech.training.material import Material, NoiseMix
 from speech.training.mixtures import (
     NOTHING,
@@ -88,8 +89,8 @@ def test_transcripts_become_tokens() -> None:
 
 @pytest.mark.parametrize("part", ["validation", "testing"])
 def test_fixed_mixtures_keep_to_their_part_and_sizes(corpus: Corpus, part: str) -> None:
-    mixtures = fixed_mixtures(corpus, part, 30, seed=0)
-    again = fixed_mixtures(corpus, part, 30, seed=0)
+    mixtures = fixed_mixtures(corpus, part, 30, KEYWORDS, seed=0)
+    again = fixed_mixtures(corpus, part, 30, KEYWORDS, seed=0)
     for mixture, same in zip(mixtures, again, strict=True):
         assert mixture.placed == same.placed
         np.testing.assert_array_equal(mixture.waveform, same.waveform)
@@ -123,7 +124,7 @@ def test_transcripts_leave_out_sounds_and_join_other_speech() -> None:
 
 @pytest.fixture(scope="module")
 def material(corpus: Corpus) -> Material:
-    return Material(corpus, "training", SMALL)
+    return Material(corpus, "training", SMALL, KEYWORDS)
 
 
 def batches(of: Material, config: MixtureConfig = SMALL, **more) -> MixtureBatches:
@@ -190,7 +191,7 @@ def test_the_transcript_is_what_is_rendered(material: Material) -> None:
 def test_rare_commands_come_more_often(corpus: Corpus, tmp_path: Path) -> None:
     few = Corpus([r for r in corpus.recordings if r.word != "on" or r.path.name < "8"], tmp_path)
     config = dataclasses.replace(SMALL, rare=12, command_rare=10.0, repeat=0.0, one_speaker=0.0, running=0.0)
-    pool = Material(few, "training", config)
+    pool = Material(few, "training", config, KEYWORDS)
     assert [word for word in KEYWORDS if pool.is_rare(word)] == ["on"]
     _, tokens, n_tokens = MixtureMaker(pool, LABELS, config).make(6 * CLIP, 100, np.random.default_rng(0))
     said = [LABELS[n] for row, count in zip(tokens, n_tokens, strict=True) for n in row[:count]]
@@ -214,7 +215,7 @@ def test_running_speech_fills_its_mixture_and_is_one_token(corpus: Corpus, tmp_p
     soundfile.write(speech, 0.1 * np.random.default_rng(0).standard_normal(9 * CLIP), CLIP)
     rich = Corpus([*corpus.recordings, Recording(speech, "", "training", "speech")], tmp_path)
     config = dataclasses.replace(SMALL, running=1.0, empty=0.0)
-    plan, tokens, n_tokens = MixtureMaker(Material(rich, "training", config), LABELS, config).make(
+    plan, tokens, n_tokens = MixtureMaker(Material(rich, "training", config, KEYWORDS), LABELS, config).make(
         3 * CLIP, 10, np.random.default_rng(0)
     )
     assert plan.elements.n_samples.tolist() == [3 * CLIP] * 10
@@ -223,7 +224,7 @@ def test_running_speech_fills_its_mixture_and_is_one_token(corpus: Corpus, tmp_p
 
 
 def test_noise_comes_at_the_ratio(corpus: Corpus) -> None:
-    mixtures = fixed_mixtures(corpus, "testing", 5, seed=0)
+    mixtures = fixed_mixtures(corpus, "testing", 5, KEYWORDS, seed=0)
     if not len(corpus.select("testing", "noise")):
         pytest.skip("the tiny corpus has no noise for testing")
     clean, mixed = (noisy(mixtures, corpus, "testing", snr_db) for snr_db in (None, 10.0))

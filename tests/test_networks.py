@@ -7,6 +7,7 @@ from torch import Tensor
 from speech.errors import ConfigError
 from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import (
+    NETWORKS,
     AttentionPooling,
     Classifier,
     CosineLayer,
@@ -16,7 +17,6 @@ from speech.training.networks import (
     SeparableBlock,
     Transcriber,
     UtteranceNorm,
-    build_network,
 )
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
@@ -136,7 +136,7 @@ def test_words_are_told_apart_by_direction_alone() -> None:
 
 
 def test_both_scores_come_from_one_pass_and_train_both_layers() -> None:
-    network = build_network("classification", 40, 22, VARIANTS["heads"], "torch", n_words=50)
+    network = NETWORKS["classification"](40, 22, VARIANTS["heads"], "torch", n_words=50)
     assert isinstance(network, Classifier)
     logits, words = network.eval().both(noise(2, 98, 40))
     torch.testing.assert_close(logits, network(noise(2, 98, 40)))
@@ -177,7 +177,7 @@ def test_forget_gates_start_open() -> None:
 
 
 def test_a_transcriber_has_scores_for_each_step() -> None:
-    network = build_network("ctc", 40, 12, VARIANTS["blocks"], "torch", n_words=50)
+    network = NETWORKS["ctc"](40, 12, VARIANTS["blocks"], "torch", n_words=50)
     assert isinstance(network, Transcriber)
     assert network.eval()(torch.zeros(2, 98, 40)).shape == (2, 23, 12)
 

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ten import KEYWORDS, TWELVE
 
 from recipes import evaluate, train
-from recipes.metrics import TWELVE, Share, calibration_error, fold, reliability, summarize
+from recipes.material.toy_corpus import PARTS, WORDS, glide
+from recipes.metrics import Share, calibration_error, fold, reliability, summarize
 from recipes.task import warm_cosine
-from recipes.toy import PARTS, WORDS, glide
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
@@ -212,11 +213,11 @@ def test_folding_counts_other_words_as_unknown() -> None:
     confusion = np.zeros((13, 13), np.int64)
     bed, yes, unknown = labels.index("bed"), labels.index("yes"), labels.index("_unknown_")
     confusion[bed, bed], confusion[bed, yes], confusion[yes, bed], confusion[yes, yes] = 5, 2, 1, 7
-    folded = fold(confusion, labels)
+    folded = fold(confusion, labels, KEYWORDS)
     assert folded.sum() == 15
     assert folded[unknown, unknown] == 5
     assert folded[unknown, yes] == 2
-    summary = summarize(confusion, labels)
+    summary = summarize(confusion, labels, KEYWORDS)
     assert (summary.keywords.hits, summary.keywords.total) == (7, 8)
     assert (summary.unknown_as_command.hits, summary.unknown_as_command.total) == (2, 7)
     assert summary.accuracy.hits == 12

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ten import KEYWORDS
 
-from recipes.scenes import (
+from recipes.protocols.scenes import (
     SCENES,
     SENTENCE_S,
     TONE_GAP_S,
@@ -30,7 +31,7 @@ from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
 from speech.training.clips import extent
-from speech.training.corpus import KEYWORDS, Corpus, Recording
+from speech.training.corpus import Corpus, Recording
 from speech.training.mixtures import SPEECH_DB
 
 RATE = 16000
@@ -59,8 +60,8 @@ def test_names_are_short_and_all_different() -> None:
 
 
 def test_the_words_sound_where_it_says(corpus: Corpus) -> None:
-    stream, placed = place_words(corpus, "testing", 20, np.random.default_rng(0))
-    again, _ = place_words(corpus, "testing", 20, np.random.default_rng(0))
+    stream, placed = place_words(corpus, "testing", KEYWORDS, 20, np.random.default_rng(0))
+    again, _ = place_words(corpus, "testing", KEYWORDS, 20, np.random.default_rng(0))
     np.testing.assert_array_equal(stream, again)
     assert len(placed) == 20
     assert len({p.word for p in placed}) == 10
@@ -155,7 +156,7 @@ def recordings(tmp_path: Path, kinds: Sequence[tuple[str, str, str, np.ndarray]]
 
 def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS]
-    bare = Stage(Corpus(recordings(tmp_path, words), tmp_path / "a"), "validation", 10)
+    bare = Stage(Corpus(recordings(tmp_path, words), tmp_path / "a"), "validation", KEYWORDS, 10)
     there = [scene.name for scene in SCENES if bare.compose(scene)]
     assert there == ["clean", "after a tone"]
     demo = read(DEMO, RATE)
@@ -167,7 +168,7 @@ def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
         ("on", "validation", "home", clip()),
         ("red", "validation", "home", clip()),
     ]
-    stage = Stage(Corpus(recordings(tmp_path, more), tmp_path / "b"), "validation", 10)
+    stage = Stage(Corpus(recordings(tmp_path, more), tmp_path / "b"), "validation", KEYWORDS, 10)
     for scene in SCENES:
         composed = stage.compose(scene)
         assert composed, scene.name
@@ -182,14 +183,14 @@ def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
 
 def test_missing_commands_are_reported(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS if word != "left"]
-    with pytest.raises(DataError, match="all ten commands"):
-        Stage(Corpus(recordings(tmp_path, words), tmp_path), "validation", 10)
+    with pytest.raises(DataError, match="all commands"):
+        Stage(Corpus(recordings(tmp_path, words), tmp_path), "validation", KEYWORDS, 10)
 
 
 def test_noise_is_mixed_in_at_its_level(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS]
     noise = ("", "validation", "noise", np.random.default_rng(1).standard_normal(6 * RATE) / 10)
-    stage = Stage(Corpus(recordings(tmp_path, [*words, noise]), tmp_path / "a"), "validation", 10)
+    stage = Stage(Corpus(recordings(tmp_path, [*words, noise]), tmp_path / "a"), "validation", KEYWORDS, 10)
     clean, ten, five = (stage.compose(Scene(snr_db)) for snr_db in (None, 10.0, 5.0))
     assert clean
     assert ten

@@ -10,13 +10,14 @@ import torch
 
 pytest.importorskip("websockets", reason="needs the extra `serve`")
 
-from recipes.metrics import TWELVE
+from ten import TWELVE
+
 from speech.gates import Tracer
 from speech.results import Examined
 from speech.serve.pictures import N_COLUMNS, peaks, picture_of, standardised
 from speech.training import export
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import NetworkConfig, build_network
+from speech.training.networks import NETWORKS, NetworkConfig
 
 RATE = 16000
 FEATURES = FeatureConfig()
@@ -27,7 +28,7 @@ def tracer(tmp_path_factory: pytest.TempPathFactory) -> Tracer:
     """Of an untrained network."""
     config = NetworkConfig(channels=8, stacking_channels=10, hidden=6, layers=2, attention_heads=2)
     torch.manual_seed(0)
-    network = build_network("classification", FEATURES.n_mfcc, len(TWELVE), config, "torch")
+    network = NETWORKS["classification"](FEATURES.n_mfcc, len(TWELVE), config, "torch")
     notes = {"labels": TWELVE, "features": asdict(FEATURES), "network": asdict(config), "head": "classification"}
     path: Path = tmp_path_factory.mktemp("bundle") / "untrained.onnx"
     export.export(export.Scorer(MFCC(FEATURES), network).eval(), export.bundle_info(notes, 0.7, {}, {}), path)

@@ -9,23 +9,27 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from ten import KEYWORDS
 
 from recipes import train
+from recipes.heads import figures, soft_targets, weighted_loss
 from recipes.metrics import Share
-from recipes.task import CommandTask, figures, warm_cosine, weighted_loss
+from recipes.task import CommandTask, warm_cosine
 from speech.bundle import SILENCE, UNKNOWN
-from speech.training.corpus import KEYWORDS
 
 LABELS = (*KEYWORDS, "bed", UNKNOWN, SILENCE)
 N = len(LABELS)
 
 
 def test_targets_mix_the_label_and_the_teachers() -> None:
-    task = CommandTask(label_smoothing=0.13, soft_share=0.6)
-    task.labels = LABELS
     teacher = torch.zeros(2, N)
     teacher[0, 1], teacher[0, 2] = 0.75, 0.25
-    targets = task._targets(SimpleNamespace(label=torch.tensor([1, 3]), teacher=teacher))  # type: ignore[arg-type]
+    targets = soft_targets(
+        SimpleNamespace(label=torch.tensor([1, 3]), teacher=teacher),  # type: ignore[arg-type]
+        N,
+        label_smoothing=0.13,
+        soft_share=0.6,
+    )
     smooth = 0.13 / N
     assert targets[1].tolist() == pytest.approx([smooth + 0.87 * (i == 3) for i in range(N)])
     assert targets[0, 1].item() == pytest.approx(0.6 * 0.75 + 0.4 * (0.87 + smooth))
@@ -95,6 +99,7 @@ def test_figures_of_validation() -> None:
             "noise": nothing,
         },
         LABELS,
+        KEYWORDS,
     )
     shares = {name: (f.hits, f.total) for name, f in found.items() if isinstance(f, Share)}
     assert shares == {
@@ -107,7 +112,7 @@ def test_figures_of_validation() -> None:
 def test_the_score_leaves_out_what_is_not_there() -> None:
     nothing = np.zeros((N, N), np.int64)
     groups = dict.fromkeys(("home", "speech", "events", "noise"), nothing)
-    found = figures({"official": confusion(yes_yes=3, yes_no=1), **groups}, LABELS)
+    found = figures({"official": confusion(yes_yes=3, yes_no=1), **groups}, LABELS, KEYWORDS)
     assert found["score"] == pytest.approx(0.75)
 
 

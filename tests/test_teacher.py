@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ten import KEYWORDS
 
 from speech.errors import DataError
-from speech.training.corpus import KEYWORDS, SILENCE, UNKNOWN, Recording
+from speech.training.corpus import SILENCE, UNKNOWN, Recording
 from speech.training.teacher import Teacher, map_posteriors, read_teacher
 
 KWT1 = [SILENCE, UNKNOWN, *KEYWORDS]

@@ -10,8 +10,9 @@ from speech.activity import ListenerConfig, Utterance
 from speech.bundle import FORMAT, BundleInfo
 from speech.errors import ConfigError
 from speech.grammar import Grammar
+from speech.heads import SequenceReader, WordReader
 from speech.results import Examined, Reason
-from speech.utterances import Decision, SequenceReader, WordReader, reader_for
+from speech.utterances import Decision
 
 RATE = 16000
 DEFAULT = ListenerConfig()
@@ -134,7 +135,7 @@ SEVERAL = {
 def decide(info: BundleInfo, case: Case) -> list[Examined]:
     grammar = Grammar.parse(case.grammar, info.words) if case.grammar else None
     recognizer = ScriptedRecognizer(info, [said.heard for said in case.said if not said.is_long])
-    decision = Decision(reader_for(recognizer, case.thresholds, case.config, grammar), case.config)
+    decision = Decision(recognizer.head.reader(recognizer, case.thresholds, case.config, grammar), case.config)
     utterances = [said.utterance() for said in case.said]
     return [decision.decide(utterance, fed=utterance.closed) for utterance in utterances]
 
@@ -229,10 +230,11 @@ def test_times_end_with_the_stream() -> None:
 
 @pytest.mark.parametrize(("info", "longest_s"), [(WORDS, 1.4), (SEQUENCES, 8.0)])
 def test_each_head_has_its_longest_utterance(info: BundleInfo, longest_s: float) -> None:
-    reader = reader_for(ScriptedRecognizer(info, []), {"low": 0.6}, ListenerConfig(), None)
+    recognizer = ScriptedRecognizer(info, [])
+    reader = recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), None)
     assert reader.max_s == longest_s
     halved = ListenerConfig(max_word_s=0.7, max_sequence_s=4.0)
-    assert reader_for(ScriptedRecognizer(info, []), {"low": 0.6}, halved, None).max_s == longest_s / 2
+    assert recognizer.head.reader(recognizer, {"low": 0.6}, halved, None).max_s == longest_s / 2
 
 
 def test_a_decision_that_is_reset_remembers_neither_talk_nor_sentence() -> None:
@@ -253,5 +255,6 @@ def test_a_decision_that_is_reset_remembers_neither_talk_nor_sentence() -> None:
 
 def test_a_grammar_needs_a_head_that_hears_sequences() -> None:
     grammar = Grammar.parse("low", WORDS.words)
+    recognizer = ScriptedRecognizer(WORDS, [])
     with pytest.raises(ConfigError, match="hears sequences"):
-        reader_for(ScriptedRecognizer(WORDS, []), {"low": 0.6}, ListenerConfig(), grammar)
+        recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), grammar)

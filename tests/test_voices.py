@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ten import KEYWORDS
 
-from recipes import demo, voices
+from recipes.material import demo_recording, voices
 from speech import Listener, Recognizer
-from speech.training.corpus import KEYWORDS, index_others
+from speech.training.corpus import index_others
 
 RATE = 16000
 
@@ -136,7 +137,7 @@ def test_a_line_that_is_no_word_is_named(text: str, tmp_path: Path, capsys: pyte
 
 def test_the_demo_made_anew_holds_the_same_commands() -> None:
     try:
-        recording = demo.compose(np.random.default_rng(1))
+        recording = demo_recording.compose(np.random.default_rng(1))
     except FileNotFoundError as error:
         pytest.skip(f"no synthesiser: {error}")
-    assert tuple(d.word for d in Listener(Recognizer.load()).listen([recording])) == demo.COMMANDS
+    assert tuple(d.word for d in Listener(Recognizer.load()).listen([recording])) == demo_recording.COMMANDS

@@ -9,10 +9,11 @@ from tunes import LoudIsSpeech
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance
 from speech.errors import ConfigError
+from speech.heads import Reading, Word
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Reason, Rejection
-from speech.utterances import Decision, Reading, Word
+from speech.utterances import Decision
 
 Tone = Callable[[float, float], np.ndarray]
 

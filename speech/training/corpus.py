@@ -32,7 +32,8 @@ from speech.training.clips import (
     procedural_sound,
 )
 
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+SCARCE = ("on", "off")
+"""Commands of which a partial data set may hold only a dozen validation clips."""
 WORDS_FOLDER = Path("SpeechCommands/speech_commands_v0.02")
 ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
 BACKGROUND = "_background_noise_"
@@ -106,7 +107,7 @@ def index_words(root: Path, held_out: float) -> list[Recording]:
     scarce = {
         speaker_of(r.path)
         for r in recordings
-        if r.part == "training" and r.word in ("on", "off") and share(speaker_of(r.path)) < held_out
+        if r.part == "training" and r.word in SCARCE and share(speaker_of(r.path)) < held_out
     }
     return [
         Recording(r.path, r.word, "validation", r.source)
@@ -166,7 +167,7 @@ def read_commands(path: Path) -> tuple[str, ...]:
     return tuple(commands)
 
 
-def vocabulary(recordings: Sequence[Recording], rare: int, commands: Sequence[str] = KEYWORDS) -> tuple[str, ...]:
+def vocabulary(recordings: Sequence[Recording], rare: int, commands: Sequence[str]) -> tuple[str, ...]:
     """The commands, the other words with at least `rare` training recordings, `_unknown_`, `_silence_`.
 
     Raises:

@@ -463,7 +463,7 @@ class ValidationUtterances(Dataset[Utterances]):
 
     def __init__(self, corpus: Corpus, labels: Sequence[str], part: str, per_kind: int, batch_size: int) -> None:
         rng = np.random.default_rng(0)
-        self.material, self.labels = Material(corpus, part, SourceMix()), list(labels)
+        self.material, self.labels = Material(corpus, part, SourceMix(), ()), list(labels)
         self.draws = self._draw(part, per_kind, rng)
         self.teacher = Teacher(len(labels))
         n = len(self.draws)

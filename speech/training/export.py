@@ -19,26 +19,18 @@ from speech.bundle import FORMAT, BundleInfo
 from speech.errors import BundleError, ConfigError
 from speech.recognizer import Recognizer
 from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import Classifier, Encoder, Head, LSTMKind, Network, NetworkConfig, build_network
+from speech.training.networks import NETWORKS, Encoder, LSTMKind, Network, NetworkConfig
 
-PREFIX: dict[Head, str] = {"classification": "classifier.", "ctc": "transcriber."}
-"""Where a checkpoint holds the network of each head."""
-WINDOW_S: dict[Head, float] = {"classification": 1.0, "ctc": 3.0}
-"""What the live loop shows the network at a time."""
+PREFIX = "acoustic."
+"""What the names of the network's weights in a checkpoint begin with."""
 TOLERANCE = 1e-4
 """Largest difference of an output between torch and ONNX Runtime."""
 EXAMPLE_S = 1
 """Length of the waveform that the exporter follows through the network."""
 SCORER = "scorer"
 """What the names of a bundle's weights begin with."""
-AXES = {
-    "waveform": {0: "batch", 1: "time"},
-    "embedding": {0: "batch"},
-    "attention": {0: "batch", 2: "steps"},
-    "features": {0: "batch", 1: "frames"},
-}
-SCORE_AXES: dict[str, dict[int, str]] = {"classification": {0: "batch"}, "ctc": {0: "batch", 1: "steps"}}
-"""Axes whose length differs from call to call."""
+AXES = {"waveform": {0: "batch", 1: "time"}, "features": {0: "batch", 1: "frames"}}
+"""Axes whose length differs from call to call; those of the other outputs are the network's."""
 
 
 class Scorer(nn.Module):
@@ -78,18 +70,13 @@ class Scorer(nn.Module):
         """All that a bundle gives, in the order of its outputs.
 
         Returns:
-            `scores`, as above; `features` (batch, frames, n_mfcc); of single words also `embedding` (batch, n), the
-            vector that the class layer sees, and `attention` (batch, heads, steps).
+            `scores`, as above; the network's other outputs, such as the `embedding` of single words;
+            `features` (batch, frames, n_mfcc).
         """
         features = self.mfcc(waveform)
-        if not isinstance(self.network, Classifier):
-            logits = self.network(features)
-            more = {"features": features}
-        else:
-            embedding, attention = self.network.pooled(features)
-            logits = self.network.classes(embedding)
-            more = {"embedding": embedding, "attention": attention, "features": features}
-        return {"scores": torch.softmax((logits + self.offsets) / self.temperature, dim=-1), **more}
+        found = self.network.outputs(features)
+        scores = torch.softmax((found["scores"] + self.offsets) / self.temperature, dim=-1)
+        return found | {"scores": scores, "features": features}
 
 
 class _Graph(nn.Module):
@@ -131,8 +118,7 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         notes = checkpoint["speech"]
-        prefix = PREFIX[notes.get("head", "classification")]
-        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        state = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
         return build_scorer(notes, state), notes
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise BundleError(f"{path} is no checkpoint of this version's recipes.train: {_first_line(error)}") from error
@@ -179,8 +165,8 @@ def build_scorer(notes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Score
     """
     features = FeatureConfig(**notes["features"])
     lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
-    head: Head = notes.get("head", "classification")
-    network = build_network(head, features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
+    kind = NETWORKS[notes["head"]]
+    network = kind(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
     counters = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}  # not in a bundle
     network.load_state_dict(counters | {k: v for k, v in state.items() if not k.startswith("words.")})
     return Scorer(MFCC(features), network).eval()
@@ -201,7 +187,7 @@ def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
     Raises:
         BundleError: when it exceeds `TOLERANCE`; the file is removed.
     """
-    example, axes = torch.zeros(2, EXAMPLE_S * info.sample_rate_hz), AXES | {"scores": SCORE_AXES[info.head]}
+    example, axes = torch.zeros(2, EXAMPLE_S * info.sample_rate_hz), {**AXES, **scorer.network.axes}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         names = list(scorer.outputs(example))
@@ -266,14 +252,13 @@ def bundle_info(
     `training` gets what it takes to build the network again.
     """
     feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
-    head: Head = notes.get("head", "classification")
     timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)
     return BundleInfo(
         format=FORMAT,
-        head=head,
+        head=notes["head"],
         labels=tuple(notes["labels"]),
         sample_rate_hz=feature_config.sample_rate_hz,
-        window_s=WINDOW_S[head],
+        window_s=NETWORKS[notes["head"]].window_s,
         step_s=timing[0],
         offset_s=timing[1],
         threshold=threshold,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
-from speech.training.corpus import CUT, KEYWORDS, SPOKEN, Corpus, speaker_of
+from speech.training.corpus import CUT, SPOKEN, Corpus, speaker_of
 from speech.training.plan import Elements, plan_noises
 
 NEAR_FRAMES = 12
@@ -102,7 +102,7 @@ class Material:
         commands: the words that matter most.
     """
 
-    def __init__(self, corpus: Corpus, part: str, mix: SourceMix, commands: Sequence[str] = KEYWORDS) -> None:
+    def __init__(self, corpus: Corpus, part: str, mix: SourceMix, commands: Sequence[str]) -> None:
         self.corpus, self.part, self.mix, self.commands = corpus, part, mix, tuple(commands)
         spoken = [i for i, r in enumerate(corpus.recordings) if r.part == part and r.source in SPOKEN]
         self.words = tuple(sorted({corpus.recordings[i].word for i in spoken}))

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
 from speech.training.clips import SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals, Waveform, set_level
-from speech.training.corpus import KEYWORDS, Corpus, speaker_of
+from speech.training.corpus import Corpus, speaker_of
 from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
 from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
@@ -452,8 +452,8 @@ def fixed_mixtures(
     corpus: Corpus,
     part: str,
     n: int,
+    words: Sequence[str],
     seed: int,
-    words: Sequence[str] = KEYWORDS,
     sizes: tuple[int, int] = (1, 6),
     gaps_s: tuple[float, float] = (0.1, 0.8),
 ) -> list[Mixture]:

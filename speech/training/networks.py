@@ -1,7 +1,9 @@
 """The encoder (convolutions, stacked bidirectional LSTM) and its heads."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,6 @@ from speech.training.lstm import LSTM
 
 LSTMKind = Literal["torch", "equations", "rnn"]
 """The fast LSTM; the one written from its equations, which takes the same weights; a plain RNN for contrast."""
-
-Head = Literal["classification", "ctc"]
-"""One word in a window, or a sequence of words."""
 
 
 Normalisation = Literal["none", "mean", "mean_variance"]
@@ -219,7 +218,35 @@ class CosineLayer(nn.Module):
         return self.log_scale.exp() * cosine
 
 
-class Classifier(nn.Module):
+class Network(nn.Module, ABC):
+    """Encoder and head: features in, logits out.
+
+    A network of another head derives from this and is entered in `NETWORKS`.
+    """
+
+    name: ClassVar[str]
+    """Of the head, as in `speech.heads`."""
+    window_s: ClassVar[float]
+    """Length of the waveforms that it is trained on, in seconds."""
+    axes: ClassVar[Mapping[str, Mapping[int, str]]]
+    """Axes of its outputs whose length differs from call to call."""
+    encoder: "Encoder"
+
+    @abstractmethod
+    def __init__(
+        self, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind = "torch", n_words: int = 0
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def outputs(self, features: Tensor) -> dict[str, Tensor]:
+        """What a bundle gives of features (batch, frames, n_features), by the names in `axes`; `scores` are logits."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.outputs(features)["scores"]
+
+
+class Classifier(Network):
     """Encoder, attention pooling and one score for each class.
 
     Args:
@@ -231,16 +258,19 @@ class Classifier(nn.Module):
         logits (batch, classes)
     """
 
+    name, window_s = "classification", 1.0
+    axes: ClassVar = {"scores": {0: "batch"}, "embedding": {0: "batch"}, "attention": {0: "batch", 2: "steps"}}
+
     def __init__(
-        self, n_features: int, n_classes: int, config: NetworkConfig, lstm: LSTMKind = "torch", n_words: int = 0
+        self, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind = "torch", n_words: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(n_features, n_scores, config, lstm, n_words)
         self.config = config
         self.encoder = Encoder(n_features, config, lstm)
         self.pool = AttentionPooling(2 * config.hidden, config.attention_heads)
         pooled = config.attention_heads * 2 * config.hidden
         self.project = nn.Linear(pooled, config.embedding) if config.embedding else nn.Identity()
-        self.classes = nn.Linear(config.n_pooled, n_classes)
+        self.classes = nn.Linear(config.n_pooled, n_scores)
         self.words = CosineLayer(config.n_pooled, n_words) if n_words else None
 
     def pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,38 +289,37 @@ class Classifier(nn.Module):
         embedding = self.embedding(features)
         return self.classes(embedding), self.words(embedding)
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.classes(self.embedding(features))
-        return logits
+    def outputs(self, features: Tensor) -> dict[str, Tensor]:
+        """`scores`, the `embedding` (batch, n_pooled) and the `attention` (batch, heads, steps)."""
+        embedding, attention = self.pooled(features)
+        return {"scores": self.classes(embedding), "embedding": embedding, "attention": attention}
 
 
-class Transcriber(nn.Module):
+class Transcriber(Network):
     """Encoder and CTC head: at each step a posterior for every token.
 
+    Args:
+        n_words: without effect.
     Args of forward:
         features: (batch, frames, n_features)
     Returns of forward:
         logits (batch, steps, tokens), steps as in `Encoder`; the last token is the blank
     """
 
-    def __init__(self, n_features: int, n_tokens: int, config: NetworkConfig, lstm: LSTMKind = "torch") -> None:
-        super().__init__()
+    name, window_s = "ctc", 3.0
+    axes: ClassVar = {"scores": {0: "batch", 1: "steps"}}
+
+    def __init__(
+        self, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind = "torch", n_words: int = 0
+    ) -> None:
+        super().__init__(n_features, n_scores, config, lstm, n_words)
         self.config = config
         self.encoder = Encoder(n_features, config, lstm)
-        self.head = nn.Linear(2 * config.hidden, n_tokens)
+        self.head = nn.Linear(2 * config.hidden, n_scores)
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(features))
-        return logits
-
-
-Network = Classifier | Transcriber
+    def outputs(self, features: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.head(self.encoder(features))}
 
 
-def build_network(
-    head: Head, n_features: int, n_scores: int, config: NetworkConfig, lstm: LSTMKind, n_words: int = 0
-) -> Network:
-    """The network of one head; `n_words` as in `Classifier`, and without effect on a CTC head."""
-    if head == "ctc":
-        return Transcriber(n_features, n_scores, config, lstm)
-    return Classifier(n_features, n_scores, config, lstm, n_words)
+NETWORKS: Mapping[str, type[Network]] = {network.name: network for network in (Classifier, Transcriber)}
+"""The network of each head."""

@@ -17,13 +17,14 @@ from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utte
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
 from speech.forecast import forecast
+from speech.heads import WordReader
 from speech.own_words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined
 from speech.similarity import Vectors
 from speech.training.clips import Waveform, set_level
-from speech.training.corpus import KEYWORDS, Corpus, speaker_of
-from speech.utterances import Decision, WordReader
+from speech.training.corpus import Corpus, speaker_of
+from speech.utterances import Decision
 from speech.word_model import fit
 
 RECORDINGS = (3, 5, 10)
@@ -403,7 +404,7 @@ def count_awake(once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], speech:
     return sum(d.word != name for one in examined for d in one.detections)
 
 
-def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str) -> Own:
+def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Own:
     """Teach words outside the vocabulary and hear them, by the same speaker and by others.
 
     Raises:
@@ -421,18 +422,18 @@ def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str) -> Own:
                 tried = [try_out(once, group, k, speech, rng) for _ in range(N_DRAWS)]
                 trials.setdefault((group.kind, k), []).extend(trial for trial in tried if trial)
     once.masked = ""
-    commands = {
+    spoken = {
         word: [utterances_in(corpus[int(i)]) for i in rng.permutation(corpus.select(part, "words", word))[:MOST_HEARD]]
-        for word in KEYWORDS
+        for word in commands
     }
     learnt = learnt_words(once, groups, K_BESIDE)
-    told, n_right = compare_confusions(once, learnt, commands)
+    told, n_right = compare_confusions(once, learnt, spoken)
     return Own(
         part,
         hours,
         [row_of(some, hours, None) for some in trials.values() if some],
         [row_of(some, hours, recognizer.info.threshold) for some in trials.values() if some],
-        commands_beside(once, learnt, commands, K_BESIDE) if learnt else None,
+        commands_beside(once, learnt, spoken, K_BESIDE) if learnt else None,
         told,
         n_right,
         count_awake(once, learnt, speech),

@@ -1,4 +1,4 @@
-"""Draw what a network does with an utterance: `python -m recipes.inspect FILE`.
+"""Draw what a network does with an utterance: `python -m recipes.study.inspect FILE`.
 
 One picture: waveform, MFCC, the gates of every LSTM layer and direction, attention, and what the network would have
 answered if the utterance had ended at each moment.
@@ -83,9 +83,7 @@ def inspect(model: Path, recording: Block, at_s: float | None = None) -> Inspect
     else:
         start_s, utterance = find(recognizer, recording, at_s)
     trace = tracer.trace(utterance)
-    heard_s, posteriors = (
-        (trace.step_s, trace.scores) if recognizer.info.head == "ctc" else so_far(recognizer, utterance)
-    )
+    heard_s, posteriors = (trace.step_s, trace.scores) if recognizer.head.has_steps else so_far(recognizer, utterance)
     return Inspection(recognizer.info.classes, rate, recording, start_s, utterance, trace, heard_s, posteriors)
 
 
@@ -204,7 +202,7 @@ def draw_posteriors(inspection: Inspection, panel: "Axes") -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.inspect", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.study.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording, whatever libsndfile reads")
     parser.add_argument(
         "--model", type=Path, default=DEFAULT_MODEL, metavar="BUNDLE", help="(default: the shipped single words)"

@@ -1,4 +1,4 @@
-"""What serving costs and whether it lasts: `python -m recipes.clients`.  Linux only: it reads /proc.
+"""What serving costs and whether it lasts: `python -m recipes.protocols.clients`.  Linux only: it reads /proc.
 
 A server of its own (`speech.serve page`) is given the demo recording by real WebSocket clients: one at a microphone's
 pace for the latency, many at once for words, processor and memory, connections that never finish, and a long stream.
@@ -227,7 +227,7 @@ async def measure(server: Served, model: str | None, n_clients: int, hours: floa
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 when all held, 1 when not, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.clients", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.protocols.clients", description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=16, metavar="N", help="clients at once (default: 16)")
     parser.add_argument("--hours", type=float, default=0.0, help="length of the long stream (default: none)")
     parser.add_argument("--model", metavar="PATH", help="bundle to use (default: the shipped one)")

@@ -14,7 +14,7 @@ from speech.activity import ListenerConfig, utterances_of
 from speech.errors import DataError
 from speech.training.augment import impulse_responses, reverberate
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform, extent, set_level
-from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.corpus import Corpus
 from speech.training.mixtures import SPEECH_DB, Placed
 
 TAIL = SAMPLE_RATE_HZ // 2
@@ -201,16 +201,17 @@ class Stage:
     """Composes the streams of one part.
 
     Args:
-        n_words: commands in a stream, equally many of each of the ten.
+        commands: the words.
+        n_words: commands in a stream, equally many of each.
     Raises:
         DataError: a command without recordings.
     """
 
-    def __init__(self, corpus: Corpus, part: str, n_words: int) -> None:
+    def __init__(self, corpus: Corpus, part: str, commands: Sequence[str], n_words: int) -> None:
         self._corpus, self._part, self._n_words = corpus, part, n_words
-        self._of_word = {word: corpus.select(part, "words", word) for word in KEYWORDS}
+        self._of_word = {word: corpus.select(part, "words", word) for word in commands}
         if not all(map(len, self._of_word.values())):
-            raise DataError(f"the live protocol needs recordings of all ten commands in the {part} part")
+            raise DataError(f"the live protocol needs recordings of all commands in the {part} part")
 
     def compose(self, scene: Scene) -> tuple[Waveform, list[Placed]] | None:
         """The stream (time,) of a scene and where its commands sound; None where the data lack what it needs."""
@@ -242,7 +243,7 @@ class Stage:
     def _at_home(self) -> list[tuple[str, Waveform, float]]:
         """Every command that was recorded at home, once."""
         rng = np.random.default_rng(4)
-        chosen = [i for word in KEYWORDS for i in self._corpus.select(self._part, "home", word)]
+        chosen = [i for word in self._of_word for i in self._corpus.select(self._part, "home", word)]
         return [
             (self._corpus.recordings[i].word, set_level(self._corpus[i], SPEECH_DB), float(rng.uniform(*GAP_S)))
             for i in rng.permutation(np.array(chosen, np.int64))
@@ -275,16 +276,18 @@ def draw_clips(
 ) -> list[tuple[str, Waveform, float]]:
     """Equally many clips of each command in random order, each with the seconds of nothing before it."""
     clips = []
-    for word in rng.permutation(np.repeat(KEYWORDS, n_words // len(KEYWORDS))):
+    for word in rng.permutation(np.repeat(list(of_word), n_words // len(of_word))):
         clip = corpus[int(rng.choice(of_word[str(word)]))]
         gap_s = float(rng.uniform(*GAP_S))
         clips.append((str(word), set_level(clip, SPEECH_DB), gap_s))
     return clips
 
 
-def place_words(corpus: Corpus, part: str, n_words: int, rng: np.random.Generator) -> tuple[Waveform, list[Placed]]:
+def place_words(
+    corpus: Corpus, part: str, commands: Sequence[str], n_words: int, rng: np.random.Generator
+) -> tuple[Waveform, list[Placed]]:
     """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them."""
-    of_word = {word: corpus.select(part, "words", word) for word in KEYWORDS}
+    of_word = {word: corpus.select(part, "words", word) for word in commands}
     return place(draw_clips(corpus, of_word, n_words, rng), alone)
 
 

@@ -1,4 +1,4 @@
-"""Sequences of commands against pocketsphinx 5: `python -m recipes.versus --data.root DIR`.
+"""Sequences of commands against pocketsphinx 5: `python -m recipes.protocols.against_pocketsphinx --data.root DIR`.
 
 Both hear the same fixed mixtures, whole and on one thread.  Ours knows all words of the bundle.  pocketsphinx is told
 the ten commands and nothing else, with its bundled English model, 16-bit samples at 16 kHz and each mixture as one
@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
-from recipes.connected import Heard, hear, noisy, words_of
 from recipes.metrics import write_json
+from recipes.protocols.connected import Heard, hear, noisy, words_of
+from recipes.vocabulary import add_words_option
 from speech.errors import DataError, SpeechError, told
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import KEYWORDS, Corpus, index_others, index_words
+from speech.training.corpus import Corpus, index_others, index_words, read_commands
 from speech.training.mixtures import fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0)
@@ -90,33 +92,35 @@ class Result:
         return {"name": self.name, "error_rate": rate, "errors": errors, "commands": total, "load": self.load}
 
 
-def resampled(results: Sequence[Result], seed: int = 0) -> np.ndarray:
-    """Bootstrap over mixtures, the same draws for all results: (results, draws, 2), sums of errors and commands.
+def estimate(value: float, statistic: Callable[..., np.ndarray], *counts: np.ndarray) -> Estimate:
+    """A figure with its interval by bootstrap over mixtures.
 
     Errors of one mixture go together, and may be more than its commands: they are no share of them.
+
+    Args:
+        statistic: the figure from sums over mixtures, one argument for each of `counts`.
+        counts: (mixtures,) each.
     """
-    n = len(results[0].heard)
-    drawn = np.random.default_rng(seed).integers(n, size=(DRAWS, n))
-    return np.stack([r.counts[drawn].sum(1) for r in results])
-
-
-def estimate(value: float, draws: np.ndarray) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    if len(counts[0]) < 2:
+        return Estimate(value, value, value)
+    found = bootstrap(
+        counts, lambda *some, axis: statistic(*(x.sum(axis) for x in some)), paired=True, vectorized=True,
+        n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Estimate(value, float(found.low), float(found.high))
 
 
 def error_rate(result: Result) -> Estimate:
     """Command error rate: substitutions, deletions and insertions over commands."""
     errors, total = result.counts.sum(0)
-    (draws,) = resampled([result])
-    return estimate(errors / total, draws[:, 0] / draws[:, 1])
+    return estimate(errors / total, lambda e, n: e / n, *result.counts.T)
 
 
 def error_ratio(ours: Result, theirs: Result) -> Estimate:
     """Our errors over theirs, half an error added to both so that none is no trouble."""
-    value = (ours.counts[:, 0].sum() + 0.5) / (theirs.counts[:, 0].sum() + 0.5)
-    mine, other = resampled([ours, theirs])
-    return estimate(float(value), (mine[:, 0] + 0.5) / (other[:, 0] + 0.5))
+    mine, other = ours.counts[:, 0], theirs.counts[:, 0]
+    value = float((mine.sum() + 0.5) / (other.sum() + 0.5))
+    return estimate(value, lambda a, b: (a + 0.5) / (b + 0.5), mine, other)
 
 
 @dataclass(frozen=True)
@@ -184,11 +188,13 @@ class Timed:
         return found
 
 
-def compare(ours: Transcriber, others: dict[str, Transcriber], corpus: Corpus, part: str, n: int = 200) -> Comparison:
+def compare(
+    ours: Transcriber, others: dict[str, Transcriber], corpus: Corpus, part: str, n: int, commands: Sequence[str]
+) -> Comparison:
     """Let all hear `n` fixed mixtures, clean and in noise."""
-    if not all(len(corpus.select(part, "words", word)) for word in KEYWORDS):
-        raise DataError(f"the comparison needs recordings of all ten commands in the {part} part")
-    mixtures = fixed_mixtures(corpus, part, n, seed=0)
+    if not all(len(corpus.select(part, "words", word)) for word in commands):
+        raise DataError(f"the comparison needs recordings of all commands in the {part} part")
+    mixtures = fixed_mixtures(corpus, part, n, commands, seed=0)
     conditions = []
     for snr_db in CONDITIONS if len(corpus.select(part, "noise")) else CONDITIONS[:1]:
         audio = noisy(mixtures, corpus, part, snr_db)
@@ -257,13 +263,16 @@ def pocketsphinx(words: Sequence[str], search: str) -> Transcriber:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.versus", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.protocols.against_pocketsphinx", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--model", default="connected", help="bundle with a CTC head (default: connected)")
     parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
     parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
     parser.add_argument("--part", choices=("validation", "testing"), default="validation")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
     parser.add_argument("--n", type=int, default=200, help="mixtures (default: 200)")
+    add_words_option(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     arguments = parser.parse_args(argv)
     if arguments.n < 1:
@@ -279,21 +288,21 @@ def run(arguments: argparse.Namespace) -> Comparison:
     """
     if find_spec("pocketsphinx") is None:
         raise SpeechError("pocketsphinx is not installed: `uv sync --group bench`, or `uv pip install pocketsphinx`")
-    recognizer = Recognizer.load(arguments.model)
-    if recognizer.info.head != "ctc":
+    recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
+    if not recognizer.head.has_steps:
         raise SpeechError(f"{arguments.model} names single words; sequences need a bundle such as --model connected")
     recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
     needed = [recording for recording in recordings if recording.part == arguments.part]
     corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
-    others = {search: pocketsphinx(KEYWORDS, search) for search in SEARCHES}
+    others = {search: pocketsphinx(commands, search) for search in SEARCHES}
 
     words = recognizer.info.words
-    ten = Grammar.any_of([word for word in KEYWORDS if word in words] or words)  # all are told the same words
+    these = Grammar.any_of([word for word in commands if word in words] or words)  # all know the same words
 
     def ours(waveform: Waveform) -> Sequence[str]:
-        return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ, grammar=ten))
+        return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ, grammar=these))
 
-    return compare(ours, others, corpus, arguments.part, arguments.n)
+    return compare(ours, others, corpus, arguments.part, arguments.n, commands)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
-"""Write a tiny data set in the official layout: `python -m recipes.toy DIR`, for smoke.yaml, notebooks and tests.
+"""Write a tiny data set in the official layout: `python -m recipes.material.toy_corpus DIR`.
 
-Synthesised with numpy: each word is its own glide of two tones over a faint hiss.
+For smoke.yaml, the notebooks and the tests.  It is synthesised with numpy: each word is its own glide of two tones over
+a faint hiss.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def make_corpus(root: Path, seed: int = 0) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.toy", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.material.toy_corpus", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the folder to write, --data.root of the recipe")
     print(f"{make_corpus(parser.parse_args(argv).root)}: {len(WORDS)} words by {sum(PARTS.values())} speakers")
     return 0

@@ -1,4 +1,4 @@
-"""Synthesise training words and speech: `python -m recipes.voices DIR`.
+"""Synthesise training words and speech: `python -m recipes.material.voices DIR`.
 
 Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most `LONGEST_S`) and
 DIR/synthetic_sentences/<voice>_<n>.wav (running speech without a command), which the training recipe takes up by
@@ -25,9 +25,10 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recipes.vocabulary import WORDS
 from speech.errors import DataError, told
 from speech.training.clips import SAMPLE_RATE_HZ, extent
-from speech.training.corpus import KEYWORDS
+from speech.training.corpus import read_commands
 
 SCARCE = ("on", "off")
 OTHERS = ("zero", "one", "two", "three", "four", "five", "bed", "cat", "happy", "eight")
@@ -255,11 +256,12 @@ def read_words(path: Path) -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.voices", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.material.voices", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the data folder, --data.root of the training recipe")
     parser.add_argument("--scarce", type=int, default=600, help="clips each of on and off (default 600)")
     parser.add_argument("--known", type=int, default=80, help="clips of each other word of the vocabulary (default 80)")
     parser.add_argument("--outside", type=int, default=25, help="clips of each word outside it (default 25)")
+    parser.add_argument("--commands", type=Path, default=WORDS, metavar="FILE", help="list of the commands")
     parser.add_argument("--words", type=Path, metavar="FILE", help="more words outside it, one a line")
     parser.add_argument("--sentences", type=int, default=1500, help="utterances of running speech (default 1500)")
     parser.add_argument(
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     def make() -> None:
         more = read_words(arguments.words) if arguments.words else []
         counts = dict.fromkeys([*OUTSIDE.split(), *more], arguments.outside)
-        counts |= dict.fromkeys(KEYWORDS + OTHERS, arguments.known)
+        counts |= dict.fromkeys((*read_commands(arguments.commands), *OTHERS), arguments.known)
         counts |= dict.fromkeys(SCARCE, arguments.scarce)
         synthesise_all(arguments.root, installed(arguments.engines), counts, arguments.sentences)
 

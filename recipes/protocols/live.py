@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from recipes.metrics import Rate, Share
-from recipes.scenes import SCENES, Scene, Stage
+from recipes.protocols.scenes import SCENES, Scene, Stage
 from speech.activity import HOP, ListenerConfig, Segmenter, Utterance
 from speech.errors import ConfigError
+from speech.heads import Reading
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.corpus import Corpus
 from speech.training.mixtures import Placed
-from speech.utterances import Decision, Reading, reader_for
+from speech.utterances import Decision
 
 LATE_S = 0.75
 """A word counts as heard when it is decided between its start and this long after its end."""
@@ -73,13 +74,13 @@ class ReadBefore:
         return reading
 
 
-def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerConfig) -> Heard:
+def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerConfig, commands: Sequence[str]) -> Heard:
     """Cut a stream into utterances and read each.
 
     Args:
         pieces: the stream, (time,) each, one after another.
     """
-    reader = reader_for(recognizer, dict.fromkeys(KEYWORDS, LEAST), config, None)
+    reader = recognizer.head.reader(recognizer, dict.fromkeys(commands, LEAST), config, None)
     segmenter = Segmenter(config, reader.max_s)
     nothing, n_samples = np.zeros(0, np.float32), 0
     utterances: list[Utterance] = []
@@ -343,11 +344,13 @@ class Silence:
         return Alarms(self.source, self.heard.n_samples / SAMPLE_RATE_HZ / 3600, found)
 
 
-def without_commands(recognizer: Recognizer, corpus: Corpus, part: str, name: str, config: ListenerConfig) -> Silence:
+def without_commands(
+    recognizer: Recognizer, corpus: Corpus, part: str, name: str, config: ListenerConfig, commands: Sequence[str]
+) -> Silence:
     """Hear all recordings of one of `ALARMS`."""
-    chosen = [int(i) for i in corpus.select(part, ALARMS[name]) if corpus.recordings[i].word not in KEYWORDS]
+    chosen = [int(i) for i in corpus.select(part, ALARMS[name]) if corpus.recordings[i].word not in commands]
     ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
-    heard = hear(recognizer, (corpus[i] for i in chosen), config)
+    heard = hear(recognizer, (corpus[i] for i in chosen), config, commands)
     return Silence(name, heard, [name_of(corpus, i) for i in chosen], ends_s.tolist())
 
 
@@ -360,17 +363,19 @@ def name_of(corpus: Corpus, index: int) -> str:
 class Run:
     """All that was heard, ready for decisions."""
 
-    commands: list[tuple[Scene, list[Placed], Heard]]
+    words: tuple[str, ...]
+    """The commands that were listened for."""
+    scenes: list[tuple[Scene, list[Placed], Heard]]
     silences: list[Silence]
 
     def conditions(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Condition]:
-        return [score(placed, decide(heard, thresholds, config), scene) for scene, placed, heard in self.commands]
+        return [score(placed, decide(heard, thresholds, config), scene) for scene, placed, heard in self.scenes]
 
     def alarms(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Alarms]:
         return [silence.alarms(decide(silence.heard, thresholds, config)) for silence in self.silences]
 
     def point(self, threshold: float, config: ListenerConfig) -> Point:
-        thresholds = dict.fromkeys(KEYWORDS, threshold)
+        thresholds = dict.fromkeys(self.words, threshold)
         misses = {c.scene.name: c.misses for c in self.conditions(thresholds, config)}
         return Point(threshold, misses, {a.source: a.rate for a in self.alarms(thresholds, config)})
 
@@ -379,6 +384,7 @@ def run_live(
     recognizer: Recognizer,
     corpus: Corpus,
     part: str,
+    commands: Sequence[str],
     n_words: int = 300,
     names: Sequence[str] | None = None,
     config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
@@ -396,21 +402,22 @@ def run_live(
     strange = [name for name in wanted if name not in known]
     if strange:
         raise ConfigError(f"no scene {strange[0]!r}; there are: {', '.join(known)}")
-    stage = Stage(corpus, part, n_words)
-    commands = []
+    stage = Stage(corpus, part, commands, n_words)
+    scenes = []
     for scene in SCENES:
         composed = stage.compose(scene) if scene.name in wanted else None
         if composed:
             stream, placed = composed
-            commands.append((scene, placed, hear(recognizer, [stream], config)))
-    silences = [without_commands(recognizer, corpus, part, name, config) for name in ALARMS if name in wanted]
-    return Run(commands, [silence for silence in silences if silence.names])
+            scenes.append((scene, placed, hear(recognizer, [stream], config, commands)))
+    silences = [without_commands(recognizer, corpus, part, name, config, commands) for name in ALARMS if name in wanted]
+    return Run(tuple(commands), scenes, [silence for silence in silences if silence.names])
 
 
 def evaluate_live(
     recognizer: Recognizer,
     corpus: Corpus,
     part: str,
+    commands: Sequence[str],
     n_words: int = 300,
     thresholds: Sequence[float] = THRESHOLDS,
     after_talk_s: Sequence[float] = (ListenerConfig.after_talk_s,),
@@ -419,13 +426,14 @@ def evaluate_live(
     """Misses, latency and false alarms with the bundle's own thresholds, and the curve over others.
 
     Args:
+        commands: what is listened for.
         n_words: commands in each scene.
         thresholds: of the curve.
         after_talk_s: the Listener's setting; everything is decided once for each.
         names: of scenes and of what holds no command; default: all.
     """
-    own = thresholds_for(recognizer, KEYWORDS, None)
-    run = run_live(recognizer, corpus, part, n_words, names)
+    own = thresholds_for(recognizer, commands, None)
+    run = run_live(recognizer, corpus, part, commands, n_words, names)
     outcomes = []
     for seconds in after_talk_s:
         config = ListenerConfig(after_talk_s=seconds)

@@ -1,4 +1,4 @@
-"""Make the demo recording, speech/demo.flac, with espeak-ng and flite: `python -m recipes.demo`."""
+"""Make the demo recording, speech/demo.flac, with espeak-ng and flite: `python -m recipes.material.demo_recording`."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from recipes.voices import decode
+from recipes.material.voices import decode
 from speech.listen import DEMO
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
 

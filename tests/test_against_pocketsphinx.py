@@ -5,14 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ten import KEYWORDS
 
-from recipes import versus
-from recipes.connected import Heard
-from recipes.versus import OURS, SEARCHES, Result, Timed, arpa, compare, error_rate, error_ratio, excerpt, jsgf, pcm
+from recipes.protocols import against_pocketsphinx
+from recipes.protocols.against_pocketsphinx import (
+    OURS,
+    SEARCHES,
+    Result,
+    Timed,
+    arpa,
+    compare,
+    error_rate,
+    error_ratio,
+    excerpt,
+    jsgf,
+    pcm,
+)
+from recipes.protocols.connected import Heard
 from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.corpus import Corpus
 from speech.training.mixtures import fixed_mixtures
 
 needs_pocketsphinx = pytest.mark.skipif(
@@ -27,7 +40,7 @@ def result(name: str, errors: Sequence[int], cpu_s: float = 1.0) -> Result:
 
 
 def test_both_hear_the_same_and_are_counted_alike(corpus: Corpus) -> None:
-    mixtures = {len(m.waveform): m.transcript for m in fixed_mixtures(corpus, "validation", 12, seed=0)}
+    mixtures = {len(m.waveform): m.transcript for m in fixed_mixtures(corpus, "validation", 12, KEYWORDS, seed=0)}
     heard: dict[str, list[np.ndarray]] = {"exact": [], "forgetful": []}
 
     def exact(waveform: np.ndarray) -> Sequence[str]:
@@ -38,7 +51,7 @@ def test_both_hear_the_same_and_are_counted_alike(corpus: Corpus) -> None:
         heard["forgetful"].append(waveform)
         return mixtures[len(waveform)][1:]
 
-    comparison = compare(exact, {"deaf": lambda _: [], "forgetful": forgetful}, corpus, "validation", 12)
+    comparison = compare(exact, {"deaf": lambda _: [], "forgetful": forgetful}, corpus, "validation", 12, KEYWORDS)
     assert [c.snr_db for c in comparison.conditions] == [None, 10.0]
     for condition in comparison.conditions:
         assert condition.ours.name == OURS
@@ -106,7 +119,7 @@ def test_what_pocketsphinx_is_given() -> None:
 def test_pocketsphinx_hears_what_is_said_in_the_demo(search: str) -> None:
     """Synthetic voices, a noise among them: not all of it, but in this order."""
     start = read(DEMO, 16000)[: 5 * 16000]
-    found = versus.pocketsphinx(KEYWORDS, search)(start)
+    found = against_pocketsphinx.pocketsphinx(KEYWORDS, search)(start)
     assert set(found) <= set(KEYWORDS)
     assert found[:3] == ["yes", "no", "up"]
 
@@ -114,31 +127,31 @@ def test_pocketsphinx_hears_what_is_said_in_the_demo(search: str) -> None:
 def test_missing_pocketsphinx_and_wrong_bundles_are_told_in_a_line(
     root: Path, tone_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(versus, "find_spec", lambda _: None)
-    assert versus.main(["--data.root", str(root)]) == 1
+    monkeypatch.setattr(against_pocketsphinx, "find_spec", lambda _: None)
+    assert against_pocketsphinx.main(["--data.root", str(root)]) == 1
     told = capsys.readouterr().err
     assert "uv sync --group bench" in told
     assert told.count("\n") == 1
-    monkeypatch.setattr(versus, "find_spec", lambda name: name)
-    assert versus.main(["--data.root", str(root), "--model", str(tone_bundle)]) == 1
+    monkeypatch.setattr(against_pocketsphinx, "find_spec", lambda name: name)
+    assert against_pocketsphinx.main(["--data.root", str(root), "--model", str(tone_bundle)]) == 1
     assert "names single words" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        versus.main(["--data.root", str(root), "--n", "0"])
+        against_pocketsphinx.main(["--data.root", str(root), "--n", "0"])
 
 
 def test_missing_commands_are_told(corpus: Corpus, tmp_path: Path) -> None:
     few = Corpus([r for r in corpus.recordings if r.word != "left"], tmp_path)
-    with pytest.raises(DataError, match="all ten commands"):
-        compare(lambda _: [], {"deaf": lambda _: []}, few, "validation", 2)
+    with pytest.raises(DataError, match="all commands"):
+        compare(lambda _: [], {"deaf": lambda _: []}, few, "validation", 2, KEYWORDS)
 
 
 @needs_pocketsphinx
 def test_the_command_prints_and_writes_all_figures(
     root: Path, sequence_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = tmp_path / "new" / "versus.json"
+    target = tmp_path / "new" / "pocketsphinx.json"
     arguments = ["--data.root", str(root), "--model", str(sequence_bundle), "--n", "2", "--json", str(target)]
-    assert versus.main([*arguments, "--held-out", "0"]) == 0
+    assert against_pocketsphinx.main([*arguments, "--held-out", "0"]) == 0
     printed = capsys.readouterr().out
     assert all(search in printed for search in SEARCHES)
     written = json.loads(target.read_text())

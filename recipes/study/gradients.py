@@ -1,4 +1,4 @@
-"""Measure how far gradients reach back through time: `python -m recipes.gradients`; --json and --picture keep it.
+"""Measure how far gradients reach back through time: `python -m recipes.study.gradients`; --json and --picture keep it.
 
 An RNN and LSTMs of several forget-gate biases when new, both after training on the adding problem, and an RNN whose
 gradient explodes, with and without clipping.  Everything is drawn anew from --seed.
@@ -158,7 +158,7 @@ def draw(reach: Reach, target: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.gradients", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.study.gradients", description=__doc__.split("\n")[0])
     default = AddingConfig()
     parser.add_argument("--steps", type=int, default=100, help="steps that gradients are followed over (default: 100)")
     parser.add_argument(

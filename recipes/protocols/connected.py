@@ -10,13 +10,13 @@ import numpy as np
 from torchaudio.functional import edit_distance
 
 from recipes.metrics import Share
-from recipes.scenes import bed, blocks
+from recipes.protocols.scenes import bed, blocks
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection, SpokenWord
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import KEYWORDS, Corpus
+from speech.training.corpus import Corpus
 from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
@@ -176,15 +176,15 @@ def words_of(found: Sequence[SpokenWord | Detection]) -> list[str]:
     return [f.word for f in found]
 
 
-def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int = 200) -> Connected:
-    """Error rates of `n` fixed mixtures of one to six of the ten commands; the recogniser is told these ten."""
-    mixtures = fixed_mixtures(corpus, part, n, seed=0)
+def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int, commands: Sequence[str]) -> Connected:
+    """Error rates of `n` fixed mixtures of one to six of the commands, which alone may be said."""
+    mixtures = fixed_mixtures(corpus, part, n, commands, seed=0)
     rejections: list[Rejection] = []
-    listener, ten = Listener(recognizer, KEYWORDS, rejected=rejections.append), Grammar.any_of(KEYWORDS)
+    listener, these = Listener(recognizer, commands, rejected=rejections.append), Grammar.any_of(commands)
     conditions = []
     for snr_db in CONDITIONS if len(corpus.select(part, "noise")) else CONDITIONS[:1]:
         audio = noisy(mixtures, corpus, part, snr_db)
-        whole = hear(mixtures, audio, lambda x: words_of(recognizer.transcribe(x, SAMPLE_RATE_HZ, grammar=ten)))
+        whole = hear(mixtures, audio, lambda x: words_of(recognizer.transcribe(x, SAMPLE_RATE_HZ, grammar=these)))
         rejections.clear()
         detections = [list(listener.listen(blocks(x))) for x in audio]
         heard = iter(detections)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.metrics import TWELVE, Counts, Judged, Share, calibration_error, fold, reliability, summarize
+from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, fold, reliability, summarize
 from speech.audio import read
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
@@ -35,6 +35,8 @@ class Evaluation:
 
     title: str
     labels: tuple[str, ...]
+    commands: tuple[str, ...]
+    """The labels that are commands; other words count as unknown in the figures of the official classes."""
     confusion: Counts
     """(labels, labels): rows what was said, columns what was recognised."""
     mistakes: list[Mistake] = field(default_factory=list)
@@ -50,11 +52,11 @@ class Evaluation:
         return calibration_error(self.judged)
 
     def __str__(self) -> str:
-        summary = summarize(self.confusion, self.labels)
+        summary = summarize(self.confusion, self.labels, self.commands)
         lines = [
             self.title,
             f"  {'accuracy, all classes':28}{self.accuracy}",
-            f"  {'accuracy, 12 classes':28}{summary.accuracy}",
+            f"  {'accuracy, official classes':28}{summary.accuracy}",
             f"  {'keywords right':28}{summary.keywords}",
             f"  {'unknown taken for a command':28}{summary.unknown_as_command}",
             f"  {'silence taken for a command':28}{summary.silence_as_command}",
@@ -73,7 +75,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
-        summary = summarize(self.confusion, self.labels)
+        summary = summarize(self.confusion, self.labels, self.commands)
         return {
             "title": self.title,
             "accuracy": self.accuracy.as_dict(),
@@ -90,9 +92,17 @@ class Evaluation:
 
 
 def confuse(
-    recognizer: Recognizer, clips: Iterable[tuple[Waveform, str, str]], labels: Sequence[str], title: str
+    recognizer: Recognizer,
+    clips: Iterable[tuple[Waveform, str, str]],
+    commands: Sequence[str],
+    title: str,
+    official: bool = False,
 ) -> Evaluation:
-    """Classify (waveform at the bundle's rate, label, name) clips and count."""
+    """Classify (waveform at the bundle's rate, label, name) clips and count.
+
+    Args:
+        official: count the commands, `_unknown_` and `_silence_` only, not all labels of the bundle.
+    """
     known = recognizer.info.classes
     confusion = np.zeros((len(known), len(known)), np.int64)
     mistakes, judged = [], []
@@ -105,30 +115,32 @@ def confuse(
         judged.append((prediction.confidence, prediction.word == truth))
     if not confusion.sum():
         raise DataError(f"nothing to evaluate for: {title}")
-    if tuple(labels) != known:
-        confusion = fold(confusion, known, labels)
-    return Evaluation(title, tuple(labels), confusion, mistakes, judged)
+    labels = classes_of(commands) if official else known
+    if official:
+        confusion = fold(confusion, known, commands)
+    return Evaluation(title, labels, tuple(commands), confusion, mistakes, judged)
 
 
-def evaluate_twelve(recognizer: Recognizer, root: Path) -> Evaluation:
+def evaluate_twelve(recognizer: Recognizer, root: Path, commands: Sequence[str]) -> Evaluation:
     """The official 12-class archive (or the part of it that is there)."""
     folder = root / ARCHIVE_FOLDER
     paths = sorted(folder.glob("*/*.wav"))
     if not paths:
         raise DataError(f"no clips under {folder}: unpack speech_commands_test_set_v0.02 there")
-    strange = {path.parent.name for path in paths} - set(TWELVE)
+    strange = {path.parent.name for path in paths} - set(classes_of(commands))
     if strange:
         raise DataError(f"{folder} holds folders that are no class: {', '.join(sorted(strange))}")
     rate = recognizer.info.sample_rate_hz
     clips = ((read(path, rate), path.parent.name, f"{path.parent.name}/{path.name}") for path in paths)
-    return confuse(recognizer, clips, TWELVE, f"12 classes, {len(paths)} clips of the official test archive")
+    title = f"{len(commands) + 2} classes, {len(paths)} clips of the official test archive"
+    return confuse(recognizer, clips, commands, title, official=True)
 
 
-def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str) -> Evaluation:
+def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Evaluation:
     """Every word of a part of Speech Commands, over all labels of the bundle."""
     chosen = corpus.select(part, "words")
     clips = ((corpus[i], corpus.recordings[i].word, str(corpus.recordings[i].path)) for i in chosen)
-    return confuse(recognizer, clips, recognizer.info.classes, f"all words, {part}, {len(chosen)} clips")
+    return confuse(recognizer, clips, commands, f"all words, {part}, {len(chosen)} clips")
 
 
 def draw_confusion(evaluation: Evaluation, target: Path) -> None:

@@ -1,0 +1,1 @@
+"""What is measured, one protocol a module; `recipes.evaluate` runs them."""

@@ -1,0 +1,14 @@
+"""The commands: one list that training, measuring and synthesis share."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+WORDS = Path(__file__).parent / "words.txt"
+"""The ten commands."""
+
+
+def add_words_option(parser: ArgumentParser) -> None:
+    """`--words FILE`, for `speech.training.corpus.read_commands`."""
+    parser.add_argument(
+        "--words", type=Path, default=WORDS, metavar="FILE", help="list of the commands (default: recipes/words.txt)"
+    )
