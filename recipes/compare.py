@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from recipes.metrics import Share, write_json
-from speech.errors import ConfigError, SpeechError, told
+from speech.errors import ConfigError, SpeechError, exit_status
 
 SHOWN = (
     "score", "keywords", "on", "off", "home", "unknown_as_command", "speech_as_command", "events_as_command",
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="variants at a time (default 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
     arguments, more = parser.parse_known_args(argv)
-    return told(lambda: compare(arguments, more))
+    return exit_status(lambda: compare(arguments, more))
 
 
 if __name__ == "__main__":

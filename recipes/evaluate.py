@@ -22,7 +22,7 @@ from recipes.report import Result, write_report
 from recipes.vocabulary import add_words_option
 from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import ConfigError, told
+from speech.errors import ConfigError, exit_status
 from speech.recognizer import Recognizer
 from speech.training.corpus import PARTS, Corpus, index_others, index_words, read_commands
 
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             write_json(arguments.json, figures)
 
-    return told(run)
+    return exit_status(run)
 
 
 if __name__ == "__main__":

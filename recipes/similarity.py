@@ -18,7 +18,7 @@ import onnx
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass
 from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import DataError, told
+from speech.errors import DataError, exit_status
 from speech.recognizer import Recognizer
 from speech.similarity import METADATA, Similarity, make_similarity
 from speech.training.clips import as_float, extent
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="bundle (default: the shipped one)")
     parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
     parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
-    return told(lambda: run(parser.parse_args(argv)))
+    return exit_status(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,12 @@ from lightning.pytorch.loggers import CSVLogger
 from recipes.heads import TRAINED
 from recipes.metrics import write_json
 from recipes.task import CommandData, CommandTask
-from speech.errors import SpeechError, told
+from speech.errors import SpeechError, exit_status
 from speech.recognizer import Recognizer
 from speech.training.export import bundle_info, export, load_checkpoint, parity
+
+BASE = Path(__file__).parent / "configs" / "base.yaml"
+"""What every config begins with."""
 
 
 class TrainCLI(LightningCLI):
@@ -178,11 +181,11 @@ def main(argv: list[str] | None = None) -> int:
         train(
             TrainCLI(
                 CommandTask, CommandData, run=False, args=argv, seed_everything_default=1,
-                save_config_kwargs={"overwrite": True},
+                save_config_kwargs={"overwrite": True}, parser_kwargs={"default_config_files": [str(BASE)]},
             )
         )  # fmt: skip
 
-    return told(run)
+    return exit_status(run)
 
 
 if __name__ == "__main__":

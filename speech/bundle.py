@@ -65,15 +65,18 @@ class BundleInfo:
         for name in ("features", "training", "figures", "thresholds"):
             if not isinstance(getattr(self, name), Mapping):
                 raise BundleError(f"bundle with {name}={getattr(self, name)!r}; expected a table")
+        if not (self.sample_rate_hz > 0 and 0 < self.window_s <= LONGEST_S and 0 < self.threshold <= 1):
+            raise BundleError("bundle with a sample rate, window or threshold out of range")
+        if not 0 <= self.offset_s <= LONGEST_S:
+            raise BundleError(f"bundle with offset_s={self.offset_s}")
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
         strange = set(self.thresholds) - set(self.words)
         if strange:
             raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
         if any(not 0 < value <= 1 for value in self.thresholds.values()):
             raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
-        if not (self.sample_rate_hz > 0 and 0 < self.window_s <= LONGEST_S and 0 < self.threshold <= 1):
-            raise BundleError("bundle with a sample rate, window or threshold out of range")
-        if not 0 <= self.offset_s <= LONGEST_S:
-            raise BundleError(f"bundle with offset_s={self.offset_s}")
 
     @property
     def words(self) -> tuple[str, ...]:

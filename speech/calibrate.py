@@ -26,7 +26,7 @@ import soundfile
 
 from speech.audio import Block, read_blocks
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.errors import AudioError, ConfigError, exit_status
 from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.recognizer import Recognizer, load_with_own
@@ -393,14 +393,12 @@ def main(argv: list[str] | None = None) -> int:
     settle_streams()
     arguments = parse(argv)
     progress = Progress(None if arguments.audio else 60 * (arguments.minutes or MINUTES))
-    try:
-        return run(arguments, progress)
-    except KeyboardInterrupt:
+
+    def interrupted() -> int:
         progress.tell("interrupted; nothing was saved")
         return 1
-    except SpeechError as error:
-        progress.tell(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
+
+    return exit_status(lambda: run(arguments, progress), progress.tell, interrupted=interrupted)
 
 
 if __name__ == "__main__":

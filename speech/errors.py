@@ -36,11 +36,31 @@ def tell(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def told(run: Callable[[], None]) -> int:
-    """The exit status of a command: 0, or 1 when it failed for a reason that stderr then gives in one line."""
+def exit_status(
+    run: Callable[[], int | None],
+    report: Callable[[str], None] = tell,
+    os_errors: str = "",
+    interrupted: Callable[[], int] = lambda: 1,
+) -> int:
+    """Run a command and turn what goes wrong into one line.
+
+    Args:
+        run: the command; it may return a status of its own.
+        report: takes the line.
+        os_errors: what to say before an error of the operating system, such as "can't serve there".
+        interrupted: gives the status after Ctrl-C.
+    Returns:
+        0: fine; 1: something went wrong; 2: wrong usage.
+    """
     try:
-        run()
-    except (SpeechError, OSError) as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
+        return run() or 0
+    except KeyboardInterrupt:
+        return interrupted()
+    except ConfigError as error:
+        report(f"error: {error}")
+        return 2
+    except SpeechError as error:
+        report(f"error: {error}")
+    except OSError as error:
+        report(f"error: {os_errors}: {error.strerror or error}" if os_errors else f"error: {error}")
+    return 1

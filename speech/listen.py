@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
 from speech.containers import RawFormat
 from speech.devices import list_devices
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.errors import AudioError, exit_status
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.microphone import Microphone
@@ -216,7 +216,7 @@ class Session:
             if self.recorder:
                 self.recorder.keep(rejection, self.listener.thresholds.get(rejection.word))
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End what still runs, and sum up."""
         if self.actions:
             self.actions.close()
@@ -253,29 +253,29 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(arguments.quiet)
     watch_signals()
     with ExitStack() as at_end:
-        try:
-            if arguments.list_devices:
-                show_devices(arguments.json, console)
-                return 0
-            session = Session(arguments, console)
-            at_end.callback(session.end)
-            watch_pause(session.pauser)
-            return session.run()
-        except KeyboardInterrupt:
+        return exit_status(
+            lambda: run(arguments, console, at_end),
+            console.tell,
+            "can't read the input or write the results",
+            lambda: 0,
+        )
+
+
+def run(arguments: argparse.Namespace, console: Console, at_end: ExitStack) -> int:
+    """List the devices, or listen until the input ends; returns the exit status."""
+    try:
+        if arguments.list_devices:
+            show_devices(arguments.json, console)
             return 0
-        except BrokenPipeError:
-            drop_stdout()  # nobody reads: end quietly
-            return 0
-        except ConfigError as error:
-            console.tell(f"error: {error}")
-            return 2
-        except SpeechError as error:
-            console.tell(f"error: {error}")
-            return 1
-        except OSError as error:
-            drop_stdout()
-            console.tell(f"error: can't read the input or write the results: {error.strerror or error}")
-            return 1
+        session = at_end.enter_context(closing(Session(arguments, console)))
+        watch_pause(session.pauser)
+        return session.run()
+    except BrokenPipeError:
+        drop_stdout()  # nobody reads: end quietly
+        return 0
+    except OSError:
+        drop_stdout()
+        raise
 
 
 def drop_stdout() -> None:

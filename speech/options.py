@@ -97,17 +97,14 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     for option in ("rate", "format", "channels"):
         if getattr(arguments, option) is not None and not arguments.stdin:
             parser.error(f"--{option} belongs to --stdin; files and devices tell it themselves")
-    if arguments.thresholds and arguments.threshold is not None:
-        parser.error("--threshold and --thresholds exclude each other")
-    if arguments.realtime and not arguments.file:
-        parser.error("--realtime belongs to --file")
     for option in ("no_reconnect", "wait", "channel"):
         if getattr(arguments, option) and (arguments.file or arguments.stdin or arguments.demo):
             parser.error(f"--{option.replace('_', '-')} belongs to the microphone")
-    if arguments.rejected and not arguments.json:
-        parser.error("--rejected belongs to --json")
-    if arguments.wake_for is not None and not arguments.wake:
-        parser.error("--wake-for belongs to --wake")
+    for option, other in (("realtime", "file"), ("rejected", "json"), ("wake_for", "wake")):
+        if getattr(arguments, option) not in (None, False) and not getattr(arguments, other):
+            parser.error(f"--{option.replace('_', '-')} belongs to --{other}")
+    if arguments.thresholds and arguments.threshold is not None:
+        parser.error("--threshold and --thresholds exclude each other")
     if arguments.seconds is not None and not arguments.seconds > 0:
         parser.error("--seconds must be positive")
     if arguments.stdin and sys.stdin is not None and sys.stdin.isatty():

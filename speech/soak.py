@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 from speech.audio import Block, read, resample_stream
-from speech.errors import SpeechError, tell
+from speech.errors import exit_status
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
@@ -173,16 +173,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 2 * PERIOD_S / 3600 <= arguments.hours <= MOST_HOURS:
         parser.error(f"--hours must lie in {2 * PERIOD_S / 3600:.2f}..{MOST_HOURS:g}")
-    try:
+
+    def run() -> int:
         listener = Listener(Recognizer.load(arguments.model))
         report = Soak(listener).run(int(arguments.hours * 3600 / PERIOD_S))
-    except SpeechError as error:
-        tell(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        return 1
-    print(json.dumps(asdict(report)) if arguments.json else report)
-    return int(not report.passed)
+        print(json.dumps(asdict(report)) if arguments.json else report)
+        return int(not report.passed)
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig
 from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import AudioError, ConfigError, SpeechError
+from speech.errors import AudioError, ConfigError, exit_status
 from speech.forecast import Forecast, forecast
 from speech.listener import Listener
 from speech.microphone import Microphone
@@ -273,18 +273,15 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
     arguments = parse(argv)
     console = Console(arguments.quiet)
-    try:
-        return run(arguments, console)
-    except KeyboardInterrupt:
+
+    def interrupted() -> int:
         console.clear()
         if arguments.check:
             return 0
         console.tell("interrupted; nothing was saved")
         return 1
-    except SpeechError as error:
-        console.clear()
-        console.tell(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
+
+    return exit_status(lambda: run(arguments, console), console.tell, interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The checks that every commit passes: style, types, who may import whom."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,10 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("speech/models/*.md")]
+BENT = (
+    r"passed over|was to be had|\btold (?:at|of|apart|in)\b|\bstands? for\b|\btaught on\b"
+    r"|\bbehind (?:a|it|each|talk)\b"
+)
+"""Turns of phrase that a reader has to read twice."""
 
 
 @pytest.mark.parametrize(
-    "command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]], ids=" ".join
+    "command",
+    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"], ["codespell"]],
+    ids=" ".join,
 )
 def test_checks_pass(command: list[str]) -> None:
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True)
@@ -20,8 +29,6 @@ def test_checks_pass(command: list[str]) -> None:
 
 
 def test_no_function_is_longer_than_sixty_lines() -> None:
-    import ast
-
     files = [*ROOT.glob("speech/**/*.py"), *ROOT.glob("recipes/**/*.py")]
     assert files
     for path in files:
@@ -32,9 +39,25 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("speech/models/*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))]
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))]
     local = [(page, link) for page, link in links if "://" not in link]
     assert len(local) > 10
     for page, link in local:
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_prose_of_the_pages() -> None:
+    done = subprocess.run(
+        [BIN / "proselint", "check", "--config", "proselint.json", *PAGES], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_bent_phrases() -> None:
+    texts = [(page, page.read_text("utf-8")) for page in PAGES]
+    for path in [*ROOT.glob("speech/**/*.py"), *ROOT.glob("recipes/**/*.py")]:
+        texts.append((path, path.read_text("utf-8")))
+    assert len(texts) > 80
+    lines = [(path.name, line.strip()) for path, text in texts for line in text.splitlines()]
+    found = [f"{name}: {line}" for name, line in lines if re.search(BENT, line)]
+    assert not found, "\n".join(found)

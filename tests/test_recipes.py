@@ -8,16 +8,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from ten import KEYWORDS, TWELVE
 
 from recipes import evaluate, train
+from recipes.heads import official
 from recipes.material.toy_corpus import PARTS, WORDS, glide
 from recipes.metrics import Share, calibration_error, fold, reliability, summarize
-from recipes.task import warm_cosine
+from recipes.task import CommandData, warm_cosine
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
 from speech.training import export
+from speech.training.examples import MixConfig
 
 SMOKE = "recipes/configs/smoke.yaml"
 
@@ -87,8 +90,17 @@ def test_a_report_of_a_run(run: Path, root: Path, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 2
 
 
-def test_the_bundle_has_a_temperature(run: Path) -> None:
-    assert 0.2 <= Recognizer.load(run / "smoke.onnx").info.training["temperature"] <= 5
+def test_the_bundle_has_the_temperature_that_suits_validation(run: Path, root: Path) -> None:
+    scorer, notes = export.load_checkpoint(run / "checkpoints/best.ckpt")
+    data = CommandData(root, held_out=0.0, per_kind=10, procedural=20, mix=MixConfig(rare=50))
+    data.setup("fit")
+    assert list(data.labels) == notes["labels"]
+    scored = [(scorer.logits(waveform).detach(), label) for waveform, label in official(data)]
+    logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    found = minimize_scalar(
+        lambda t: float(torch.nn.functional.cross_entropy(logits / t, labels)), bounds=(0.2, 5), method="bounded"
+    )
+    assert Recognizer.load(run / "smoke.onnx").info.training["temperature"] == pytest.approx(found.x, rel=0.03)
 
 
 def test_calibration_error_is_the_distance_of_confidence_and_truth() -> None:
@@ -232,3 +244,27 @@ def test_the_learning_rate_follows_one_cycle() -> None:
         optimizer.step()
         if step < 499:
             theirs.step()
+
+
+CONFIGS = sorted(path for path in Path("recipes/configs").glob("*.yaml") if path.name != "base.yaml")
+
+
+def documented(config: Path) -> list[str]:
+    """The arguments of the command at the top of a config, without what the toy corpus lacks."""
+    command = config.read_text().partition("python -m recipes.train ")[2].replace("\\\n#", " ").splitlines()[0]
+    arguments = dict(zip(command.split()[::2], command.split()[1::2], strict=True))
+    configs = [f"--config={word}" for word in command.split() if word.endswith(".yaml")]
+    assert configs[-1] == f"--config={config}"
+    absent = ("--config", "--data.root", "--data.teacher", "--model.start")
+    return configs + [f"{name}={value}" for name, value in arguments.items() if name not in absent]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_command_of_each_config_trains_on_the_toy_corpus(config: Path, root: Path, tmp_path: Path) -> None:
+    assert len(CONFIGS) > 4
+    brief = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--data.per_kind=5", "--data.batch_size=8"]
+    arguments = [*documented(config), f"--data.root={root}", f"--run={tmp_path}", "--export=false", *brief]
+    assert train.main([*arguments, "--trainer.enable_progress_bar=false"]) == 0
+    assert (tmp_path / "checkpoints/last.ckpt").is_file()
+    kept = next(tmp_path.glob("curves-*/config.yaml")).read_text()
+    assert "gradient_clip_val: 1.0" in kept, "what base.yaml says"

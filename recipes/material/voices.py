@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from recipes.vocabulary import WORDS
-from speech.errors import DataError, told
+from speech.errors import DataError, exit_status
 from speech.training.clips import SAMPLE_RATE_HZ, extent
 from speech.training.corpus import read_commands
 
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         counts |= dict.fromkeys(SCARCE, arguments.scarce)
         synthesise_all(arguments.root, installed(arguments.engines), counts, arguments.sentences)
 
-    return told(make)
+    return exit_status(make)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from scipy.stats import bootstrap
 from recipes.metrics import write_json
 from recipes.protocols.connected import Heard, hear, noisy, words_of
 from recipes.vocabulary import add_words_option
-from speech.errors import DataError, SpeechError, told
+from speech.errors import DataError, SpeechError, exit_status
 from speech.grammar import Grammar
 from speech.recognizer import Recognizer
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             write_json(arguments.json, {"model": arguments.model, **comparison.as_dict()})
 
-    return told(tell)
+    return exit_status(tell)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech.errors import told
+from speech.errors import exit_status
 from speech.training.gradients import (
     BASELINE,
     AddingConfig,
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.picture:
             draw(reach, arguments.picture)
 
-    return told(run)
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from speech.activity import high_pass
 from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import ConfigError, told
+from speech.errors import ConfigError, exit_status
 from speech.gates import LayerGates, Trace, Tracer, Values
 from speech.listener import Listener
 from speech.recognizer import SHORTEST_S, WHOLE_S, Recognizer
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         print("heard: " + ", ".join(f"{label} {score:.3f}" for label, score in inspection.best(3)))
         print(arguments.output)
 
-    return told(look)
+    return exit_status(look)
 
 
 if __name__ == "__main__":

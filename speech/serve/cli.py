@@ -18,7 +18,7 @@ from speech import __version__
 from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL, MODELS
 from speech.calibrate import load_thresholds
-from speech.errors import BundleError, ConfigError, SpeechError
+from speech.errors import BundleError, ConfigError, exit_status
 from speech.listen import SIGNALS, read_grammar
 from speech.recognizer import Recognizer, load_with_own
 from speech.status import Console, settle_streams
@@ -223,20 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(map(find_spec, PACKAGES)):
         console.tell(f"error: {EXTRA}")
         return 1
-    try:
-        asyncio.run(serve(arguments, console))
-    except KeyboardInterrupt:
-        return 0
-    except ConfigError as error:
-        console.tell(f"error: {error}")
-        return 2
-    except SpeechError as error:
-        console.tell(f"error: {error}")
-        return 1
-    except OSError as error:
-        console.tell(f"error: can't serve there: {error.strerror or error}")
-        return 1
-    return 0
+    return exit_status(lambda: asyncio.run(serve(arguments, console)), console.tell, "can't serve there", lambda: 0)
 
 
 if __name__ == "__main__":

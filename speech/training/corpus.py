@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,27 +122,26 @@ def index_others(root: Path) -> list[Recording]:
 
     Speech is split by speaker, noise and rooms by place, so that validation hears other ones than training.
     """
-    found: list[Recording] = []
-    for source in ("synthetic", "voices"):
-        for path in sorted(root.glob(f"{source}/*/*.wav")):
-            found.append(Recording(path, HOMOPHONES.get(path.parent.name, path.parent.name), "training", source))
-    for path in sorted(root.glob("home/*/*.wav")):
-        found.append(Recording(path, path.parent.name, "validation", "home"))
-    for path in sorted(root.glob("synthetic_sentences/*.wav")):
-        found.append(Recording(path, "", "training", "sentences"))
-    for path in sorted(root.glob("negative_speech/training/*/*.wav")):
-        found.append(Recording(path, "", part_of(path.stem.rsplit("-", 2)[0], 0.1, 0.0), "speech"))
-    for path in sorted(root.glob("negative_speech/false_alarm_test/*/*.wav")):
-        found.append(Recording(path, "", "testing", "speech"))
+    found = [
+        Recording(path, HOMOPHONES.get(path.parent.name, path.parent.name), "training", source)
+        for source in ("synthetic", "voices")
+        for path in sorted(root.glob(f"{source}/*/*.wav"))
+    ]
+
+    def add(pattern: str, part: str | Callable[[Path], str], source: str) -> None:
+        for path in sorted(root.glob(pattern)):
+            word = path.parent.name if source == "home" else ""
+            found.append(Recording(path, word, part if isinstance(part, str) else part(path), source))
+
+    add("home/*/*.wav", "validation", "home")
+    add("synthetic_sentences/*.wav", "training", "sentences")
+    add("negative_speech/training/*/*.wav", lambda path: part_of(path.stem.rsplit("-", 2)[0], 0.1, 0.0), "speech")
+    add("negative_speech/false_alarm_test/*/*.wav", "testing", "speech")
     for part in PARTS:
-        for path in sorted(root.glob(f"events/{part}/*/*.wav")):
-            found.append(Recording(path, "", part, "events"))
-    for path in sorted((root / WORDS_FOLDER / BACKGROUND).glob("*.wav")):
-        found.append(Recording(path, "", "training", "noise"))
-    for path in sorted(root.glob("noise/*/*.wav")):
-        found.append(Recording(path, "", part_of(path.stem, 0.1, 0.2), "noise"))
-    for path in sorted(root.glob("rooms/*/*.wav")):
-        found.append(Recording(path, "", part_of(path.stem.split("_ch")[0], 0.1, 0.2), "rooms"))
+        add(f"events/{part}/*/*.wav", part, "events")
+    add(f"{WORDS_FOLDER / BACKGROUND}/*.wav", "training", "noise")
+    add("noise/*/*.wav", lambda path: part_of(path.stem, 0.1, 0.2), "noise")
+    add("rooms/*/*.wav", lambda path: part_of(path.stem.split("_ch")[0], 0.1, 0.2), "rooms")
     return found
 
 

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from torchaudio.functional import create_dct, melscale_fbanks
 
 from speech.errors import ConfigError
+from speech.training.clips import SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
     """Settings of the MFCC; every length derives from `sample_rate_hz`."""
 
-    sample_rate_hz: int = 16000
-    """Samples per second of the waveform."""
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    """Samples per second of the waveform; a bundle carries it, and nothing else is supported yet."""
     window_ms: int = 25
     """Length of the Hann window."""
     hop_ms: int = 10
@@ -34,6 +35,8 @@ class FeatureConfig:
     """Added to each mel energy before the logarithm, so that digital silence stays finite."""
 
     def __post_init__(self) -> None:
+        if self.sample_rate_hz != SAMPLE_RATE_HZ:
+            raise ConfigError(f"sample_rate_hz={self.sample_rate_hz}: recordings and bundles are at {SAMPLE_RATE_HZ} Hz")
         for field in ("window_ms", "hop_ms"):
             if getattr(self, field) * self.sample_rate_hz % 1000:
                 raise ConfigError(
