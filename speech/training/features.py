@@ -36,7 +36,9 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         if self.sample_rate_hz != SAMPLE_RATE_HZ:
-            raise ConfigError(f"sample_rate_hz={self.sample_rate_hz}: recordings and bundles are at {SAMPLE_RATE_HZ} Hz")
+            raise ConfigError(
+                f"sample_rate_hz={self.sample_rate_hz}: recordings and bundles are at {SAMPLE_RATE_HZ} Hz"
+            )
         for field in ("window_ms", "hop_ms"):
             if getattr(self, field) * self.sample_rate_hz % 1000:
                 raise ConfigError(
