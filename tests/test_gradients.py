@@ -185,7 +185,7 @@ def test_the_command_prints_and_writes_the_same_figures(tmp_path: Path, capsys: 
     ],
 )
 def test_a_wrong_size_is_told_in_one_line(wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gradients.main(wrong) == 1
+    assert gradients.main(wrong) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert message in told

@@ -14,9 +14,9 @@ from tunes import embed, make_space, random_pitches, tune
 
 from speech import own_words
 from speech.errors import BundleError, ConfigError
-from speech.own_words import OwnWords, check_name
+from speech.own_words import MOST_RECORDINGS, OwnWords, check_name
 from speech.similarity import METADATA, N_NEAREST, Similarity, make_similarity
-from speech.word_model import KNOWN_WEIGHT, WordModel, with_own_words
+from speech.word_model import KNOWN_WEIGHT, WordModel, odds_of, with_own_words
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 
@@ -166,6 +166,18 @@ def test_names_are_kept_in_one_form() -> None:
     assert check_name("  Turn   ON ") == "turn on"
     assert check_name("Lämpchen") == check_name("La\u0308mpchen") == "lämpchen"
     assert check_name("o'clock") == "o'clock"
+    assert check_name("x" * 40) == "x" * 40
+
+
+@pytest.mark.parametrize("n", [0, MOST_RECORDINGS + 1])
+def test_a_word_takes_one_to_a_hundred_recordings(own: OwnWords, space: Similarity, n: int) -> None:
+    with pytest.raises(ConfigError, match=f"{n} recordings of 'sofa'; it takes 1 to 100"):
+        own.add("sofa", [tune(SOFA, np.random.default_rng(0))] * n, space, embed)
+    assert own.names == ("lamp",)
+
+
+def test_a_standard_deviation_of_the_score_is_a_factor_of_e_in_the_odds() -> None:
+    np.testing.assert_allclose(odds_of(np.array([2.5, 3.5], np.float32)), [0, 1])
 
 
 @pytest.mark.parametrize(

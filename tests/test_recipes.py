@@ -23,6 +23,7 @@ from speech.training import export
 from speech.training.examples import MixConfig
 
 SMOKE = "recipes/configs/smoke.yaml"
+pytestmark = pytest.mark.xdist_group("recipes")  # one process, which trains once for all of them
 
 
 @pytest.fixture(scope="module")

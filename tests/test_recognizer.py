@@ -136,6 +136,13 @@ def test_strange_metadata_is_refused(info: BundleInfo, field: str, value: str, m
         head_of(BundleInfo.from_metadata(info.as_metadata() | {f"speech.{field}": value}))
 
 
+@pytest.mark.parametrize("step_s", [0.0, -0.04, 1.5])
+def test_sequences_need_a_step_within_the_window(info: BundleInfo, step_s: float) -> None:
+    ctc = replace(info, head="ctc", labels=("low", "high", "_unknown_", "_blank_"), step_s=step_s)
+    with pytest.raises(BundleError, match=f"step_s={step_s}"):
+        head_of(ctc)
+
+
 def test_a_model_without_metadata_is_refused(tone_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(tone_bundle)
     del model.metadata_props[:]
