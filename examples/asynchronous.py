@@ -1,4 +1,4 @@
-"""Words in an asyncio program, which answers and does other work meanwhile.
+"""Recognise words in an asyncio program that does other work meanwhile.
 
 python examples/asynchronous.py                 # the default microphone; Ctrl-C ends
 python examples/asynchronous.py recording.wav   # or a recording

@@ -1,4 +1,4 @@
-"""A robot that obeys "go", "stop", "left" and "right" while its own loop runs on.
+"""A robot that obeys "go", "stop", "left" and "right" while its own loop keeps running.
 
 python examples/robot.py                 # the default microphone; Ctrl-C ends
 python examples/robot.py recording.wav   # or a recording
@@ -25,12 +25,12 @@ def main(recording: str | None = None) -> None:
     recognizer = Recognizer.load()
     listener = Listener(recognizer, words=list(WHEELS))
     blocks = read_blocks(recording, recognizer.info.sample_rate_hz) if recording else None
-    heard: queue.Queue[Detection] = queue.Queue()
+    detections: queue.Queue[Detection] = queue.Queue()
     speeds = WHEELS["stop"]
-    with listen_in_background(heard.put, listener, blocks) as background:
-        while background.is_running or not heard.empty():
-            while not heard.empty():
-                word = heard.get().word
+    with listen_in_background(detections.put, listener, blocks) as background:
+        while background.is_running or not detections.empty():
+            while not detections.empty():
+                word = detections.get().word
                 speeds = WHEELS[word]
                 print(f"{word}: wheels at {speeds[0]:+.1f} {speeds[1]:+.1f}", flush=True)
             drive(*speeds)

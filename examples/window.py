@@ -1,4 +1,4 @@
-"""A window that shows the last word, with a button that pauses.
+"""A window that shows the last word, with a pause button.
 
 python examples/window.py                 # the default microphone
 python examples/window.py recording.wav   # or a recording; the window closes at its end
@@ -17,7 +17,7 @@ POLL_MS = 50
 
 
 class Window(tk.Tk):
-    """Words come in another thread, and Tk may only be used in its own: they wait in a queue to be fetched."""
+    """Words arrive on another thread, but Tk may be used only on its own, so a queue passes them on."""
 
     def __init__(self, blocks: Iterable[Block] | None = None) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Window(tk.Tk):
         self.fetch()
 
     def fetch(self) -> None:
-        """Show what was heard since the last look."""
+        """Show the words that have arrived since the last call."""
         is_running = self.background.is_running
         while not self.heard.empty():
             self.word.set(self.heard.get().word)

@@ -1,1 +1,1 @@
-"""Commands that train, evaluate and synthesise; run them from a checkout."""
+"""Programs that train, evaluate and synthesise; run them from a checkout."""

@@ -1,13 +1,13 @@
-"""Train variants of one recipe alike and compare them: `python -m recipes.compare VARIANTS.yaml --data.root DIR`.
+"""Train variants of a recipe and compare them: `python -m recipes.compare VARIANTS.yaml --data.root DIR`.
 
-VARIANTS.yaml names settings of `recipes.train` that differ from the config, for each variant:
+VARIANTS.yaml maps the name of each variant to the settings of `recipes.train` that differ from the config:
 
     base: {}
     wide: {model.network.hidden: 256}
     no teacher: {data.teacher: null}
 
-All have the same seed and are trained for equally many epochs or minutes.  OUT gets a run folder for each,
-`comparison.md` and `comparison.json`.
+All variants have the same seed and the same number of epochs or minutes.  The folder OUT receives a run folder for
+each variant, `comparison.md` and `comparison.json`.
 """
 
 import argparse
@@ -29,25 +29,25 @@ SHOWN = (
     "score", "keywords", "on", "off", "home", "unknown_as_command", "speech_as_command", "events_as_command",
     "noise_as_command", "commands",
 )  # fmt: skip
-"""Figures of the table, as far as a run has them; `commands` is of the CTC head."""
+"""Columns of the table; those that no run has are left out.  `commands` belongs to the CTC head."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A variant that was trained."""
+    """A trained variant."""
 
     name: str
     settings: Mapping[str, Any]
     epochs: int
     figures: Mapping[str, Any]
-    """As `recipes.task` leaves them in `validation.json`."""
+    """As `recipes.task` writes them to `validation.json`."""
 
 
 def read_variants(path: Path) -> dict[str, dict[str, Any]]:
-    """Names and their settings.
+    """Read the variants: name -> settings.
 
     Raises:
-        ConfigError: the file is no mapping of names to mappings.
+        ConfigError: the file is not a mapping of names to mappings.
     """
     try:
         variants = yaml.safe_load(path.read_text())
@@ -59,15 +59,15 @@ def read_variants(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_folder(out: Path, name: str) -> Path:
-    """Where a variant is trained."""
+    """Folder in which a variant is trained."""
     return out / "".join(c if c.isalnum() else "_" for c in name)
 
 
 def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str], out: Path) -> Outcome:
-    """Train one variant in a process of its own; its output goes to `log.txt` in the run folder.
+    """Train one variant in a separate process; its output goes to `log.txt` in the run folder.
 
     Raises:
-        SpeechError: training failed; says where the log is.
+        SpeechError: training failed; the message names the log.
     """
     run = run_folder(out, name)
     run.mkdir(parents=True, exist_ok=True)
@@ -77,13 +77,13 @@ def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str],
     with open(run / "log.txt", "w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SpeechError(f"{name} could not be trained, see {run / 'log.txt'}")
+        raise SpeechError(f"training of {name} failed, see {run / 'log.txt'}")
     left = json.loads((run / "validation.json").read_text())
     return Outcome(name, settings, left["epoch"] + 1, left["figures"])
 
 
 def cell(figure: Any) -> str:
-    """A figure for the table: a share in percent with its interval, or a number."""
+    """Format a figure: a share with its interval, or a single number; both in percent."""
     if figure is None:
         return "-"
     if isinstance(figure, Mapping):
@@ -94,7 +94,7 @@ def cell(figure: Any) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row for each variant; percent, with 95 % Wilson intervals."""
+    """A Markdown table with one row per variant; percent, with 95 % Wilson intervals."""
     columns = [name for name in SHOWN if any(name in outcome.figures for outcome in outcomes)]
     rows = [["variant", "settings", "epochs", *columns], ["---"] * (3 + len(columns))]
     for outcome in outcomes:
@@ -105,7 +105,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def compare(arguments: argparse.Namespace, more: Sequence[str]) -> None:
-    """Train all variants, print and keep the table."""
+    """Train all variants, print the table and write it to files."""
     variants = read_variants(arguments.variants)
     common = ["--config", str(arguments.config), *more, "--trainer.enable_progress_bar", "false"]
     if arguments.minutes:
@@ -122,7 +122,7 @@ def compare(arguments: argparse.Namespace, more: Sequence[str]) -> None:
 
 
 def clock(minutes: float) -> str:
-    """Hours, minutes and seconds, as the trainer's `max_time` has them after the days."""
+    """Minutes as HH:MM:SS, the part of the trainer's `max_time` after the days."""
     seconds = round(60 * minutes)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
@@ -132,12 +132,12 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m recipes.compare", description=__doc__.split("\n")[0], allow_abbrev=False,
         epilog="Other options go to recipes.train, such as --data.root DIR.",
     )  # fmt: skip
-    parser.add_argument("variants", type=Path, metavar="VARIANTS.yaml", help="names and their settings")
-    parser.add_argument("--config", type=Path, default=Path("recipes/configs/commands.yaml"), help="what they share")
+    parser.add_argument("variants", type=Path, metavar="VARIANTS.yaml", help="file with the settings of each variant")
+    parser.add_argument("--config", type=Path, default=Path("recipes/configs/commands.yaml"), help="shared config")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, default=4, help="epochs of each (default 4)")
-    length.add_argument("--minutes", type=float, help="minutes of training of each, instead of epochs")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="variants at a time (default 1)")
+    length.add_argument("--epochs", type=int, default=4, help="epochs per variant (default 4)")
+    length.add_argument("--minutes", type=float, help="minutes of training per variant, instead of epochs")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="variants trained at once (default 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
     arguments, more = parser.parse_known_args(argv)
     return exit_status(lambda: compare(arguments, more))

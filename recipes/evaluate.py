@@ -1,8 +1,13 @@
-"""Measure a bundle: `python -m recipes.evaluate --data.root DIR` prints a table; --json and --pictures keep it.
+"""Measure a bundle: `python -m recipes.evaluate --data.root DIR` prints tables; --json and --pictures write files.
 
-Protocols: `twelve` is the official 12-class test archive, `words` every word of a part of Speech Commands,
-`live` commands placed in long audio and heard through the Listener, `connected` sequences of commands (for a bundle
-with a CTC head), `own` words outside the vocabulary taught from some recordings, `speed` what it costs.
+Protocols:
+
+    twelve     the official 12-class test archive
+    words      every word of a part of Speech Commands
+    live       commands in long audio, through the live path
+    connected  sequences of commands, for a bundle with a CTC head
+    own        words outside the vocabulary, taught from some recordings
+    speed      processor time and start-up time
 """
 
 import argparse
@@ -30,7 +35,7 @@ PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 
 
 def draw(result: Result, protocol: str, folder: Path) -> list[Path]:
-    """The pictures of one protocol."""
+    """Draw the pictures of one protocol; return their paths."""
     if isinstance(result, Evaluation):
         targets = [folder / f"confusion_{protocol}.png", folder / f"reliability_{protocol}.png"]
         draw_confusion(result, targets[0])
@@ -61,9 +66,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data.cache", dest="cache", type=Path, metavar="DIR", help="decoded audio (default: DIR/cache)"
     )
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["twelve", "words", "speed"])
-    parser.add_argument("--part", choices=PARTS, default="testing", help="for words, live, connected")
+    parser.add_argument("--part", choices=PARTS, default="testing", help="for words, live, connected, own")
     parser.add_argument(
-        "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds that live is repeated at"
+        "--curve", nargs="*", type=float, default=THRESHOLDS, metavar="X", help="thresholds at which live is repeated"
     )
     parser.add_argument(
         "--after-talk",
@@ -71,39 +76,39 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         default=[ListenerConfig.after_talk_s],
         metavar="S",
-        help="the Listener's, for live; with several everything is decided once for each",
+        help="for live: seconds after talk in which commands are rejected; several values give one table each",
     )
     parser.add_argument(
         "--scenes",
         nargs="+",
         choices=[*(scene.name for scene in SCENES), *ALARMS],
         metavar="NAME",
-        help=f"only these, for live: {', '.join(repr(scene.name) for scene in SCENES)}; and what holds no command: "
+        help=f"only these, for live: {', '.join(repr(scene.name) for scene in SCENES)}; and audio without commands: "
         f"{', '.join(map(repr, ALARMS))}",
     )
     add_words_option(parser)
-    parser.add_argument("--commands", type=int, default=300, metavar="N", help="in each scene of live (default: 300)")
-    parser.add_argument("--mixtures", type=int, default=200, help="how many, for connected (default: 200)")
+    parser.add_argument("--commands", type=int, default=300, metavar="N", help="per scene of live (default: 300)")
+    parser.add_argument("--mixtures", type=int, default=200, help="mixtures for connected (default: 200)")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
-    parser.add_argument("--mistakes", action="store_true", help="list every clip that was not recognised")
+    parser.add_argument("--mistakes", action="store_true", help="list every clip that was classified wrongly")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write PNGs")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: everything on one page")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html with all results")
     arguments = parser.parse_args(argv)
     return arguments
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
-    """Run the protocols asked for, print each, return all figures."""
+    """Run the chosen protocols, print each result, return all figures."""
     recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
     if arguments.commands < len(commands):
-        raise ConfigError(f"--commands must be {len(commands)} at least, one of each")
+        raise ConfigError(f"--commands must be at least {len(commands)}, one of each")
     figures: dict[str, object] = {"model": str(arguments.model)}
 
     @cache
     def corpus() -> Corpus:
         recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-        if "own" not in arguments.protocol:  # whose words are taught from all parts
+        if "own" not in arguments.protocol:  # this protocol teaches words from all parts
             recordings = [r for r in recordings if r.part == arguments.part or r.source == "rooms"]
         return Corpus(recordings, arguments.cache or arguments.root / "cache")
 

@@ -1,7 +1,7 @@
-"""How each head is trained: its labels, its examples, its loss, what is measured on validation.
+"""How each head is trained: labels, examples, loss and validation figures.
 
-A new head is a class here, entered in `TRAINED`, beside its network (`speech.training.networks`) and its meaning
-(`speech.heads`).
+A new head needs a class here, entered in `TRAINED`, a network (`speech.training.networks`) and a class in
+`speech.heads`.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ Figures = dict[str, Share | float]
 
 
 class Batches(Protocol):
-    """Batches by number."""
+    """Batches by index."""
 
     def __len__(self) -> int: ...
 
@@ -48,32 +48,32 @@ class Batches(Protocol):
 
 
 class TrainedHead(ABC):
-    """How one head is trained.  It keeps nothing: its examples lie in the data module, its counters in the task."""
+    """How one head is trained.  It has no state: the data module holds its examples, the task its counters."""
 
     name: ClassVar[str]
-    """As in `speech.heads`."""
+    """Name of the head, as in `speech.heads`."""
     monitor: ClassVar[str]
-    """The figure that chooses the best epoch; more is better."""
+    """Validation figure that selects the best epoch; higher is better."""
 
     @abstractmethod
     def labels(self, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
-        """The labels of the scores, from the words of the data, `_unknown_` and `_silence_`."""
+        """The labels of the scores, given the vocabulary: words, `_unknown_` and `_silence_`."""
 
     @abstractmethod
     def mix(self, data: "CommandData") -> SourceMix:
-        """What an epoch is made of."""
+        """The composition of an epoch."""
 
     @abstractmethod
     def batches(self, data: "CommandData", epoch: int) -> Dataset[Any]:
-        """The batches of an epoch that this process trains on."""
+        """The training batches of this process for one epoch."""
 
     @abstractmethod
     def validation(self, data: "CommandData") -> Batches:
-        """The batches of validation, the same in each epoch.  Raises DataError when there are none."""
+        """The validation batches, the same in each epoch.  Raises DataError if there are none."""
 
     @abstractmethod
     def loss(self, task: "CommandTask", batch: Any) -> Tensor:
-        """Of a training batch."""
+        """The loss of a training batch."""
 
     @abstractmethod
     def metrics(self, n_labels: int) -> nn.Module:
@@ -81,14 +81,14 @@ class TrainedHead(ABC):
 
     @abstractmethod
     def validate(self, task: "CommandTask", batch: Any) -> None:
-        """Count a batch of validation."""
+        """Update the counters with a validation batch."""
 
     @abstractmethod
     def figures(self, task: "CommandTask") -> Figures:
-        """Of all batches of validation, by all processes together; resets the counters."""
+        """The figures over all validation batches of all processes; resets the counters."""
 
     def temperature(self, data: "CommandData", scorer: Scorer) -> float:
-        """What the logits are divided by in the bundle."""
+        """The temperature that divides the bundle's logits."""
         return 1.0
 
     @abstractmethod
@@ -97,7 +97,7 @@ class TrainedHead(ABC):
 
 
 class TrainedClassification(TrainedHead):
-    """One word an utterance: cross-entropy with softened labels and a second loss over all known words."""
+    """One word per utterance: cross-entropy with soft targets, and a second loss over all words of the material."""
 
     name, monitor = "classification", "val/score"
 
@@ -132,7 +132,7 @@ class TrainedClassification(TrainedHead):
         return weighted_loss(logits.float(), targets, batch.weight) + task.aux_weight * auxiliary
 
     def metrics(self, n_labels: int) -> nn.ModuleDict:
-        """One confusion matrix for each of `GROUPS`."""
+        """One confusion matrix per group of `GROUPS`."""
         return nn.ModuleDict({group: MulticlassConfusionMatrix(n_labels) for group in GROUPS})
 
     def validate(self, task: "CommandTask", batch: Utterances) -> None:
@@ -152,7 +152,7 @@ class TrainedClassification(TrainedHead):
         return figures(confusions, task.labels, task.data.commands)
 
     def temperature(self, data: "CommandData", scorer: Scorer) -> float:
-        """The one that suits the official words of validation."""
+        """The temperature that calibrates the official validation words."""
         with torch.no_grad():
             scored = [(scorer.logits(waveform), label) for waveform, label in official(data)]
         logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
@@ -181,7 +181,7 @@ class TrainedCTC(TrainedHead):
         return [(torch.from_numpy(m.waveform)[None], *encode([m.transcript], data.labels)) for m in mixtures]
 
     def loss(self, task: "CommandTask", batch: Mixtures) -> Tensor:
-        """CTC loss of each mixture, summed over its tokens, divided by the batch."""
+        """CTC loss per mixture, summed over its tokens; mean over the batch."""
         sounding = torch.ones_like(batch.n_targets, dtype=torch.bool)
         log_probs = task.acoustic(task.features_of(batch, sounding)).float().log_softmax(2)
         n_steps, blank = torch.full_like(batch.n_targets, log_probs.shape[1]), task.labels.index(BLANK)
@@ -192,7 +192,7 @@ class TrainedCTC(TrainedHead):
         return loss.mean()
 
     def metrics(self, n_labels: int) -> nn.ModuleDict:
-        """Wrong words and words in the mixtures."""
+        """Counters of word errors and of words said."""
         return nn.ModuleDict({"errors": SumMetric(), "said": SumMetric()})
 
     def validate(self, task: "CommandTask", batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -217,7 +217,7 @@ TRAINED: Mapping[str, TrainedHead] = {head.name: head for head in (TrainedClassi
 
 
 def soft_targets(batch: Utterances, n_labels: int, label_smoothing: float, soft_share: float) -> Tensor:
-    """(batch, n_labels): the smoothed label, mixed with the teachers' posteriors where there are any."""
+    """Targets (batch, n_labels): the smoothed label, mixed with the teachers' posteriors if there are any."""
     hard = nn.functional.one_hot(batch.label, n_labels).float()
     hard = hard * (1 - label_smoothing) + label_smoothing / n_labels
     soft = soft_share * (batch.teacher.sum(1, keepdim=True) > 0)
@@ -225,13 +225,13 @@ def soft_targets(batch: Utterances, n_labels: int, label_smoothing: float, soft_
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Mean cross-entropy with soft targets (batch, classes), each example by its weight (batch,)."""
+    """Weighted mean of the cross-entropy with soft targets (batch, classes); weights are (batch,)."""
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     return (losses * weight).sum() / weight.sum()
 
 
 def official(data: "CommandData") -> Iterator[tuple[Tensor, Tensor]]:
-    """The official words of validation as the live loop hears them: (batch, time) and labels (batch,)."""
+    """The official validation words after the live high-pass: (batch, time) and labels (batch,)."""
     bank, batches = as_bank(data.corpus, "cpu"), cast(ValidationUtterances, data.held_back)
     for batch in (batches[i] for i in range(len(batches))):
         chosen = batch.group == GROUPS.index("official")
@@ -240,10 +240,10 @@ def official(data: "CommandData") -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def figures(confusions: Mapping[str, np.ndarray], labels: Sequence[str], commands: Sequence[str]) -> Figures:
-    """The figures of validation from the confusion matrices of its groups; NaN for what it does not hold.
+    """The validation figures from the confusion matrices of its groups; NaN for empty groups.
 
-    `score` is the one to choose by: the mean of `keywords`, `home` and one minus the mean of the shares of unknown
-    words, speech, events and noise that are taken for a command; what is not there is left out.
+    `score` selects the best epoch.  It is the mean of `keywords`, `home` and one minus the mean share of unknown words,
+    speech, events and noise that are classified as a command.  Empty groups are left out.
     """
     n = len(commands)
     official = summarize(confusions["official"], labels, commands)
@@ -252,7 +252,7 @@ def figures(confusions: Mapping[str, np.ndarray], labels: Sequence[str], command
     for group in ("speech", "events", "noise"):
         folded = fold(confusions[group], labels, commands)
         taken[f"{group}_as_command"] = Share(int(folded[:, :n].sum()), int(folded.sum()))
-    right = int(np.trace(home)) + int(home[n, n + 1])  # another word that is heard as nothing is right
+    right = int(np.trace(home)) + int(home[n, n + 1])  # another word classified as silence counts as right
     at_home = Share(right, int(home.sum()))
     found: Figures = {"balanced": official.balanced, "keywords": official.keywords}
     found |= {word: official.recall[word] for word in SCARCE if word in official.recall}

@@ -1,4 +1,4 @@
-"""Figures from a confusion matrix: one definition each, for training and for evaluation."""
+"""Shares, rates, calibration and figures of a confusion matrix, for training and evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Rate:
-    """Events an hour with the exact 95 % interval of a Poisson mean."""
+    """Events per hour with the exact 95 % interval of a Poisson mean."""
 
     count: int
     hours: float
@@ -74,7 +74,7 @@ class Rate:
         if not self.hours:
             return "     -"
         low, high = self.interval
-        return f"{self.value:6.2f} an hour  [{low:.1f}, {high:.1f}]  {self.count} in {self.hours:.2f} h"
+        return f"{self.value:6.2f} per hour  [{low:.1f}, {high:.1f}]  {self.count} in {self.hours:.2f} h"
 
     def as_dict(self) -> dict[str, object]:
         known = bool(self.hours)
@@ -92,7 +92,7 @@ def classes_of(commands: Sequence[str]) -> tuple[str, ...]:
 
 
 def fold(confusion: Counts, labels: Sequence[str], commands: Sequence[str]) -> Counts:
-    """Rows and columns of other words added to `_unknown_`: (classes, classes) as `classes_of` has them."""
+    """Add rows and columns of other words to those of `_unknown_`: (classes, classes), ordered as in `classes_of`."""
     onto = classes_of(commands)
     place = [onto.index(label if label in onto else UNKNOWN) for label in labels]
     folded = np.zeros((len(onto), len(onto)), np.int64)
@@ -102,7 +102,7 @@ def fold(confusion: Counts, labels: Sequence[str], commands: Sequence[str]) -> C
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of the official protocol, 12 classes with ten commands."""
+    """The figures of the official protocol, which has 12 classes with ten commands."""
 
     accuracy: Share
     keywords: Share
@@ -112,7 +112,7 @@ class Summary:
 
     @property
     def balanced(self) -> float:
-        """Mean recall of the classes that occur: rare words count as much as common ones."""
+        """Mean recall of the classes that occur; rare words count as much as common ones."""
         return float(np.mean([share.value for share in self.recall.values() if share.total]))
 
 
@@ -135,20 +135,20 @@ def summarize(confusion: Counts, labels: Sequence[str], commands: Sequence[str])
 
 
 Judged = Sequence[tuple[float, bool]]
-"""Of each answer its confidence, 0..1, and whether it was right."""
+"""For each answer: its confidence, 0..1, and whether it is right."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The answers whose confidence lies in one tenth."""
+    """The answers whose confidence lies in one bin of the reliability diagram."""
 
     confidence: float
-    """Their mean."""
+    """Mean confidence of the answers."""
     right: Share
 
 
 def reliability(judged: Judged, n_bins: int = 10) -> list[Bin]:
-    """The reliability diagram: equally wide bins of confidence, empty ones left out."""
+    """The reliability diagram: bins of confidence of equal width, without empty ones."""
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(n_bins)]
     for confidence, right in judged:
         bins[min(n_bins - 1, int(confidence * n_bins))].append((confidence, right))
@@ -160,7 +160,7 @@ def reliability(judged: Judged, n_bins: int = 10) -> list[Bin]:
 
 
 def calibration_error(judged: Judged) -> float:
-    """Expected calibration error: the mean distance of confidence and share right over the bins, by their size.
+    """Expected calibration error: mean difference of confidence and share right over the bins, weighted by size.
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3.
     """
@@ -170,6 +170,6 @@ def calibration_error(judged: Judged) -> float:
 
 
 def write_json(target: Path, figures: object) -> None:
-    """Keep figures; the folder is made."""
+    """Write figures as JSON; a missing folder is created."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=1))

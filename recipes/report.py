@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what `recipes.evaluate` measured: tables, pictures, the hardest clips to hear."""
+"""A self-contained HTML page of the results of `recipes.evaluate`: tables, pictures, the hardest clips as audio."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ from speech.training.clips import SAMPLE_RATE_HZ
 Result = Evaluation | Live | Connected | Own | Speed
 
 HARDEST = 20
-"""Clips with players: the errors of which the model was surest."""
+"""Number of clips with players: the errors with the highest confidence."""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
@@ -34,7 +34,7 @@ pre { overflow-x: auto; background: #f6f6f6; padding: .7rem; }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows as HTML; text is escaped."""
+    """An HTML table; text is escaped."""
 
     def row(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
@@ -43,13 +43,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def picture(path: Path) -> str:
-    """A PNG within the page."""
+    """A PNG embedded in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
 
 
 def player(mistake: Mistake) -> str:
-    """A clip to hear, within the page, and what was made of it."""
+    """A clip embedded as an audio player, and how it was classified."""
     wav = io.BytesIO()
     soundfile.write(wav, mistake.waveform, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
     data = base64.b64encode(wav.getvalue()).decode()
@@ -111,7 +111,7 @@ def connected_section(result: Connected) -> str:
 
 
 def section(result: Result) -> str:
-    """Heading, then tables."""
+    """Heading and tables of one protocol."""
     title = str(result).splitlines()[0]
     if isinstance(result, Evaluation):
         body = words_section(result)
@@ -128,7 +128,7 @@ def section(result: Result) -> str:
 def write_report(
     folder: Path, model: Path, info: BundleInfo, results: Sequence[Result], pictures: dict[int, list[Path]]
 ) -> Path:
-    """`index.html` in `folder`; `pictures` are those of each result, by its place."""
+    """Write `folder`/index.html; `pictures` maps the index of a result to its pictures.  Returns the page's path."""
     parts = []
     mistakes: list[Mistake] = []
     for number, result in enumerate(results):
@@ -138,7 +138,7 @@ def write_report(
     if mistakes:
         hardest = sorted(mistakes, key=lambda m: m.confidence, reverse=True)[:HARDEST]
         parts.append(
-            f"<h2>Hardest clips</h2><p>The errors it was surest of.</p><ol>{''.join(map(player, hardest))}</ol>"
+            f"<h2>Hardest clips</h2><p>Errors with the highest confidence.</p><ol>{''.join(map(player, hardest))}</ol>"
         )
     bundle = [
         ("head", info.head), ("words", " ".join(info.words)), ("window", f"{info.window_s:g} s"),

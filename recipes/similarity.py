@@ -1,8 +1,8 @@
-"""Let a bundle learn own words: `python -m recipes.similarity --model BUNDLE --data.root DIR`.
+"""Prepare a bundle for own words: `python -m recipes.similarity --model BUNDLE --data.root DIR`.
 
-Cuts training speech as the live path does, embeds it and training words, and writes into the bundle's metadata what
-`speech.similarity` describes.  The bundle stays as it is otherwise.  What was cut is cached: the next bundle takes
-only as long as its network.
+Cuts training speech into utterances as the live path does, embeds these and training words, and adds the result,
+described in `speech.similarity`, to the bundle's metadata.  Nothing else in the bundle changes.  The utterances are
+cached, so for the next bundle only the embeddings are computed.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from speech.training.clips import as_float, extent
 from speech.training.corpus import Recording, index_others, index_words, speaker_of
 
 PER_WORD = 24
-"""Recordings of a word of the bundle, each by another speaker where there are so many."""
+"""Recordings of each word of the bundle, by different speakers if there are enough."""
 PER_OTHER = 8
-"""Recordings of a word outside it."""
+"""Recordings of each other word."""
 LEAST = 3
-"""Recordings under which a word is left out."""
+"""Words with fewer recordings are left out."""
 MARGINS_S = (0.3, 0.3)
-"""Audio before and after a word alone."""
+"""Audio kept before and after a single word."""
 MOST_BACKGROUND = 3000
-"""Utterances of the background that are kept."""
+"""Largest number of background utterances that are used."""
 
 
 def choose(root: Path, known: Sequence[str], rng: np.random.Generator) -> list[Recording]:
-    """Some training recordings of every word, by as many speakers as there are."""
+    """Choose training recordings of every word, by as many speakers as possible."""
     by_word: dict[str, list[Recording]] = {}
     for recording in index_words(root, 0.0):
         if recording.part == "training":
@@ -58,7 +58,7 @@ def choose(root: Path, known: Sequence[str], rng: np.random.Generator) -> list[R
 
 
 def word_alone(path: Path) -> Block:
-    """A recording of one word with about the margins that the endpointer leaves."""
+    """Read a recording of one word and cut it with about the margins of the endpointer."""
     before, after = (round(seconds * SAMPLE_RATE_HZ) for seconds in MARGINS_S)
     waveform = high_pass(np.pad(read(path, SAMPLE_RATE_HZ), (before, after)))
     start, end = extent(waveform)
@@ -66,7 +66,7 @@ def word_alone(path: Path) -> Block:
 
 
 def cut_speech(root: Path) -> tuple[list[Block], float]:
-    """The training speech as one stream: the utterances short enough for a bundle of single words, and its hours."""
+    """Cut the training speech as one stream; return the utterances that are not too long, and the hours of speech."""
     config = ListenerConfig()
     segmenter = Segmenter(config, config.max_word_s)
     rest, found, n_samples = np.zeros(0, np.float32), [], 0
@@ -82,7 +82,7 @@ def cut_speech(root: Path) -> tuple[list[Block], float]:
 
 
 def cached_speech(root: Path, cache: Path) -> tuple[list[Block], float]:
-    """The same, from the cache where the recordings and the settings are those of then."""
+    """`cut_speech`, from the cache if recordings and settings have not changed."""
     files = [(r.path.name, r.path.stat().st_size) for r in index_others(root) if r.source == "speech"]
     key = hashlib.sha256(repr((files, ListenerConfig())).encode()).hexdigest()[:16]
     target = cache / f"utterances-{key}.npz"
@@ -98,7 +98,7 @@ def cached_speech(root: Path, cache: Path) -> tuple[list[Block], float]:
 
 
 def write(bundle: Path, similarity: Similarity) -> None:
-    """Put it into a bundle's metadata, in one step."""
+    """Write it into a bundle's metadata, replacing the file atomically."""
     model = onnx.load(str(bundle))
     kept = [prop for prop in model.metadata_props if prop.key != METADATA]
     del model.metadata_props[:]
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     recognizer = Recognizer.load(arguments.model)
     speech, hours = cached_speech(arguments.root, arguments.cache or arguments.root / "cache")
     if not speech:
-        raise DataError(f"no training speech under {arguments.root}: there is no background without")
+        raise DataError(f"no training speech under {arguments.root}; it is needed as the background")
     background = np.stack([recognizer.embed(waveform) for waveform in speech[:MOST_BACKGROUND]])
     chosen = choose(arguments.root, recognizer.info.words, np.random.default_rng(0))
     vectors = np.stack([recognizer.embed(word_alone(recording.path)) for recording in chosen])

@@ -1,4 +1,4 @@
-"""The Lightning task and data module: what is trained, on what."""
+"""The Lightning task and data module of training."""
 
 import math
 from dataclasses import asdict
@@ -36,11 +36,11 @@ from speech.training.plan import as_bank, render
 from speech.training.teacher import Teacher, read_teacher
 
 SHARES = 10_000
-"""Steps of the schedule when it follows the clock."""
+"""Steps of the learning-rate schedule when the length of training is set by time."""
 
 
 def warm_cosine(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate: half a cosine up from 4 % in `warmup * total` steps, half a one down to zero.
+    """Share of the peak learning rate: a half cosine up from 4 % in `warmup * total` steps, then one down to zero.
 
     Source: Smith and Topin 2018, as in torch.optim.lr_scheduler.OneCycleLR.
     """
@@ -51,25 +51,25 @@ def warm_cosine(step: int, total: int, warmup: float) -> float:
 
 
 class CommandData(L.LightningDataModule):
-    """Speech Commands with what else lies beside it.
+    """Speech Commands and the other recordings of the data folder.
 
     Args:
-        root: folder that holds SpeechCommands/ and, if there, voices/, synthetic/, synthetic_sentences/,
+        root: folder that holds SpeechCommands/ and, optionally, voices/, synthetic/, synthetic_sentences/,
             negative_speech/, events/, home/, noise/, rooms/.
-        cache: where the decoded audio is kept; default ROOT/cache.
+        cache: folder of the decoded audio; default ROOT/cache.
         download: fetch Speech Commands v0.02 (2.3 GB) into `root` first.
-        batch_size: examples of each process in one step.
-        workers: processes that draw the plans; they are cheap.
-        held_out: share of the training speakers of `on` and `off` who join validation.
-        per_kind: pieces of speech, of events and of noise in validation; for the CTC head, mixtures.
-        procedural: made sounds that training draws from.
-        teacher: archive with the posteriors of networks that know the words; default none.
-        words: list of the commands; other words with enough recordings get a class of their own too.
-        seed: fixes what each epoch holds.
-        mix: what an epoch is made of for the classification head.
-        mixtures: the same for the CTC head.
-        noise: what the noise below both is made of.
-        head: what the examples are for; taken from the model.
+        batch_size: examples per process in one step.
+        workers: processes that draw the plans, which is cheap.
+        held_out: share of the training speakers of `on` and `off` that are moved to validation.
+        per_kind: validation pieces each of speech, events and noise; for the CTC head, validation mixtures.
+        procedural: number of generated sounds for training.
+        teacher: archive with posteriors of teacher networks; default none.
+        words: list of the commands; other words with enough recordings also become classes.
+        seed: determines the examples of each epoch.
+        mix: composition of an epoch for the classification head.
+        mixtures: composition of an epoch for the CTC head.
+        noise: composition of the noise for both.
+        head: the head to train; taken from the model.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class CommandData(L.LightningDataModule):
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Posteriors of other networks for the recordings; none without `teacher_path`."""
+        """The teachers' posteriors for the recordings; empty without `teacher_path`."""
         if not self.teacher_path:
             return Teacher(len(self.labels))
         return read_teacher(self.teacher_path, self.corpus.recordings, self.labels)
@@ -127,7 +127,7 @@ class CommandData(L.LightningDataModule):
 
     @property
     def share(self) -> tuple[int, int]:
-        """Number of this process, and how many there are."""
+        """Index of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -137,33 +137,33 @@ class CommandData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world = self.share
         items = [self.held_back[i] for i in range(rank, len(self.held_back), world)]
-        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]  # a list will do
+        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]  # a list works too
 
 
 class CommandTask(L.LightningModule):
-    """Classification of one utterance, or transcription of sequences with a CTC head.
+    """Classification of utterances, or transcription of sequences with a CTC head.
 
     Args:
-        head: what the scores mean.
-        features: the MFCC.
-        network: the encoder's size.
-        augment: variation of the training examples.
+        head: name of the head.
+        features: settings of the MFCC.
+        network: sizes of the network.
+        augment: augmentation of the training examples.
         learning_rate: peak of the schedule (a warm-up, then a cosine to zero).
-        warmup: share of all steps in which the rate rises; of the time, where the trainer has a `max_time`.
+        warmup: share of the steps, or of the time if the trainer has a `max_time`, in which the rate rises.
         weight_decay: of AdamW.
         label_smoothing: probability spread over the other classes.
-        soft_share: share of the teachers' posteriors in the targets, where there are any.
-        aux_weight: weight of the loss that tells all known words apart, those outside the vocabulary too.
+        soft_share: share of the teachers' posteriors in the targets, if there are any.
+        aux_weight: weight of a second loss that separates all words, including those outside the vocabulary; 0: none.
         seed: of the augmentation.
-        start: checkpoint or bundle whose weights training begins with, to teach a trained network on; from one with
-            the other head, the encoder's.
-        lstm: torch's own; or the one written from its equations, which takes the same checkpoints; or a plain RNN.
+        start: checkpoint or bundle with the initial weights, to continue training; if its head differs, only the
+            encoder's weights are used.
+        lstm: `torch`, torch's own; `equations`, written out, which loads the same checkpoints; `rnn`, a plain RNN.
     """
 
     acoustic: Network
     """Features in, logits out."""
     metrics: Any
-    """The head's counters for validation."""
+    """The head's validation counters."""
 
     def __init__(
         self,
@@ -214,14 +214,14 @@ class CommandTask(L.LightningModule):
         self.metrics = TRAINED[self.head].metrics(len(self.labels))
 
     def _begin_with(self, network: Network, start: Path) -> None:
-        """Take over the weights of a checkpoint or bundle."""
+        """Load the initial weights from a checkpoint or bundle."""
         scorer, notes = load_network(start)
         if notes["head"] != self.head:
             network.encoder.load_state_dict(scorer.network.encoder.state_dict())
         elif tuple(notes["labels"]) != self.labels:
-            raise ConfigError(f"{start} knows other words than the data: {', '.join(notes['labels'])}")
+            raise ConfigError(f"{start} has other labels than the data: {', '.join(notes['labels'])}")
         else:
-            network.load_state_dict(scorer.network.state_dict(), strict=False)  # but for the training-only layer
+            network.load_state_dict(scorer.network.state_dict(), strict=False)  # without the training-only layer
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, time) -> logits (batch, classes) or (batch, steps, tokens)"""
@@ -241,7 +241,7 @@ class CommandTask(L.LightningModule):
 
     @torch.no_grad()
     def features_of(self, batch: Utterances | Mixtures, sounding: Tensor) -> Tensor:
-        """Of a training batch, rendered and varied: (batch, frames, n_mfcc)."""
+        """Render and augment a training batch: features (batch, frames, n_mfcc)."""
         with torch.autocast(self.device.type, enabled=False):
             waveform, noise = render(batch.plan, self.bank)
             return self.vary.features(self.mfcc(self.vary.waveform(waveform, noise, sounding)))
@@ -271,14 +271,14 @@ class CommandTask(L.LightningModule):
     def _rate(self, step: int) -> float:
         """Share of the peak learning rate.
 
-        It follows the trainer's own length, so that a resumed run may be longer than it was meant to be; or its clock.
+        With a `max_time` it follows the clock, else the trainer's number of steps, so a resumed run may be prolonged.
         """
         clock = next((c for c in self.trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
         if clock is None or clock.time_remaining() is None:
             return warm_cosine(step, int(self.trainer.estimated_stepping_batches), self.warmup)
         elapsed_s, left_s = clock.time_elapsed(), max(0.0, clock.time_remaining() or 0.0)
         share = elapsed_s / (elapsed_s + left_s)
-        if self.trainer.world_size > 1:  # all processes must step alike
+        if self.trainer.world_size > 1:  # all processes need the same rate
             share = self.trainer.strategy.broadcast(share)
         return warm_cosine(round(share * (SHARES - 1)), SHARES, self.warmup)
 

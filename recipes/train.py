@@ -1,6 +1,6 @@
 """Train, export and evaluate: `python -m recipes.train --config recipes/configs/commands.yaml --data.root DIR`.
 
-The run folder gets checkpoints, metrics.csv, curves.png, the exported bundle and results.json.
+The run folder receives checkpoints, metrics.csv, curves.png, the exported bundle and results.json.
 """
 
 import csv
@@ -30,27 +30,27 @@ from speech.recognizer import Recognizer
 from speech.training.export import bundle_info, export, load_checkpoint, parity
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
-"""What every config begins with."""
+"""Settings that every config starts from."""
 
 
 class TrainCLI(LightningCLI):
-    """The command line: trainer, model and data, plus where the run lives."""
+    """The command line: trainer, model, data and the options of a run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=Path, default=Path("runs/commands"), help="folder of this run")
-        parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
+        parser.add_argument("--resume", type=bool, default=False, help="continue from the run's last checkpoint")
         parser.add_argument("--name", type=str, default="commands", help="file name of the exported bundle")
-        parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
+        parser.add_argument("--average", type=float, default=0.998, help="decay per step of the averaged weights")
         parser.add_argument("--select", type=Literal["best", "last"], default="best", help="epoch to export")
-        parser.add_argument("--threshold", type=float, default=0.7, help="default confidence of the live loop")
+        parser.add_argument("--threshold", type=float, default=0.7, help="default threshold of the bundle, 0..1")
         parser.add_argument(
-            "--thresholds", type=dict[str, float], default={}, help="the same for single words, such as calibrate gives"
+            "--thresholds", type=dict[str, float], default={}, help="thresholds of single words (speech.calibrate)"
         )
         parser.add_argument(
             "--offsets", type=dict[str, float], default={}, help="added to the logits of these labels in the bundle"
         )
-        parser.add_argument("--export", type=bool, default=True, help="write and evaluate the bundle in the end")
-        parser.add_argument("--patience", type=int, default=0, help="epochs without a better figure; 0: never stop")
+        parser.add_argument("--export", type=bool, default=True, help="write and evaluate the bundle at the end")
+        parser.add_argument("--patience", type=int, default=0, help="stop after N epochs without improvement; 0: never")
 
         parser.link_arguments("model.head", "data.head")
 
@@ -59,7 +59,7 @@ class TrainCLI(LightningCLI):
         monitor = TRAINED[config.model.head].monitor
         callbacks: list[L.Callback] = [
             ModelCheckpoint(run / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
-            # Every epoch, to resume from.
+            # Saved every epoch, for --resume.
             ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True),
             LearningRateMonitor("epoch"),
             EMAWeightAveraging(decay=config.average),
@@ -75,19 +75,19 @@ class TrainCLI(LightningCLI):
             "logger": CSVLogger(run, name="", version=f"curves-{len(list(run.glob('curves-*'))) + 1}"),
             "default_root_dir": run,
             "reload_dataloaders_every_n_epochs": 1,
-            "use_distributed_sampler": False,  # the batches are each process's own already
+            "use_distributed_sampler": False,  # each process already makes its own batches
         }
         return super().instantiate_trainer(**kwargs)
 
 
 def precision_for(accelerator: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> Literal["bf16-mixed", "32-true"]:
-    """Half precision where the machine computes with it: on a GPU, or a processor with instructions for it.
+    """Choose bf16 if the hardware supports it: on a GPU, or on a processor with bf16 instructions.
 
-    Others are three times slower with it than without.
+    Other processors are three times slower with bf16 than without.
 
     Args:
-        accelerator: as the trainer takes it.
-        cpuinfo: where Linux lists what the processor can do.
+        accelerator: the trainer's setting.
+        cpuinfo: file in which Linux lists the processor's features.
     """
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed"
@@ -109,7 +109,7 @@ def train(cli: TrainCLI) -> None:
 
 
 def finish(cli: TrainCLI, run: Path) -> None:
-    """Curves, bundle, results."""
+    """Write the curves, the bundle and its results."""
     history = read_curves(run)
     draw_curves(history, run / "curves.png")
     scorer, notes = load_checkpoint(run / "checkpoints" / f"{cli.config.select}.ckpt")
@@ -143,7 +143,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
 
 
 def read_curves(run: Path) -> list[dict[str, float]]:
-    """One row an epoch from all CSV files of a run, earlier epochs that a resumed run repeated left out."""
+    """Read one row per epoch from all CSV files of a run; values of a resumed run override earlier ones."""
     rows: dict[int, dict[str, float]] = {}
     for path in sorted(run.glob("curves*/metrics.csv"), key=lambda p: p.stat().st_mtime):
         with open(path, newline="") as file:
@@ -155,7 +155,7 @@ def read_curves(run: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(history: list[dict[str, float]], target: Path) -> None:
-    """Loss and validation figures over the epochs, as one picture."""
+    """Draw loss and validation figures against the epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""The commands: one list that training, measuring and synthesis share."""
+"""The list of commands that training, evaluation and synthesis share."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -8,7 +8,7 @@ WORDS = Path(__file__).parent / "words.txt"
 
 
 def add_words_option(parser: ArgumentParser) -> None:
-    """`--words FILE`, for `speech.training.corpus.read_commands`."""
+    """Add the option `--words FILE`; `speech.training.corpus.read_commands` reads the file."""
     parser.add_argument(
         "--words", type=Path, default=WORDS, metavar="FILE", help="list of the commands (default: recipes/words.txt)"
     )

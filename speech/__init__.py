@@ -2,7 +2,7 @@
 
     from speech import Recognizer, Listener
 
-The names load on first use, so that `import speech` costs nothing.
+The names are imported on first use, so that `import speech` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The bundle: what an ONNX file of this project holds, and what its labels mean."""
+"""The bundle: the metadata of this project's ONNX files, and the meaning of the labels."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from typing import Any
 from speech.errors import BundleError
 
 FORMAT = 2
-"""Version of the bundle's layout that this code reads and writes."""
+"""Version of the bundle format that this code reads and writes."""
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS / "commands.onnx"
 UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
-"""Labels that are no words: other speech, no speech, and nothing new in this step of a CTC head."""
+"""Labels that are not words: other speech, no speech, and a CTC step without a new token."""
 LONGEST_S = 60.0
-"""No network was trained on longer waveforms."""
+"""Largest `window_s` and `offset_s` of a bundle; no network was trained on longer waveforms."""
 
 _PREFIX = "speech."
 _LATER = ("thresholds", "step_s", "offset_s")  # fields that a bundle may lack
@@ -23,32 +23,32 @@ _LATER = ("thresholds", "step_s", "offset_s")  # fields that a bundle may lack
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What a bundle's metadata says."""
+    """The metadata of a bundle."""
 
     format: int
-    """Version of this layout."""
+    """Version of the bundle format."""
     head: str
-    """What the scores mean: the name of one of `speech.heads.HEADS`."""
+    """Name of the head in `speech.heads.HEADS`; it defines what the scores mean."""
     labels: tuple[str, ...]
     """The classes, in the order of the scores."""
     sample_rate_hz: int
-    """Rate of the waveform that the graph takes."""
+    """Sample rate of the graph's input."""
     window_s: float
-    """Length of the waveform that it was trained on."""
+    """Length of the training waveforms."""
     threshold: float
-    """Smoothed posterior from which the live loop reports a word."""
+    """Lowest confidence at which the live loop reports a word."""
     features: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the MFCC inside the graph, for the reader."""
+    """Settings of the MFCC inside the graph."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What it was trained on, and how."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured with it."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """The same as `threshold` for single words."""
+    """Thresholds of single words; they override `threshold`."""
     step_s: float = 0.0
-    """`ctc`: distance of two steps."""
+    """`ctc`: distance between two steps."""
     offset_s: float = 0.0
-    """`ctc`: the middle of what the first step sees directly."""
+    """`ctc`: centre of the first step, without the context that the LSTM adds."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -80,12 +80,12 @@ class BundleInfo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The labels that are words: those that do not begin with `_`."""
+        """The labels that are words, which do not begin with `_`."""
         return tuple(label for label in self.labels if not label.startswith("_"))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels as `Recognizer.classify` names them: a recording that is nothing but blank is `_silence_`."""
+        """The labels as `Recognizer.classify` names them: `_silence_` for blank."""
         return tuple(SILENCE if label == BLANK else label for label in self.labels)
 
     @property
@@ -94,12 +94,12 @@ class BundleInfo:
         return round(self.window_s * self.sample_rate_hz)
 
     def as_metadata(self) -> dict[str, str]:
-        """The ONNX metadata: one JSON value under `speech.<field>` for each field."""
+        """The ONNX metadata: each field as JSON under the key `speech.<field>`."""
         return {f"{_PREFIX}{name}": json.dumps(getattr(self, name)) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "BundleInfo":
-        """Raises BundleError when a field is missing or malformed."""
+        """Read the ONNX metadata.  Raises BundleError if a field is missing or malformed."""
         values = {}
         for name in cls.__dataclass_fields__:
             if _PREFIX + name not in metadata:
@@ -109,8 +109,8 @@ class BundleInfo:
             try:
                 values[name] = json.loads(metadata[_PREFIX + name])
             except ValueError as error:
-                raise BundleError(f"damaged bundle: {_PREFIX}{name} is no JSON") from error
+                raise BundleError(f"damaged bundle: {_PREFIX}{name} is not JSON") from error
         try:
             return cls(**{**values, "labels": tuple(values["labels"])})
-        except (TypeError, AttributeError) as error:  # a value of another kind
+        except (TypeError, AttributeError) as error:  # a value of the wrong type
             raise BundleError(f"damaged bundle: {error}") from error

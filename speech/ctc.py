@@ -1,7 +1,7 @@
 """Posteriors of a CTC head -> tokens with times and confidences.
 
-Throughout, `log_probs` is (frames, tokens): natural logarithms of posteriors, one column for each of `labels`, which
-hold the words, FILLER for other speech and BLANK.
+Throughout, `log_probs` is (frames, tokens): natural logarithms of posteriors, one column for each of `labels`:
+the words, FILLER for other speech, and BLANK.
 """
 
 import heapq
@@ -19,11 +19,11 @@ from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
 
 FILLER = UNKNOWN
-"""The token of other speech."""
+"""The token for other speech."""
 
-_UNLIKELY = -12.0  # log posterior below which a frame begins no new token
-_QUIET = math.log(0.999)  # log posterior of the blank above which a frame begins none at all
-_FLOOR = -100.0  # stands for the logarithm of 0, so that differences stay finite
+_UNLIKELY = -12.0  # log posterior below which a token does not begin in a frame
+_QUIET = math.log(0.999)  # log posterior of the blank above which no token begins in a frame
+_FLOOR = -100.0  # replaces log(0), so that differences stay finite
 
 LogProbs = NDArray[np.float64]
 Scores = tuple[float, float]
@@ -45,13 +45,13 @@ class Span:
 
 
 def greedy(log_probs: NDArray[np.floating[Any]], labels: Sequence[str]) -> list[Span]:
-    """The best token of every frame, repetitions merged and blanks left out.
+    """The best token of each frame, with repetitions merged and blanks removed.
 
     Args:
         log_probs: (frames, tokens).
         labels: names of the tokens.
     Returns:
-        words and fillers in the order of time.
+        words and fillers in order of time.
     Raises:
         ConfigError: NaN, positive values, or a shape that does not fit the labels.
     Source: Graves et al. (2006), "Connectionist temporal classification", section 3.2, best path decoding.
@@ -76,29 +76,29 @@ def beam_search(
     """The most probable token sequence, summed over all its alignments.
 
     Sequences are ranked by log P(tokens | audio) + weight * log P(words) + insertion * number of words.  Fillers
-    are tokens like the words, but neither grammar nor language model sees them.
+    are tokens like the words, but the grammar and the language model ignore them.
 
     Args:
         log_probs: (frames, tokens).
         labels: names of the tokens.
         beam: prefixes kept after each frame.
-        grammar: the words must be one of its sentences, or none at all; `Grammar.repeated()` suits a stream.
-        language_model: knows all words among the labels.  The end of a sequence is not scored: a stream has none.
-        weight: of the language model, at least 0.
-        insertion: log score for each word; above 0 more words are found, below 0 fewer.
-        threshold: confidence below which a word is dropped, 0..1.  With a grammar, so is what no longer belongs to
-            a sentence without it.  A grammar alone would take the nearest word that it allows for one that it
-            does not; the confidence weighs all words.
+        grammar: the words must form one of its sentences, or be empty; use `Grammar.repeated()` for a stream.
+        language_model: must know all words among the labels.  The end of a sequence is not scored: a stream has none.
+        weight: weight of the language model, at least 0.
+        insertion: log score added for each word; above 0 more words are found, below 0 fewer.
+        threshold: confidence below which a word is dropped, 0..1.  With a grammar, words that no longer fit a
+            sentence are dropped too.  A grammar alone would replace a forbidden word with the nearest allowed one;
+            the confidence compares a word with all words.
     Returns:
-        words and fillers in the order of time.
+        words and fillers in order of time.
     Raises:
-        ConfigError: NaN, positive values, a shape that does not fit the labels; a setting out of range.
+        ConfigError: NaN, positive values, a shape that does not fit the labels, or a setting out of range.
     Source: Hannun et al. (2014), "First-pass large vocabulary continuous speech recognition using bi-directional
         recurrent DNNs", algorithm 1.
     """
     log_probs, blank = _checked(log_probs, len(labels)), _blank(labels)
     if beam < 1 or not weight >= 0 or not 0 <= threshold <= 1:
-        raise ConfigError(f"beam={beam} must be at least 1, weight={weight} 0, and threshold={threshold} lie in 0..1")
+        raise ConfigError(f"expected beam >= 1, weight >= 0, threshold in 0..1; got {beam=}, {weight=}, {threshold=}")
     if grammar and not grammar.words <= set(labels):
         raise ConfigError(f"the grammar uses {', '.join(sorted(grammar.words - set(labels)))}, not among the labels")
     search = _Search(tuple(labels), blank, beam, grammar, language_model, weight, insertion)
@@ -108,27 +108,27 @@ def beam_search(
 
 
 def align(log_probs: NDArray[np.floating[Any]], tokens: Sequence[int], blank: int) -> list[tuple[int, int]]:
-    """The frames that each of `tokens` occupies on the most probable path that spells them.
+    """The frames that each of `tokens` occupies on the most probable path for this token sequence.
 
     Args:
         log_probs: (frames, tokens).
-        tokens: columns, none of them `blank`.
+        tokens: column of each token, never `blank`.
         blank: column of the blank.
     Returns:
         first frame and the frame after the last, for each token.
     Raises:
-        ConfigError: fewer frames than the tokens and the blanks between equal neighbours need; a token out of range.
+        ConfigError: too few frames for the tokens and the blanks between equal neighbours, or a token out of range.
     """
     log_probs = _checked(log_probs)
     n_frames, n_tokens = log_probs.shape
     if blank in tokens or not all(0 <= token < n_tokens for token in (*tokens, blank)):
-        raise ConfigError(f"tokens {list(tokens)} must lie in 0..{n_tokens - 1} and not hold the blank, {blank}")
+        raise ConfigError(f"tokens {list(tokens)} must lie in 0..{n_tokens - 1} and not include the blank, {blank}")
     needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
     if n_frames < needed:
         raise ConfigError(f"{len(tokens)} tokens need at least {needed} frames, but there are {n_frames}")
     if not tokens:
         return []
-    states = np.full(2 * len(tokens) + 1, blank)  # a blank before, between and behind the tokens
+    states = np.full(2 * len(tokens) + 1, blank)  # a blank before, between and after the tokens
     states[1::2] = tokens
     no_skip = np.where((states[2:] == blank) | (states[2:] == states[:-2]), -np.inf, 0)
     score = np.full(len(states), -np.inf)
@@ -151,20 +151,20 @@ def align(log_probs: NDArray[np.floating[Any]], tokens: Sequence[int], blank: in
 
 
 def confidences(log_probs: NDArray[np.floating[Any]], blank: int) -> NDArray[np.float64]:
-    """How probable it is that a stretch holds exactly one token, this one.
+    """For each token, the probability that the frames contain this token once and nothing else.
 
-    The alternatives are every other token alone (other words and the filler) and nothing; each counts with the
-    CTC probability of the stretch, over all alignments.  So a word that explains the frames as well as the filler
-    does, and better than everything else, gets 0.5.
+    The alternatives are each other token alone (other words and the filler) and no token.  Each is weighted by its
+    CTC probability over all alignments.  So a word gets 0.5 if it explains the frames as well as the filler does, and
+    better than everything else.
 
     Args:
         log_probs: (frames, tokens), at least one frame.
-        blank: column of the blank; its value is the probability of nothing.
+        blank: column of the blank; in the result this column is the probability of no token.
     Returns:
-        (tokens,); they sum to one.
+        (tokens,), sums to one.
     """
     log_probs = _checked(log_probs)
-    # A token in frames i..j and blank elsewhere has exp(gain[j] - gain[i - 1]) times the probability of nothing.
+    # A token in frames i..j and blank elsewhere has exp(gain[j] - gain[i - 1]) times the probability of no token.
     gain = np.cumsum(log_probs - log_probs[:, [blank]], axis=0)  # (frames, tokens)
     before = np.logaddexp.accumulate(np.vstack([np.zeros_like(gain[:1]), -gain[:-1]]))
     odds = np.logaddexp.reduce(gain + before)  # (tokens,)
@@ -185,7 +185,7 @@ def _checked(log_probs: NDArray[np.floating[Any]], n_tokens: int | None = None) 
 
 def _blank(labels: Sequence[str]) -> int:
     if BLANK not in labels:
-        raise ConfigError(f"labels {list(labels)} of a CTC head must hold {BLANK}")
+        raise ConfigError(f"labels {list(labels)} of a CTC head must include {BLANK}")
     return list(labels).index(BLANK)
 
 
@@ -194,8 +194,9 @@ def _spans(
 ) -> list[Span]:
     """Each token with its confidence.
 
-    That comes from the token's frames and those around it, up to its neighbours and to where the blank is no longer
-    the best: a word that the grammar left out must not count against the one before it.
+    The confidence covers the token's frames and those around it, up to its neighbours and to the next frame on
+    each side whose best token is not the blank: a word that the grammar left out must not lower the confidence of the
+    word before it.
     """
     blank = _blank(labels)
     ends, starts = [0, *(end for _, end in runs)], [*(start for start, _ in runs[1:]), len(log_probs)]
@@ -209,7 +210,7 @@ def _spans(
 
 
 def _confident(spans: list[Span], threshold: float, grammar: Grammar | None) -> list[Span]:
-    """Drop words below the threshold, and what is no sentence without them."""
+    """Drop words below the threshold and, with a grammar, words that then fit no sentence."""
     spans = [span for span in spans if span.label == FILLER or span.confidence >= threshold]
     if grammar is None:
         return spans
@@ -225,13 +226,13 @@ class _Prefix:
     token: int
     parent: "_Prefix | None"
     state: int
-    """Of the grammar."""
+    """State of the grammar after its words."""
     history: tuple[str, ...]
-    """What the language model looks at."""
+    """The last words, for the language model."""
     bonus: float
-    """What language model and insertion add to the log probability."""
+    """Log score added by the language model and `insertion`."""
     children: dict[int, "_Prefix"] = field(default_factory=dict)
-    """Those that a beam has kept; they are found again here, so that no sequence is in the beam twice."""
+    """Longer prefixes that a beam has kept, by token; looked up here so that no sequence is in the beam twice."""
 
     def tokens(self) -> list[int]:
         tokens, prefix = [], self
@@ -254,7 +255,7 @@ class _Search:
     insertion: float
 
     def best(self, log_probs: LogProbs) -> list[int]:
-        """Tokens of the best prefix whose words are a sentence of the grammar, or none."""
+        """Tokens of the best prefix whose words form a sentence of the grammar or are empty."""
         begun = (log_probs > _UNLIKELY) & (log_probs[:, [self.blank]] < _QUIET)
         begun[:, self.blank] = False
         state = self.grammar.start if self.grammar else 0
@@ -265,14 +266,14 @@ class _Search:
         return max(filter(self._is_complete, beam), key=lambda prefix: _total(prefix, beam[prefix])).tokens()
 
     def _advance(self, beam: dict[_Prefix, Scores], frame: list[float], begun: list[int]) -> dict[_Prefix, Scores]:
-        """Every prefix of the beam as it is, and continued by each token that may begin in this frame."""
+        """Every prefix of the beam, unchanged and extended by each token that may begin in this frame."""
         scores = {
             prefix: (_add(*before) + frame[self.blank], before[1] + frame[prefix.token])
             for prefix, before in beam.items()
         }
         if not begun:
             return scores
-        # So many prefixes score at least this that a new one below it, even with the largest bonus, will not be kept.
+        # A full beam scores at least this: a new prefix that is worse, even with the largest bonus, would be pruned.
         worst = min(starmap(_total, scores.items())) if len(scores) >= self.beam else -math.inf
         for prefix, before in beam.items():
             both, most = _add(*before), prefix.bonus + max(0, self.insertion)
@@ -287,7 +288,7 @@ class _Search:
         return scores
 
     def _longer(self, prefix: _Prefix, token: int) -> _Prefix | None:
-        """`prefix` and `token`, or None where the grammar forbids it."""
+        """`prefix` extended by `token`, or None if the grammar forbids it."""
         word, state, history, bonus = self.labels[token], prefix.state, prefix.history, prefix.bonus
         if word != FILLER:
             if self.grammar:
@@ -302,7 +303,7 @@ class _Search:
         return _Prefix(token, prefix, state, history, bonus)
 
     def _prune(self, scores: dict[_Prefix, Scores]) -> dict[_Prefix, Scores]:
-        """The best, and the best complete one in any case: the audio may end here."""
+        """Keep the best prefixes, among them at least one complete one: the audio may end here."""
         totals = {prefix: _total(prefix, score) for prefix, score in scores.items()}
         kept = heapq.nlargest(self.beam, scores, key=totals.__getitem__)
         if not any(map(self._is_complete, kept)):

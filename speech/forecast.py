@@ -1,4 +1,4 @@
-"""What to expect of an own word before it is used: misses, false alarms, and the words that are taken for it."""
+"""Forecast for an own word before it is used: misses, false alarms, and words that will be mistaken for it."""
 
 import math
 from collections.abc import Sequence
@@ -15,31 +15,32 @@ from speech.similarity import Similarity, Vectors, unit
 from speech.word_model import WordModel, left_out, odds_of
 
 N_DRAWN = 32
-"""Recordings of each other word that are drawn to count confusions."""
+"""Simulated recordings of each other word, drawn to estimate confusions."""
 SCATTER = 1.5
-"""Standard deviation of the log-odds of a word's recordings, as far as a few of them do not tell."""
+"""Prior standard deviation of the log-odds of a word's recordings."""
 N_TYPICAL = 4
-"""Recordings that this counts like."""
+"""Weight of that prior, in recordings."""
 LEAST_SHARE = 0.02
-"""Share of another word's recordings from which a confusion is told."""
+"""Least share of another word's recordings for which a confusion is reported."""
 MOST_TOLD = 5
-"""Confusions told."""
+"""Largest number of confusions printed."""
 MANY_MISSES, MANY_ALARMS = 0.1, 0.5
-"""Share of misses, and alarms an hour, from which advice is given."""
+"""Share of misses, and false alarms per hour, from which advice is given."""
 SHORT_S = 0.45
-"""Length of a word under which a longer one is advised."""
+"""A longer word is advised below this length."""
 SOUNDING_DB = -25.0
+"""Power relative to the loudest 10 ms, above which 10 ms count as sounding."""
 FEW = 4
-"""Recordings under which more are advised."""
+"""More recordings are advised below this number."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Another word that sounds like it."""
+    """Another word that sounds like the own word."""
 
     word: str
     share: float
-    """Of its recordings that will be taken for the own word, 0..1."""
+    """Share of its utterances that will be mistaken for the own word, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Forecast:
     word: str
     n_recordings: int
     threshold: float
+    """Confidence needed, 0..1."""
     missed: float | None
-    """Share, when the one who taught it says it where it was taught; None: one recording does not tell."""
+    """Share of misses, 0..1, for the same speaker in the same place; None if there is only one recording."""
     alarms_per_hour: float
-    """Of people talking, with pauses, and without the rule about commands after talk."""
+    """False alarms per hour of speech, pauses included, if commands right after speech are not rejected."""
     confusions: tuple[Confusion, ...]
     """The most frequent first."""
     advice: tuple[str, ...]
@@ -63,25 +65,25 @@ class Forecast:
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """The forecast in one line."""
         alike = ", ".join(c.word for c in self.confusions[:MOST_TOLD]) or "none"
         return (
             f"{self.word:12} {self.n_recordings:3} recordings   missed {self._missed:>4}   "
-            f"alarms {self.alarms_per_hour:.1f} an hour   sounds like: {alike}"
+            f"false alarms {self.alarms_per_hour:.1f} per hour   sounds like: {alike}"
         )
 
     def __str__(self) -> str:
         alarms = f"{self.alarms_per_hour:.1f}" if self.alarms_per_hour >= 0.05 else "fewer than 0.1"
         lines = [
-            f"{self.word!r}, learnt from {self.n_recordings} recordings; expect, at confidence {self.threshold:g}:",
-            f"  missed         {self._missed} of what you say as you said it here",
-            f"  false alarms   about {alarms} an hour in which people talk",
+            f"{self.word!r}, learnt from {self.n_recordings} recordings; at threshold {self.threshold:g}, expect:",
+            f"  missed         {self._missed} if you say it the way you did now",
+            f"  false alarms   about {alarms} per hour of speech",
         ]
         for number, confusion in enumerate(self.confusions[:MOST_TOLD]):
             title = "confused with" if not number else ""
-            lines.append(f"  {title:15}{confusion.word!r}: about {100 * confusion.share:.0f} of 100 are taken for it")
+            lines.append(f"  {title:15}{confusion.word!r}: about {100 * confusion.share:.0f} % are mistaken for it")
         if not self.confusions:
-            lines.append("  confused with  none of the model's words, your own, and the common ones")
+            lines.append("  confused with  none of the model's words, your own words or common words")
         return "\n".join([*lines, *(f"  advice: {line}" for line in self.advice)])
 
     def as_dict(self) -> dict[str, object]:
@@ -89,12 +91,13 @@ class Forecast:
 
 
 def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recognizer: Recognizer) -> Forecast:
-    """What to expect, from the recordings, the background of the bundle and where other words lie.
+    """Estimate misses, false alarms and confusions, from the recordings and the `Similarity` of the bundle.
 
     Args:
-        word: with its model.
-        recordings: each (time,), of which it was learnt.
-        own: all own words; the others may sound like it.
+        word: the own word; it must have a model.
+        recordings: each (time,), the recordings that it was learnt from.
+        own: all own words; the others are checked for confusions.
+        recognizer: gives embeddings, threshold, background speech and common words.
     """
     similarity, model = recognizer.similarity, word.model
     assert model
@@ -114,17 +117,18 @@ def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recogniz
 
 
 def sounding_s(waveform: Block) -> float:
-    """How long an utterance (time,) sounds: the 10 ms pieces that are at most `SOUNDING_DB` below its loudest."""
+    """Seconds of an utterance (time,) that sound: 10 ms pieces within `SOUNDING_DB` of the loudest one."""
     step = SAMPLE_RATE_HZ // 100
     power = np.square(waveform[: len(waveform) // step * step].reshape(-1, step)).mean(1)
     return float((power > 10 ** (SOUNDING_DB / 10) * power.max(initial=0.0)).sum()) / 100
 
 
 def expected_misses(log_odds: NDArray[np.float32], logit: float) -> float:
-    """Share of further recordings whose log-odds stay below `logit`, by a normal distribution of a few of them.
+    """Expected share of further recordings whose log-odds stay below `logit`, assuming a normal distribution.
 
     Args:
-        log_odds: of recordings that the model did not learn from.
+        log_odds: (recordings,) log-odds under models that did not learn from the recording, see `left_out`.
+        logit: log-odds of the threshold.
     """
     n, varied = len(log_odds), np.square(log_odds - log_odds.mean()).sum()
     scatter = math.sqrt((varied + N_TYPICAL * SCATTER**2) / (n - 1 + N_TYPICAL))
@@ -134,7 +138,12 @@ def expected_misses(log_odds: NDArray[np.float32], logit: float) -> float:
 def confusions(
     similarity: Similarity, model: WordModel, places: dict[str, Vectors], logit: float
 ) -> tuple[Confusion, ...]:
-    """The words of which a share of the recordings will be taken for this one, the most frequent first."""
+    """The words that will be mistaken for this one, the most frequent first.
+
+    Args:
+        places: name -> (axes,) mean of the word's recordings after the projection, not a unit vector.
+        logit: log-odds of the threshold.
+    """
     scatter = np.random.default_rng(0).standard_normal((N_DRAWN, len(model.place))) * similarity.spread
     scatter = scatter.astype(np.float32)
     shares = {
@@ -148,23 +157,25 @@ def confusions(
 def advise(
     name: str, n: int, missed: float | None, alarms: float, found: Sequence[Confusion], length_s: float
 ) -> tuple[str, ...]:
-    """What would help.
+    """What would improve the word, one line each.
 
     Args:
-        n: recordings.
-        missed: share.
-        alarms: an hour.
-        length_s: of the word.
+        name: the word.
+        n: number of recordings.
+        missed: share of misses, 0..1, or None.
+        alarms: false alarms per hour.
+        found: confusions, the most frequent first.
+        length_s: length of the word.
     """
     advice = []
     if n < FEW:
         advice.append(f"say it more often: speech-teach {name!r} --add")
     elif missed and missed >= MANY_MISSES:
-        advice.append(f"the recordings differ; some more help: speech-teach {name!r} --add")
+        advice.append(f"the recordings differ; add more: speech-teach {name!r} --add")
     if length_s < SHORT_S and (alarms >= MANY_ALARMS or found):
-        advice.append(f"at {length_s:.1f} s it is short: a word or two with two syllables more is surer")
+        advice.append(f"at {length_s:.1f} s it is short: a word or phrase with two more syllables is more reliable")
     elif alarms >= MANY_ALARMS:
-        advice.append("it sounds like ordinary talk: take a rarer word, or ask for a higher --threshold")
+        advice.append("it sounds like ordinary speech: choose a rarer word or a higher --threshold")
     if found and found[0].share >= MANY_MISSES:
-        advice.append(f"do not say {found[0].word!r} near it, or take another word")
+        advice.append(f"avoid saying {found[0].word!r} near the microphone, or choose another word")
     return tuple(advice)

@@ -1,4 +1,4 @@
-"""Which words may follow which: a grammar that allows or forbids, an n-gram model that weighs."""
+"""Models of word sequences: a grammar of the allowed sentences, and an n-gram model of their probabilities."""
 
 import math
 import re
@@ -10,11 +10,11 @@ from typing import Any
 from speech.errors import ConfigError
 
 START, END = "_start_", "_end_"
-"""What an n-gram sees before the first word and predicts behind the last."""
+"""Tokens that an n-gram model sees before the first word and predicts after the last."""
 
-_LARGEST = 10_000  # states: a slip such as (a|b)* a (a|b)(a|b)... doubles them with every group
-_DEEPEST = 100  # parentheses
-_LONGEST = 3_000_000  # steps of compiling, some seconds of one core
+_LARGEST = 10_000  # states; a mistake such as (a|b)* a (a|b)(a|b)... doubles them with every group
+_DEEPEST = 100  # nested parentheses
+_LONGEST = 3_000_000  # compilation steps, a few seconds on one core
 _LEXEME = re.compile(r"#.*|[|()?*+]|[^\s|()?*+#]+|\Z")
 
 
@@ -23,15 +23,17 @@ class Grammar:
 
     Every state can still reach the end of a sentence: a prefix that `step` allows is never a dead end.
 
-    Source: Glushkov (1961), "The abstract theory of automata": a state of the graph is the set of places in the
-    text at which the last word may stand.
+    A place is one occurrence of a word in the text of the grammar.
+
+    Source: Glushkov (1961), "The abstract theory of automata": a state of the graph is the set of places that the
+    last word may have matched.
 
     Args:
-        words: the word at each place; place 0 stands before the first and holds "".
-        follow: the places that may come next to each place.
-        last: the places at which a sentence may end; 0 among them when it may be empty.
+        words: the word at each place; place 0 is the start and holds "".
+        follow: for each place, the places that may come next.
+        last: the places at which a sentence may end; includes 0 if a sentence may be empty.
     Raises:
-        ConfigError: more than 10,000 states, or more work than a few seconds.
+        ConfigError: more than 10,000 states, or more than a few seconds of compilation.
     """
 
     def __init__(self, words: Sequence[str], follow: Sequence[Collection[int]], last: Collection[int]) -> None:
@@ -52,9 +54,9 @@ class Grammar:
                     states[target] = len(states)
                     fresh.append(target)
             if len(states) > _LARGEST:
-                raise ConfigError(f"grammar with more than {_LARGEST} states; nest fewer * and + over shared words")
+                raise ConfigError(f"the grammar has more than {_LARGEST} states; nest fewer * and + over shared words")
             if n_steps > _LONGEST:
-                raise ConfigError("grammar that takes too long to compile; make fewer words optional or repeated")
+                raise ConfigError("the grammar takes too long to compile; make fewer words optional or repeated")
             self._edges.append({word: states[frozenset(target)] for word, target in targets.items()})
         self._accepting = [bool(state & self._last) for state in states]
 
@@ -62,14 +64,14 @@ class Grammar:
     def parse(cls, text: str, words: Collection[str]) -> "Grammar":
         """Compile a text such as `(turn)? (left|right) | stop`.
 
-        Words stand next to each other in a sequence, `|` separates alternatives, `( )` group, a postfix `?` makes
-        optional, `*` repeats any number of times, `+` at least once; `#` begins a comment, a new line is a space.
+        Adjacent words form a sequence, `|` separates alternatives, and `( )` groups.  The postfix `?` makes an item
+        optional, `*` repeats it any number of times, `+` at least once.  `#` begins a comment; a line break is a space.
 
         Args:
             text: the grammar.
-            words: those that the model knows.
+            words: the words that the model knows.
         Raises:
-            ConfigError: a word outside `words`, a parenthesis, operator or alternative out of place, an empty text.
+            ConfigError: a word outside `words`, a misplaced parenthesis, operator or alternative, or an empty text.
         """
         return _Parser(text, words).grammar()
 
@@ -78,7 +80,7 @@ class Grammar:
         """Any number of these words in any order.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: `words` is empty.
         """
         if not words:
             raise ConfigError("a grammar needs words")
@@ -87,29 +89,29 @@ class Grammar:
 
     @property
     def words(self) -> frozenset[str]:
-        """The words that sentences are made of."""
+        """All words of the grammar."""
         return frozenset(self._places[1:])
 
     def repeated(self) -> "Grammar":
-        """Sentences of this grammar one after another, as they come in a stream."""
+        """A grammar that accepts sentences of this one in sequence, as in a stream."""
         again = [places | self._follow[0] if p in self._last else places for p, places in enumerate(self._follow)]
         return Grammar(self._places, again, self._last)
 
     def step(self, state: int, word: str) -> int | None:
-        """The state behind `word`, or None where it is not allowed."""
+        """The state after `word`, or None if `word` is not allowed here."""
         return self._edges[state].get(word)
 
     def accepts(self, state: int) -> bool:
-        """Whether a sentence may end here."""
+        """Whether a sentence may end in this state."""
         return self._accepting[state]
 
     def longest_sentence(self, words: Iterable[str]) -> list[int]:
-        """Leave out as few of `words` as possible, so that a sentence remains.
+        """Drop as few of `words` as possible, so that the rest is a sentence.
 
         Returns:
-            positions of those that remain, the later ones where there is a choice; [] when no sentence can.
+            indices of the words kept, the later ones where there is a choice; [] if no sentence is possible.
         """
-        kept: dict[int, list[int]] = {self.start: []}  # the longest way to each state
+        kept: dict[int, list[int]] = {self.start: []}  # indices of the longest path to each state
         for position, word in enumerate(words):
             for state, before in list(kept.items()):
                 target = self.step(state, word)
@@ -120,12 +122,14 @@ class Grammar:
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of a grammar."""
+    """A part of a parsed grammar."""
 
     empty: bool
-    """Whether it may hold no word."""
+    """Whether it may match no word."""
     first: frozenset[int]
+    """Places of its first word."""
     last: frozenset[int]
+    """Places of its last word."""
 
 
 class _Parser:
@@ -177,7 +181,7 @@ class _Parser:
     def _group(self) -> _Part:
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise self._error(f"more than {_DEEPEST} parentheses inside each other")
+            raise self._error(f"more than {_DEEPEST} nested parentheses")
         opening = self._lexemes.popleft()
         part = self._alternatives()
         if self._next != ")":
@@ -205,12 +209,12 @@ class _Parser:
     def _link(self, before: Collection[int], after: Collection[int]) -> None:
         self._n_links += len(before) * len(after)
         if self._n_links > _LONGEST:
-            raise ConfigError("grammar with too many ways from word to word; repeat fewer alternatives")
+            raise ConfigError("the grammar has too many transitions between words; repeat fewer alternatives")
         for place in before:
             self._follow[place].update(after)
 
     def _error(self, problem: str, where: re.Match[str] | None = None) -> ConfigError:
-        """One line: line and column counted from 1, the problem, and the place between >> and <<."""
+        """One line: line and column, counted from 1, the problem, and an excerpt with the place between >> and <<."""
         where = where or self._lexemes[0]
         begin = self._text.rfind("\n", 0, where.start()) + 1
         line, column = self._text.count("\n", 0, begin) + 1, where.start() - begin + 1
@@ -220,19 +224,19 @@ class _Parser:
 
 
 class NGram:
-    """How probable a word is after those before it; of a sequence's end, too.
+    """Probability of a word, or of the end of the sequence, given the words before it.
 
-    Counts are interpolated with those of ever shorter histories, down to equal chances:
+    Counts are interpolated with those of ever shorter histories, down to a uniform distribution:
     P(word | history) = (count(history, word) + T * P(word | shorter history)) / (count(history) + T),
-    with T the number of different words seen after the history.
+    where T is the number of different words seen after the history.
 
     Source: Witten and Bell (1991), "The zero-frequency problem", method C, interpolated as in Chen and Goodman (1998),
         "An empirical study of smoothing techniques for language modeling".
 
     Args:
-        words: those that the model knows.
-        order: words that it looks at, the predicted one included; 2 is a bigram.
-        counts: history of up to `order` - 1 words -> what came after it, and how often.
+        words: the words that the model knows.
+        order: n of the n-gram, the predicted word included; 2 is a bigram.
+        counts: history of up to `order` - 1 words -> how often each word, or END, came after it.
     Raises:
         ConfigError: no words, or an order below 1.
     """
@@ -250,9 +254,9 @@ class NGram:
         """Count command sequences.
 
         Args:
-            sequences: the words of each.
-            words: those that the model knows.
-            order: words that it looks at, the predicted one included.
+            sequences: the words of each sequence.
+            words: the words that the model knows.
+            order: n of the n-gram, the predicted word included; 2 is a bigram.
         Raises:
             ConfigError: a word outside `words`.
         """

@@ -1,6 +1,6 @@
-"""What the scores of a bundle mean, and how an utterance is read from them: one class for each head.
+"""Heads: what the scores of a bundle mean, and how words are read from them.  Each head has one class.
 
-A new head is a class here, entered in `HEADS`, beside its network (`speech.training.networks`) and its training
+A new head needs a class here, entered in `HEADS`, a network (`speech.training.networks`) and its training
 (`recipes.heads`).
 """
 
@@ -29,7 +29,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Word:
-    """A word that an utterance may hold; places in samples of its waveform."""
+    """A word found in an utterance; `start` and `end` are in samples of its waveform."""
 
     word: str
     start: int
@@ -39,18 +39,18 @@ class Word:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader makes of an utterance."""
+    """Result of reading one utterance."""
 
     words: tuple[Word, ...]
-    """What it holds; not empty."""
+    """The words found; never empty."""
     reason: Reason | None
-    """Why these words are not accepted; None: they are."""
+    """Why the words are rejected; None if they are accepted."""
     scores: Mapping[str, float]
-    """Posterior of each label, where the head gives one for the whole utterance."""
+    """Posterior of each label for the whole utterance; empty if the head has none."""
 
 
 class Reader(Protocol):
-    """Reads the utterances of one head."""
+    """Reads utterances with one head."""
 
     max_s: float
     """Longest utterance that it reads."""
@@ -61,11 +61,13 @@ class Reader(Protocol):
 
 
 class WordReader:
-    """One word an utterance, by a classification head.
+    """Reads one word per utterance, with a classification head.
 
     Args:
-        thresholds: the words to report and the posterior from which each counts, 0..1.  The other labels compete, so
-            that they are not taken for these.
+        recognizer: the loaded bundle.
+        thresholds: words to report, each with the lowest posterior that is accepted, 0..1.  Other labels still
+            compete, so that other words are not taken for these.
+        config: the settings.
     """
 
     def __init__(self, recognizer: Recognizer, thresholds: Mapping[str, float], config: ListenerConfig) -> None:
@@ -91,17 +93,19 @@ class WordReader:
 
 
 class SequenceReader:
-    """A sequence of words an utterance, by a CTC head: every token must be a word that is wanted.
+    """Reads a sequence of words per utterance, with a CTC head; one unwanted word rejects the utterance.
 
     Args:
-        thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
-        grammar: what may be said.
+        recognizer: the loaded bundle.
+        thresholds: words to report, each with the lowest confidence (see `ctc.confidences`) that is accepted, 0..1.
+        config: the settings.
+        grammar: the sentences that are accepted; None for any sequence.
     """
 
     PAUSE_S = 1.5
     """Longest pause within a sentence of the grammar."""
     SURE = 0.7
-    """Confidence from which another word than the wanted ones was said; below it may be a wanted one in noise."""
+    """Confidence at which an unwanted word is believed; below, it may be a wanted word in noise."""
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class SequenceReader:
 
     def reset(self) -> None:
         """A new stream begins."""
-        self._state: int | None = None  # of the grammar, where a sentence is open
+        self._state: int | None = None  # of the grammar, after a sentence that may continue
         self._end = 0
 
     def read(self, utterance: Utterance) -> Reading:
@@ -131,7 +135,7 @@ class SequenceReader:
         return Reading(self._placed(spans, utterance), self._objection(spans, utterance), {})
 
     def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
-        """The tokens: all that there are where another word than the wanted ones is sure, else the best wanted ones."""
+        """The best tokens; unless an unwanted word has a confidence of `SURE`, the best among the wanted words."""
         labels = self._recognizer.info.labels
         spans = beam_search(log_probs, labels)
         if not self._others or any(s.label in self._others and s.confidence >= self.SURE for s in spans):
@@ -139,7 +143,7 @@ class SequenceReader:
         return beam_search(log_probs, labels, grammar=self._sought)
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
-        """The tokens' places, the outer two widened to where the sound begins and ends."""
+        """The tokens with their bounds; the first and last are widened to the bounds of the sound."""
         starts = [round(self._recognizer.time_s(span.start) * SAMPLE_RATE_HZ) for span in spans]
         ends = [round(self._recognizer.time_s(span.end) * SAMPLE_RATE_HZ) for span in spans]
         first, last = sound_bounds(utterance)
@@ -157,7 +161,7 @@ class SequenceReader:
         return None if self._follows([span.label for span in spans], utterance) else Reason.NOT_IN_GRAMMAR
 
     def _follows(self, words: list[str], utterance: Utterance) -> bool:
-        """Whether the grammar allows these words: to go on with the last sentence, or to begin one."""
+        """Whether the grammar allows these words, as the continuation of the last sentence or as a new one."""
         if not self._grammar:
             return True
         goes_on = utterance.start - self._end <= self.PAUSE_S * SAMPLE_RATE_HZ
@@ -171,7 +175,7 @@ class SequenceReader:
 
 
 def log_of(scores: Scores) -> Scores:
-    """Natural logarithm of posteriors; finite for 0."""
+    """Natural logarithm of posteriors, at most 0; finite for a posterior of 0."""
     logs: Scores = np.log(scores + np.float32(1e-12))
     return np.minimum(logs, 0)
 
@@ -180,14 +184,14 @@ class Head(ABC):
     """What the scores of a bundle mean."""
 
     name: ClassVar[str]
-    """As the bundle's metadata gives it."""
+    """Name in the bundle's metadata."""
     needed: ClassVar[tuple[str, ...]]
-    """Labels that a bundle must have beside its words."""
+    """Labels that a bundle must have in addition to its words."""
     has_steps: ClassVar[bool]
-    """Whether there is a row of scores for each step, or one for the whole utterance."""
+    """True: one row of scores per step.  False: one row for the whole utterance."""
 
     def check(self, info: BundleInfo) -> None:
-        """Raises BundleError when a bundle with this head lacks a label or a setting."""
+        """Raise BundleError if a bundle with this head lacks a label or a setting."""
         missing = [label for label in self.needed if label not in info.labels]
         if missing:
             raise BundleError(f"bundle with labels {list(info.labels)} has no {', '.join(missing)}")
@@ -204,11 +208,11 @@ class Head(ABC):
         config: ListenerConfig,
         grammar: Grammar | None,
     ) -> Reader:
-        """What reads the utterances of a stream.  Raises ConfigError for a setting that the head has no use for."""
+        """Make the reader for a stream.  Raises ConfigError for a setting that the head does not support."""
 
 
 class Classification(Head):
-    """One word an utterance: scores (labels,)."""
+    """One word per utterance: scores (labels,)."""
 
     name, needed, has_steps = "classification", (UNKNOWN, SILENCE), False
 
@@ -223,12 +227,12 @@ class Classification(Head):
         grammar: Grammar | None,
     ) -> Reader:
         if grammar:
-            raise ConfigError("a grammar needs a bundle that hears sequences, such as --model connected")
+            raise ConfigError("a grammar needs a bundle that recognises sequences, such as --model connected")
         return WordReader(recognizer, thresholds, config)
 
 
 class CTC(Head):
-    """A sequence of words an utterance: scores (steps, labels)."""
+    """A sequence of words per utterance: scores (steps, labels)."""
 
     name, needed, has_steps = "ctc", (UNKNOWN, BLANK), True
 
@@ -238,7 +242,7 @@ class CTC(Head):
             raise BundleError(f"bundle with head 'ctc' and step_s={info.step_s}")
 
     def posteriors(self, scores: Scores, info: BundleInfo) -> Scores:
-        """How probable it is that the utterance holds exactly this token."""
+        """Probability of each label that the utterance holds exactly this token."""
         return confidences(log_of(scores), info.labels.index(BLANK)).astype(np.float32)
 
     def reader(
@@ -261,7 +265,7 @@ def head_of(info: BundleInfo) -> Head:
         BundleError: this version has no head of that name, or the bundle lacks what the head needs.
     """
     if info.head not in HEADS:
-        raise BundleError(f"bundle with head {info.head!r}, but this version plays {', '.join(HEADS)}")
+        raise BundleError(f"bundle with head {info.head!r}, but this version supports {', '.join(HEADS)}")
     head = HEADS[info.head]
     head.check(info)
     return head

@@ -1,4 +1,4 @@
-"""Print the commands that are spoken: `python -m speech.listen`."""
+"""Print spoken commands: `python -m speech.listen`."""
 
 import argparse
 import json
@@ -34,14 +34,14 @@ from speech.status import Console, settle_streams
 
 DEMO = Path(__file__).parent / "demo.flac"
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""They end the program."""
+"""Signals that end the program."""
 
 
 def read_grammar(text_or_path: str, words: Sequence[str]) -> Grammar:
-    """A grammar that is spelled out or lies in a file; in a stream its sentences follow one another."""
+    """Parse a grammar from a text or a file, for a stream in which its sentences follow one another."""
     try:
         is_file = Path(text_or_path).exists() and not Path(text_or_path).is_dir()
-    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+    except (OSError, ValueError):  # too long for a file name, or not a valid one
         is_file = False
     return Grammar.parse(read_text(text_or_path) if is_file else text_or_path, words).repeated()
 
@@ -52,7 +52,7 @@ def as_json(found: Detection | Rejection, file: str | None) -> str:
 
 
 def show(detection: Detection, with_json: bool, file: str | None) -> None:
-    """One line on stdout, at once."""
+    """Print a detection as one line, at once."""
     if with_json:
         print(as_json(detection, file), flush=True)
     else:
@@ -61,7 +61,7 @@ def show(detection: Detection, with_json: bool, file: str | None) -> None:
 
 
 def show_devices(as_json: bool, console: Console) -> None:
-    """The input devices, the default one marked."""
+    """Print the input devices; * marks the default."""
     devices = list_devices()
     for device in devices:
         mark = "*" if device.is_default else " "
@@ -74,7 +74,7 @@ def show_devices(as_json: bool, console: Console) -> None:
 
 
 class Session:
-    """One run of the program: the listener, what it has heard, and what that sets off."""
+    """One run of the program: listens to its source, and prints, records and acts on the results."""
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
         recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, console.inform, console.tell)
@@ -103,7 +103,7 @@ class Session:
         self.overflows: int | None = None
 
     def run(self) -> int:
-        """Listen to the source until it ends and wait for what it set off; the exit status."""
+        """Listen until the source ends, then wait for the actions.  Returns the exit status."""
         arguments = self.arguments
         if arguments.stdin:
             self._standard_input()
@@ -130,7 +130,7 @@ class Session:
                 self._listen(blocks, path, recording.seconds)
         except AudioError as error:
             self.console.tell(f"error: {error}")
-            self.failed = True  # the other files are still listened to
+            self.failed = True  # the other files are still read
 
     def _standard_input(self) -> None:
         encoding, rate_hz, channels = self.arguments.format, self.arguments.rate, self.arguments.channels
@@ -145,7 +145,7 @@ class Session:
     def _note_rate(self, rate_hz: int) -> None:
         if rate_hz < self.rate:
             self.console.inform(
-                f"note: recorded at {rate_hz} Hz, this lacks the band above {rate_hz // 2} Hz; expect more misses"
+                f"note: recorded at {rate_hz} Hz, so nothing above {rate_hz // 2} Hz is audible; expect more misses"
             )
 
     def _microphone(self) -> None:
@@ -166,7 +166,11 @@ class Session:
         self.console.inform("paused" if is_paused else "listening again")
 
     def _listen(self, blocks: Iterable[Block], source: str, seconds: float | None = None) -> None:
-        """Hear a source; `seconds` is the length of one that is heard as fast as it goes."""
+        """Process a source from its beginning.
+
+        Args:
+            seconds: length of the source, if it is read as fast as possible.
+        """
         self.listener.reset()
         self.console.begin(min(seconds, self.arguments.seconds or math.inf) if seconds else None)
         self.source = source
@@ -187,12 +191,12 @@ class Session:
 
     @property
     def _sign(self) -> str:
-        """For the status line: whether commands are heard, where that depends on a wake word."""
+        """For the status line: with a wake word, whether commands are accepted now."""
         return "" if not self.arguments.wake else "awake " if self.listener.is_awake else "asleep"
 
     @property
     def _file_name(self) -> str | None:
-        """What tells the results of several files apart."""
+        """The file that a result comes from, when there are several; otherwise None."""
         return self.source if self.arguments.file and len(self.arguments.file) > 1 else None
 
     def _react(self, detections: list[Detection]) -> None:
@@ -207,7 +211,7 @@ class Session:
                 self.recorder.keep(detection, self.listener.thresholds[detection.word])
 
     def _reject(self, rejection: Rejection) -> None:
-        """Let a person see why nothing happened."""
+        """Show why nothing was reported, and record near misses."""
         if self.arguments.rejected:
             self.console.clear()
             print(as_json(rejection, self._file_name), flush=True)
@@ -217,7 +221,7 @@ class Session:
                 self.recorder.keep(rejection, self.listener.thresholds.get(rejection.word))
 
     def close(self) -> None:
-        """End what still runs, and sum up."""
+        """Stop actions that still run, and print a summary."""
         if self.actions:
             self.actions.close()
         self.console.clear()
@@ -227,27 +231,27 @@ class Session:
 
 
 def interrupt(*_: object) -> None:
-    """Ends the program once; a second signal does not disturb the end, which takes a few seconds at most."""
+    """End the program.  Further signals are ignored during shutdown, which takes a few seconds at most."""
     for kind in SIGNALS:
         signal.signal(kind, lambda *_: None)
     raise KeyboardInterrupt
 
 
 def watch_signals() -> None:
-    """What ends the program ends it cleanly, except what whoever started it wants ignored (as nohup does)."""
+    """End cleanly on each of `SIGNALS`, except those that are ignored from the start (as nohup does)."""
     for kind in SIGNALS:
         if signal.getsignal(kind) != signal.SIG_IGN:
             signal.signal(kind, interrupt)
 
 
 def watch_pause(pauser: Pauser) -> None:
-    """Pause, and listen again, at SIGUSR1."""
+    """Pause or resume at SIGUSR1."""
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, lambda *_: pauser.toggle())
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    """Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
     settle_streams()
     arguments = parse(argv)
     console = Console(arguments.quiet)
@@ -262,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console, at_end: ExitStack) -> int:
-    """List the devices, or listen until the input ends; returns the exit status."""
+    """List the devices, or listen until the input ends.  Returns the exit status."""
     try:
         if arguments.list_devices:
             show_devices(arguments.json, console)
@@ -271,7 +275,7 @@ def run(arguments: argparse.Namespace, console: Console, at_end: ExitStack) -> i
         watch_pause(session.pauser)
         return session.run()
     except BrokenPipeError:
-        drop_stdout()  # nobody reads: end quietly
+        drop_stdout()  # the reader has gone: end quietly
         return 0
     except OSError:
         drop_stdout()
@@ -279,8 +283,8 @@ def run(arguments: argparse.Namespace, console: Console, at_end: ExitStack) -> i
 
 
 def drop_stdout() -> None:
-    """Let what is still to be written vanish, so that Python does not try again at its end."""
-    with suppress(OSError, ValueError):  # it is no file
+    """Discard unwritten output, so that Python does not try to write it again at exit."""
+    with suppress(OSError, ValueError):  # stdout is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,7 +1,7 @@
-"""Words that a person has taught: kept as recordings, and heard beside the words of a bundle.
+"""Own words: taught by a person, stored as recordings, and recognised together with the words of a bundle.
 
-A word is a folder with WAV files and a `word.json` that names them.  That file is replaced in one step, so a word is
-there as a whole or not at all.  Nothing that is read here runs code.
+A word is a folder with WAV files and a `word.json` that lists them.  That file is replaced atomically, so a word is
+complete or absent.  Reading a word executes no code from it.
 """
 
 import json
@@ -22,7 +22,7 @@ from speech.similarity import Similarity, Vectors
 from speech.word_model import WordModel, fit
 
 FORMAT = 1
-"""Version of `word.json`."""
+"""Version of the format of `word.json`."""
 SETTINGS = "word.json"
 LONGEST_NAME = 40
 """Characters."""
@@ -33,10 +33,10 @@ Embed = Callable[[Block], Vectors]
 
 
 def check_name(name: str) -> str:
-    """The name as it is kept: lower case, single spaces.
+    """Normalise a name: lower case, single spaces.
 
     Raises:
-        ConfigError: it can't be a name of a word.
+        ConfigError: it is not a valid name.
     """
     kept = " ".join(unicodedata.normalize("NFC", name).lower().split())
     if not kept or len(kept) > LONGEST_NAME or not re.fullmatch(r"[^\W_]+(?:[ '\-][^\W_]+)*", kept):
@@ -49,23 +49,23 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class OwnWord:
-    """A taught word."""
+    """An own word."""
 
     name: str
     recordings: tuple[Path, ...]
-    """WAV files, each one utterance as the endpointer cut it."""
+    """WAV files, each with one utterance as the endpointer cut it."""
     model: WordModel | None
-    """How it is recognised; None: still to be learnt from the recordings."""
+    """How it is recognised; None if it has not been learnt from the recordings yet."""
     key: str
-    """Of the `Similarity` that the model was learnt in."""
+    """`Similarity.key` of the bundle that the model was learnt with."""
 
     def utterances(self) -> list[Block]:
-        """Raises AudioError when a recording can't be read."""
+        """The recordings, each (time,) at `SAMPLE_RATE_HZ`.  Raises AudioError when one can't be read."""
         return [read(path, SAMPLE_RATE_HZ) for path in self.recordings]
 
     @classmethod
     def read(cls, folder: Path) -> "OwnWord":
-        """Raises ConfigError when the folder holds no word that this version can read."""
+        """Read a word from its folder.  Raises ConfigError if this version can't read it."""
         path = folder / SETTINGS
         try:
             kept: Any = json.loads(path.read_text("utf-8"))
@@ -73,7 +73,7 @@ class OwnWord:
                 raise ConfigError(f"{path} has format {kept['format']!r}, but this version reads {FORMAT}")
             names = [str(name) for name in kept["recordings"]]
             if not names or any(name != Path(name).name for name in names):
-                raise ValueError("it must name recordings beside it")
+                raise ValueError("it must name recordings in its own folder")
             model = WordModel.from_dict(kept["model"]) if kept.get("model") else None
             recordings = tuple(folder / name for name in names)
             return cls(check_name(kept["name"]), recordings, model, str(kept.get("key", "")))
@@ -83,7 +83,7 @@ class OwnWord:
             raise error if isinstance(error, ConfigError) else ConfigError(f"{path} is damaged: {error}") from error
 
     def write(self, folder: Path) -> None:
-        """Replace `word.json` in one step.  Raises OSError."""
+        """Replace `word.json` atomically.  Raises OSError."""
         kept = {
             "format": FORMAT,
             "name": self.name,
@@ -102,7 +102,7 @@ class OwnWord:
 
 
 def default_folder() -> Path:
-    """Where a person's words lie, in the user's data folder."""
+    """Folder of the user's own words, in the user's data folder."""
     from platformdirs import user_data_path
 
     return user_data_path("speech", appauthor=False) / "own"
@@ -114,9 +114,9 @@ class OwnWords:
         recognizer = Recognizer.load(own=OwnWords.load())
 
     Args:
-        folder: of the words; need not exist.
-        words: what it holds.
-        notices: lines for a person, such as about a word that can't be read.
+        folder: folder of the words; need not exist.
+        words: the words in it.
+        notices: messages for the user, such as about a word that can't be read.
     """
 
     def __init__(self, folder: Path, words: Iterable[OwnWord] = (), notices: Iterable[str] = ()) -> None:
@@ -125,7 +125,7 @@ class OwnWords:
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "OwnWords":
-        """All words of a folder, by default the user's; one that is damaged is left out with a notice."""
+        """All words of a folder, by default the user's.  A damaged word is left out, with a notice."""
         folder = default_folder() if folder is None else Path(folder)
         words, notices = [], []
         for path in sorted(folder.glob(f"word-*/{SETTINGS}")):
@@ -155,7 +155,10 @@ class OwnWords:
         return self.folder / f"word-{name}"
 
     def learn(self, similarity: Similarity, embed: Embed) -> None:
-        """Learn the words again that were learnt with another bundle, from their recordings."""
+        """Learn words from their recordings if they have no model, or one from another bundle.
+
+        A word whose recordings can't be read is left out, with a notice.
+        """
         again = [word for word in self if word.model is None or word.key != similarity.key]
         learnt = []
         for word in again:
@@ -167,20 +170,21 @@ class OwnWords:
                 continue
             self._words[word.name] = replace(word, model=model, key=similarity.key)
             learnt.append(word.name)
-            with suppress(OSError):  # it is learnt again the next time
+            with suppress(OSError):  # then it is learnt again next time
                 self._words[word.name].write(self.folder_of(word.name))
         if learnt:
             names = ", ".join(learnt)
-            self.notices.append(f"the model is another one: learnt again from the recordings kept: {names}")
+            self.notices.append(f"the model has changed; learnt again from their recordings: {names}")
 
     def add(self, name: str, utterances: Sequence[Block], similarity: Similarity, embed: Embed) -> OwnWord:
-        """Learn a word and keep it, in the place of one with the same name.
+        """Learn and save a word.  It replaces a word of the same name.
 
         Args:
             name: see `check_name`.
-            utterances: each (time,) at `SAMPLE_RATE_HZ`, as the endpointer cuts them.
+            utterances: 1 to `MOST_RECORDINGS`, each (time,) at `SAMPLE_RATE_HZ`, as the endpointer cuts them.
         Raises:
-            ConfigError: the name can't be one, or nothing can be written; then the word is as it was before.
+            ConfigError: an invalid name, a wrong number of utterances, or the folder can't be written; an existing
+                word of that name then stays as it was.
         """
         name = check_name(name)
         if not 1 <= len(utterances) <= MOST_RECORDINGS:
@@ -195,7 +199,7 @@ class OwnWords:
             for path, utterance in zip(recordings, utterances, strict=True):
                 soundfile.write(path, utterance, SAMPLE_RATE_HZ, subtype="PCM_16")
             word.write(folder)
-        except BaseException as error:  # also Ctrl-C: nothing is half saved
+        except BaseException as error:  # also on Ctrl-C: save everything or nothing
             _remove(recordings, folder)
             if isinstance(error, OSError | soundfile.LibsndfileError):
                 why = getattr(error, "strerror", None) or getattr(error, "error_string", error)
@@ -206,7 +210,7 @@ class OwnWords:
         return word
 
     def forget(self, name: str) -> None:
-        """Remove a word and its recordings.  Raises ConfigError when there is none, or it can't be removed."""
+        """Remove a word and its recordings.  Raises ConfigError if it does not exist or can't be removed."""
         if name not in self._words and not (self.folder_of(name) / SETTINGS).exists():
             raise ConfigError(f"no own word {name!r}; there {self._there}")
         folder = self.folder_of(name)
@@ -223,7 +227,7 @@ class OwnWords:
 
 
 def _remove(paths: Iterable[Path], folder: Path) -> None:
-    """The files, and the folder if it is empty then."""
+    """Remove the files, and the folder if it is then empty."""
     for path in paths:
         with suppress(OSError):
             path.unlink()

@@ -21,16 +21,16 @@ from speech.similarity import Similarity, Vectors
 from speech.word_model import with_own_words
 
 SHORTEST_S = 0.2
-"""Shorter waveforms are padded to this with silence: the network needs a few steps."""
+"""Shorter waveforms are padded with silence to this length, because the network needs a few steps."""
 WHOLE_S = 2.0
-"""Recordings up to this length are classified whole; in longer ones the utterances are sought."""
+"""Recordings up to this length are classified whole; longer ones are cut into utterances first."""
 
 
 class Recognizer:
     """A loaded bundle; `Recognizer.load()` makes one."""
 
     own: OwnWords | None = None
-    """Words that are heard beside the bundle's, see `hear_also`."""
+    """Words that are recognised in addition to the bundle's, see `hear_also`."""
 
     def __init__(self, session: onnxruntime.InferenceSession, info: BundleInfo) -> None:
         self._session, self.info = session, info
@@ -41,9 +41,9 @@ class Recognizer:
 
         Args:
             path: an `.onnx` bundle, or the name of a shipped one (`commands`, `connected`); default: `commands`.
-            own: taught words, to be heard beside the bundle's.
+            own: taught words, to recognise in addition to the bundle's.
         Raises:
-            BundleError: when it is missing, no ONNX file, or no bundle of this format; when it can't hear own words.
+            BundleError: the file is missing, is not ONNX or not a bundle of this format; it can't recognise own words.
         """
         path = DEFAULT_MODEL if path is None else Path(path)
         shipped = MODELS / f"{path}.onnx"
@@ -64,10 +64,10 @@ class Recognizer:
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
-            raise BundleError(f"{path}: damaged bundle: its metadata is no text") from error
+            raise BundleError(f"{path}: damaged bundle: its metadata is not text") from error
         if info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise BundleError(
-                f"{path}: made for {info.sample_rate_hz} Hz, but this version listens at {SAMPLE_RATE_HZ}"
+                f"{path}: made for {info.sample_rate_hz} Hz, but this version supports only {SAMPLE_RATE_HZ} Hz"
             )
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if [i.name for i in inputs] != ["waveform"] or not outputs or outputs[0].shape[-1] != len(info.labels):
@@ -78,10 +78,10 @@ class Recognizer:
         return recognizer
 
     def hear_also(self, own: OwnWords) -> None:
-        """Hear taught words beside the bundle's; those that were taught with another bundle are learnt again.
+        """Recognise taught words in addition to the bundle's; words taught with another bundle are learnt again.
 
         Raises:
-            BundleError: the bundle hears sequences, or does not hold what own words need.
+            BundleError: the bundle recognises sequences, or lacks the data that own words need.
         """
         if len(own):
             own.learn(self.similarity, self.embed)
@@ -89,38 +89,38 @@ class Recognizer:
 
     @cached_property
     def similarity(self) -> Similarity:
-        """What the bundle's embeddings mean.  Raises BundleError for a bundle without."""
+        """The bundle's data for comparing embeddings.  Raises BundleError if it has none."""
         found = Similarity.from_metadata(self._session.get_modelmeta().custom_metadata_map)
         if found is None or "embedding" not in [output.name for output in self._session.get_outputs()]:
-            kind = "hears sequences" if self.head.has_steps else "was exported without recipes.similarity"
+            kind = "recognises sequences" if self.head.has_steps else "was exported without recipes.similarity"
             raise BundleError(f"this bundle {kind}, so it can't learn own words; --model commands can")
         return found
 
     @property
     def head(self) -> Head:
-        """What the scores mean."""
+        """The head, which defines what the scores mean."""
         return HEADS[self.info.head]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that can be recognised: the bundle's and a person's own."""
+        """The words that can be recognised: the bundle's and the user's own."""
         own = self.own.names if self.own else ()
         return (*self.info.words, *(name for name in own if name not in self.info.words))
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The words that can be recognised, each with the confidence from which it counts by default."""
+        """The words that can be recognised, each with its default threshold."""
         return {word: self.info.thresholds.get(word, self.info.threshold) for word in self.words}
 
     def scores(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Posteriors of waveforms of equal length.
+        """Compute the posteriors of waveforms of equal length.
 
         Args:
             waveforms: (batch, time) float32 in -1..1 at `info.sample_rate_hz`; time >= `SHORTEST_S`.
         Returns:
             (batch, labels), or (batch, steps, labels) from a CTC head; each row sums to one.
         Raises:
-            BundleError: its weights are damaged.
+            BundleError: the scores are not finite, so the bundle is damaged.
         """
         scores: NDArray[np.float32] = self._session.run(["scores"], {"waveform": waveforms})[0]
         if not np.isfinite(scores).all():
@@ -130,7 +130,7 @@ class Recognizer:
     def posteriors(self, waveform: Block) -> dict[str, float]:
         """The posterior of each label for one utterance (time,) at `info.sample_rate_hz`; they sum to one.
 
-        A head with steps: how probable it is that the utterance holds exactly this token; blank is called `_silence_`.
+        For a CTC head: the probability that the utterance holds exactly this token; blank is called `_silence_`.
         """
         if self.own:
             return self._with_own(self.own, waveform)
@@ -144,26 +144,26 @@ class Recognizer:
         return with_own_words(posteriors, models, self.similarity, self.similarity.project(embedding[None])[0])
 
     def read(self, waveform: Block) -> tuple[NDArray[np.float32], Vectors]:
-        """The posteriors (labels,) of one utterance (time,), and the pooled vector before the class layer."""
+        """The posteriors (labels,) of one utterance (time,), and the embedding: the input of the class layer."""
         inputs = {"waveform": self._long_enough(waveform)[None]}
         scores, embeddings = self._session.run(["scores", "embedding"], inputs)
         return scores[0], embeddings[0]
 
     def embed(self, waveform: Block) -> Vectors:
-        """The vector of `read` alone."""
+        """The embedding of one utterance (time,), as in `read`."""
         return self.read(waveform)[1]
 
     def classify(self, waveform: Samples, sample_rate: int) -> Prediction:
-        """Name the word in a recording.
+        """Recognise the word in a recording.
 
-        In a recording longer than `WHOLE_S` the utterances are sought as in a stream, and the one with the most
-        confident word counts.
+        A recording longer than `WHOLE_S` is cut into utterances as in a stream; the one with the most confident word is
+        returned.
 
         Args:
             waveform: (time,) or (time, channels); float in -1..1 or 16/32-bit integers.
             sample_rate: in Hz.
         Raises:
-            AudioError: when it is empty or holds NaN or infinity.
+            AudioError: the recording is empty or holds NaN or infinity.
         """
         mono = resample(as_mono(waveform), sample_rate, self.info.sample_rate_hz)
         if len(mono) > WHOLE_S * self.info.sample_rate_hz:
@@ -188,21 +188,21 @@ class Recognizer:
         language_model: NGram | None = None,
         threshold: float | None = None,
     ) -> list[SpokenWord]:
-        """Name the words in a recording of any length, in their order; needs a bundle with a CTC head.
+        """Recognise the words in a recording of any length, in order; needs a bundle with a CTC head.
 
         Args:
             waveform: (time,) or (time, channels); float in -1..1 or 16/32-bit integers.
             sample_rate: in Hz.
-            grammar: only its sentences may be said.
-            language_model: which words tend to follow one another.
-            threshold: confidence below which a word is dropped, 0..1; default: the bundle's.
+            grammar: limits the result to its sentences.
+            language_model: probabilities of words that follow each other.
+            threshold: words with a lower confidence are dropped, 0..1; default: the bundle's.
         Raises:
-            AudioError: when it is empty or holds NaN or infinity.
-            BundleError: for a bundle of another head.
+            AudioError: the recording is empty or holds NaN or infinity.
+            BundleError: the bundle has another head.
         """
         info = self.info
         if not self.head.has_steps:
-            raise BundleError(f"a bundle with head {info.head!r} names single words; sequences need head 'ctc'")
+            raise BundleError(f"a bundle with head {info.head!r} recognises single words; sequences need head 'ctc'")
         mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
         log_probs = log_of(self.steps(mono))
@@ -211,13 +211,13 @@ class Recognizer:
         return [SpokenWord(s.label, self.time_s(s.start), self.time_s(s.end), s.confidence) for s in spoken]
 
     def time_s(self, step: int) -> float:
-        """Where a step of a CTC head begins, in seconds."""
+        """Start of a step of a CTC head, in seconds."""
         return max(0.0, self.info.offset_s + (step - 0.5) * self.info.step_s)
 
     def steps(self, mono: Block) -> NDArray[np.float32]:
-        """(steps, labels) of a recording, seen through overlapping windows of which the middle counts.
+        """Posteriors (steps, labels) of a recording; a long one is cut into overlapping windows whose middles are kept.
 
-        The network learnt on a few seconds; one pass over minutes would show it what it never met.
+        The network was trained on a few seconds; one pass over minutes would be outside its training conditions.
         """
         step, window = (
             round(self.info.step_s * self.info.sample_rate_hz),
@@ -226,7 +226,7 @@ class Recognizer:
         mono = self._long_enough(mono)
         if len(mono) <= window:
             return self.scores(mono[None])[0]
-        margin = window // 4 // step  # steps that only give context
+        margin = window // 4 // step  # steps that are only context
         hop = window - 2 * margin * step
         scores = [self.scores(mono[begin : begin + window][None])[0] for begin in range(0, len(mono) - hop // 2, hop)]
         kept = hop // step
@@ -234,7 +234,7 @@ class Recognizer:
         return np.concatenate([scores[0][: margin + kept], *inner, scores[-1][margin:]])
 
     def _long_enough(self, waveform: Block) -> Block:
-        """With silence on both sides of a waveform that is shorter than `SHORTEST_S`."""
+        """Pad a waveform shorter than `SHORTEST_S` with silence on both sides."""
         lacking = max(0, round(SHORTEST_S * self.info.sample_rate_hz) - len(waveform))
         return np.pad(waveform, (lacking // 2, lacking - lacking // 2))
 
@@ -246,30 +246,30 @@ def load_with_own(
     inform: Callable[[str], None],
     tell: Callable[[str], None],
 ) -> Recognizer:
-    """A bundle as the programs use it: with the person's own words, where there are any and it can hear them.
+    """Load a bundle as the programs do: with the user's own words, if there are any and the bundle can recognise them.
 
     Args:
         path: as for `Recognizer.load`.
-        folder: of words that must be heard, "" for the user's; None: the user's if that is possible.
+        folder: folder of own words that must load, "" for the user's; None: load the user's words if possible.
         without: leave own words out.
-        inform: takes a line with their names.
-        tell: takes a line about each that could not be taken as it is.
+        inform: receives a line with the names of the own words.
+        tell: receives a line for each problem with the own words.
     Raises:
-        BundleError: as `Recognizer.load` and `hear_also` do.
-        ConfigError: a folder is given that holds no words.
+        BundleError: as for `Recognizer.load` and `hear_also`.
+        ConfigError: `folder` is given but holds no words.
     """
     recognizer = Recognizer.load(path)
     if without or (folder is None and recognizer.head.has_steps):
         return recognizer
     own = OwnWords.load(folder or None)
     if folder is not None and not len(own) and not own.notices:
-        raise ConfigError(f"no own words in {own.folder}; speech-teach WORD begins")
+        raise ConfigError(f"no own words in {own.folder}; teach one with: speech-teach WORD")
     try:
         recognizer.hear_also(own)
     except BundleError as error:
         if folder is not None:
             raise
-        own.notices.append(f"your own words are not heard: {error}")
+        own.notices.append(f"your own words are not recognised: {error}")
     for notice in own.notices:
         tell(f"note: {notice}")
     if recognizer.own:

@@ -1,6 +1,6 @@
-"""What a bundle's embeddings mean: directions in which recordings of one word lie close, and the speech around them.
+"""How alike two embeddings of a bundle are: a projection that groups recordings of a word, and background speech.
 
-It is made by `recipes.similarity` and travels in the bundle's metadata.
+`recipes.similarity` computes it and stores it in the bundle's metadata.
 """
 
 import base64
@@ -21,73 +21,75 @@ from speech.errors import BundleError
 Vectors = NDArray[np.float32]
 
 SHRINKAGE = 0.3
-"""Weight of the mean variance in the scatter within words, as there are few recordings of most."""
+"""Weight of the mean variance in the variances within words, as most words have few recordings."""
 N_NEAREST = 100
-"""Utterances of the background that a score is set against."""
+"""Nearest utterances of the background that normalise a score."""
 HALVED = ("mean", "projection", "spread")
-"""What is kept in half precision."""
+"""Fields stored in half precision."""
 BYTES = ("background", "places")
-"""What is kept in whole steps of a 127th of its largest value."""
+"""Fields stored as whole multiples of 1/127 of their largest absolute value."""
 METADATA = "speech.similarity"
-"""Where a bundle's metadata holds it."""
+"""Its key in a bundle's metadata."""
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Embeddings as unit vectors: the cosine tells how alike two utterances are."""
+    """Maps embeddings to unit vectors whose cosine measures how alike two utterances are."""
 
     mean: Vectors
-    """(embedding,) of the background."""
+    """(embedding,) mean of the background."""
     projection: Vectors
-    """(embedding, axes) after which recordings of a word scatter about alike along each axis."""
+    """(embedding, axes) makes the scatter of a word's recordings about equal along each axis."""
     spread: Vectors
-    """(axes,) standard deviation of that scatter; below 1 where the projection was drawn in."""
+    """(axes,) standard deviation of that scatter after the projection; below 1 where shrinkage raised the variance."""
     background: Vectors
-    """(utterances, axes) of running speech, unit vectors."""
+    """(utterances, axes) running speech, unit vectors."""
     words: tuple[str, ...]
-    """Common words, those of the bundle among them."""
+    """Common words, including those of the bundle."""
     places: Vectors
-    """(words, axes) mean of each word's recordings, after the projection; no unit vectors."""
+    """(words, axes) mean of each word's recordings after the projection; not unit vectors."""
     hours: float
-    """Of running speech that the background comes from."""
+    """Hours of running speech that the background was cut from."""
 
     def __post_init__(self) -> None:
         n, axes = self.projection.shape
         shapes = (self.mean.shape, self.spread.shape, self.background.shape[1:], self.places.shape)
         if shapes != ((n,), (axes,), (axes,), (len(self.words), axes)) or len(self.background) < N_NEAREST:
-            raise BundleError(f"a bundle whose {METADATA} does not fit together; make it again with recipes.similarity")
+            raise BundleError(f"{METADATA} in the bundle does not fit together; make it again with recipes.similarity")
 
     def project(self, embeddings: Vectors) -> Vectors:
         """(batch, embedding) -> (batch, axes), unit vectors."""
         return unit(((embeddings - self.mean) @ self.projection).astype(np.float32))
 
     def scores(self, place: Vectors, vectors: Vectors) -> NDArray[np.float32]:
-        """How much more alike vectors are to a word than to what they are most alike in the background.
+        """How much more alike utterances are to a word than to the nearest background utterances.
 
-        Each cosine is told in standard deviations from the `N_NEAREST` of the background, so that one threshold
-        suits all words and utterances.
+        A score is the cosine to the word, in standard deviations above the mean cosine to the `N_NEAREST` nearest
+        background utterances.  So one threshold suits all words and utterances.
 
         Args:
-            place: (axes,) of the word, a unit vector.
-            vectors: (batch, axes) unit vectors.
+            place: (axes,) unit vector of the word.
+            vectors: (batch, axes) unit vectors of the utterances.
+        Returns:
+            (batch,).
         Source: Auckenthaler et al. 2000, Score Normalization for Text-Independent Speaker Verification Systems
-            (T-norm); Matejka et al. 2017, Analysis of Score Normalization, for taking the nearest only.
+            (T-norm); Matejka et al. 2017, Analysis of Score Normalization, for the use of the nearest only.
         """
-        return _set_against(vectors @ self.background.T, vectors @ place)
+        return _normalised(vectors @ self.background.T, vectors @ place)
 
     def background_scores(self, place: Vectors) -> NDArray[np.float32]:
-        """(utterances,) the same of the background itself, each against the others."""
+        """(utterances,) the same scores for the background utterances, each normalised by the others."""
         cosines = self.background @ self.background.T
         np.fill_diagonal(cosines, -1)
-        return _set_against(cosines, self.background @ place)
+        return _normalised(cosines, self.background @ place)
 
     @cached_property
     def key(self) -> str:
-        """A short text that another encoder or another background does not have."""
+        """A short hash that identifies this encoder and this background."""
         return hashlib.sha256(self.as_text().encode()).hexdigest()[:16]
 
     def as_text(self) -> str:
-        """For the bundle's metadata: an NPZ, as base64."""
+        """Text for the bundle's metadata: an NPZ file in base64."""
         arrays: dict[str, NDArray[np.generic]] = {"words": np.array(self.words, np.str_)}
         arrays |= {name: getattr(self, name).astype(np.float16) for name in HALVED}
         for name in BYTES:
@@ -101,7 +103,7 @@ class Similarity:
 
     @classmethod
     def from_text(cls, text: str) -> "Similarity":
-        """Raises BundleError when it is damaged."""
+        """Read what `as_text` wrote.  Raises BundleError when it is damaged."""
         try:
             with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as arrays:
                 values = {f.name: arrays[f.name] for f in fields(cls)}
@@ -113,30 +115,31 @@ class Similarity:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Similarity | None":
-        """None for a bundle without one.  Raises BundleError when it is damaged."""
+        """Read it from a bundle's metadata; None if there is none.  Raises BundleError when it is damaged."""
         return cls.from_text(metadata[METADATA]) if METADATA in metadata else None
 
 
-def _set_against(others: Vectors, cosines: Vectors) -> NDArray[np.float32]:
-    """Cosines (batch,) in deviations from the highest of `others` (batch, utterances)."""
+def _normalised(others: Vectors, cosines: Vectors) -> NDArray[np.float32]:
+    """Normalise cosines (batch,) by mean and deviation of the `N_NEAREST` largest of `others` (batch, utterances)."""
     nearest = np.partition(others, -N_NEAREST, axis=1)[:, -N_NEAREST:]
     scores: NDArray[np.float32] = (cosines - nearest.mean(1)) / (nearest.std(1) + 1e-6)
     return scores
 
 
 def unit(vectors: NDArray[np.floating[Any]]) -> Vectors:
-    """(..., axes) at length 1."""
+    """Scale vectors (..., axes) to length 1."""
     scaled = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
     return scaled.astype(np.float32)
 
 
 def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors, hours: float) -> Similarity:
-    """Whiten by the scatter within words, so that what differs between recordings of one word counts little.
+    """Whiten by the scatter within words, so that differences between recordings of one word count little.
 
     Args:
-        vectors: (recordings, embedding) of `words`.
+        vectors: (recordings, embedding).
+        words: the word of each recording.
         background: (utterances, embedding) of running speech.
-        hours: in which these were.
+        hours: hours of speech that these utterances were cut from.
     Source: Hatch et al. 2006, Within-Class Covariance Normalization for SVM-based Speaker Recognition.
     """
     names = sorted(set(words))
@@ -145,12 +148,12 @@ def make_similarity(vectors: Vectors, words: Sequence[str], background: Vectors,
     within = (vectors - means[which]).astype(np.float64)
     variances, axes = np.linalg.eigh(within.T @ within / max(1, len(vectors) - len(names)))
     variances = np.maximum(variances, 0)
-    drawn_in = (1 - SHRINKAGE) * variances + SHRINKAGE * variances.mean()
-    projection, mean = (axes / np.sqrt(drawn_in)).astype(np.float32), background.mean(0)
+    shrunk = (1 - SHRINKAGE) * variances + SHRINKAGE * variances.mean()
+    projection, mean = (axes / np.sqrt(shrunk)).astype(np.float32), background.mean(0)
     return Similarity(
         mean=mean,
         projection=projection,
-        spread=np.sqrt(variances / drawn_in).astype(np.float32),
+        spread=np.sqrt(variances / shrunk).astype(np.float32),
         background=unit(((background - mean) @ projection).astype(np.float32)),
         words=tuple(names),
         places=(means - mean) @ projection,

@@ -1,6 +1,6 @@
 """Teach a word of your own: `python -m speech.teach lamp`, and say it five times.
 
-The recordings are kept in the user's data folder; `speech.listen` hears the word from then on, beside the model's.
+The recordings are kept in the user's data folder.  From then on `speech.listen` recognises the word too.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from speech.status import Console
 from speech.teaching import Fault, Take, largest_group, takes
 
 TIMES = 5
-"""Recordings of a word, by default."""
+"""Default number of recordings of a word."""
 PAD_S = 0.4
-"""Silence set around a file, as it may begin with the word."""
+"""Silence added before and after a file, as it may begin with the word."""
 PATIENCE = 3
-"""Faults in a row after which a person is told that it may be the microphone."""
+"""Faults in a row after which a hint about the microphone is printed."""
 
 
 class Collector:
-    """Gathers recordings of one word until there are enough that are alike.
+    """Gathers recordings of one word and finds the largest group that are alike.
 
     Args:
-        recognizer: whose embeddings tell what is alike.
-        earlier: recordings that the word has already.
+        recognizer: its embeddings decide which recordings are alike.
+        earlier: recordings that the word already has, each (time,).
     """
 
     def __init__(self, recognizer: Recognizer, earlier: Sequence[Block] = ()) -> None:
@@ -51,7 +51,7 @@ class Collector:
         return self._recognizer.similarity.project(self._recognizer.embed(waveform)[None])[0]
 
     def take(self, take: Take) -> Fault | None:
-        """Add a recording; what is wrong with it, if anything is."""
+        """Add a usable recording.  Returns why it does not count, or None."""
         if take.fault:
             return take.fault
         self._takes.append(take.waveform)
@@ -61,12 +61,12 @@ class Collector:
 
     @property
     def recordings(self) -> list[Block]:
-        """Those that are alike."""
+        """The recordings that are alike."""
         return [self._takes[n] for n in self._group]
 
     @property
     def n_unlike(self) -> int:
-        """How many sound like another word than those."""
+        """Number of recordings that sound like another word."""
         return len(self._takes) - len(self._group)
 
 
@@ -76,17 +76,17 @@ def record(collector: Collector, name: str, n_wanted: int, device: str | None, c
     with Microphone(number_or_name, tell=console.tell) as microphone:
         console.inform(
             f"recording from {microphone.device.name}\n"
-            f'Say "{name}" {n_wanted} times, each time with a pause, as you will say it later.  Ctrl-C saves nothing.'
+            f'Say "{name}" {n_wanted} times with pauses between, the way you will say it later.  Ctrl-C saves nothing.'
         )
         n_faults = 0
 
-        def heard() -> Iterator[Block]:
+        def with_status() -> Iterator[Block]:
             for block in microphone.blocks(SAMPLE_RATE_HZ):
                 console.sign = f'say "{name}"  {len(collector.recordings)} of {n_wanted}'
                 console.heard(block)
                 yield block
 
-        with closing(takes(heard(), ListenerConfig())) as found:
+        with closing(takes(with_status(), ListenerConfig())) as found:
             for take in found:
                 if take is None:
                     continue
@@ -95,14 +95,14 @@ def record(collector: Collector, name: str, n_wanted: int, device: str | None, c
                 count = f"{len(collector.recordings)} of {n_wanted}"
                 console.inform(f"  {count}" + (f", not this one: {fault}" if fault else ""))
                 if n_faults == PATIENCE:
-                    console.inform("  (a wrong microphone? speech-listen --list-devices shows them; --device N)")
+                    console.inform("  (wrong microphone? speech-listen --list-devices shows all, --device N chooses)")
                 if len(collector.recordings) >= n_wanted:
                     break
     console.clear()
 
 
 def audio_files(paths: Sequence[str]) -> list[Path]:
-    """Files, and what folders hold, sorted.  Raises AudioError when there are none."""
+    """The files, and the sorted contents of the folders.  Raises AudioError when there are none."""
     found: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(p for p in path.iterdir() if p.is_file() and p.suffix != ".json") if path.is_dir() else [path]
@@ -113,7 +113,12 @@ def audio_files(paths: Sequence[str]) -> list[Path]:
 
 
 def read_files(collector: Collector, paths: Sequence[str], console: Console) -> None:
-    """Take each utterance in the files as a recording; what is wrong with one is told."""
+    """Add each utterance in the files as a recording, and report those that are left out.
+
+    Raises:
+        AudioError: a file can't be read, or there are none.
+        ConfigError: more than `MOST_RECORDINGS`.
+    """
     silence = np.zeros(round(PAD_S * SAMPLE_RATE_HZ), np.float32)
     for path in audio_files(paths):
         waveform = np.concatenate([silence, read(path, SAMPLE_RATE_HZ), silence])
@@ -129,15 +134,15 @@ def read_files(collector: Collector, paths: Sequence[str], console: Console) -> 
 
 
 def check_free(name: str, recognizer: Recognizer) -> str:
-    """The name as it is kept.  Raises ConfigError when the model has it, or it can't be one."""
+    """Normalise a name.  Raises ConfigError when it is invalid or the model has this word."""
     name = check_name(name)
     if name in recognizer.info.labels:
-        raise ConfigError(f"the model knows {name!r} already: speech-listen --words {name}")
+        raise ConfigError(f"the model already knows {name!r}: speech-listen --words {name}")
     return name
 
 
 def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, console: Console) -> int:
-    """Gather recordings, learn the word, keep it, tell what to expect; the exit status."""
+    """Gather recordings, learn and save the word, and print its forecast.  Returns the exit status."""
     name = check_free(arguments.word, recognizer)
     earlier = own[name].utterances() if arguments.add and name in own else []
     collector = Collector(recognizer, earlier)
@@ -147,11 +152,11 @@ def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
         record(collector, name, len(earlier) + arguments.times, arguments.device, console)
     recordings = collector.recordings
     if len(recordings) <= (len(earlier) if arguments.add else 0):
-        raise AudioError(f"no recording of {name!r} that could be used; nothing was saved")
+        raise AudioError(f"no usable recording of {name!r}; nothing was saved")
     if collector.n_unlike:
         console.tell(
-            f"note: {collector.n_unlike} of {len(recordings) + collector.n_unlike} sound like another word "
-            f"and are left out: is each of them {name!r}?"
+            f"note: {collector.n_unlike} of {len(recordings) + collector.n_unlike} recordings sound like another "
+            f"word and are left out: does each of them contain {name!r}?"
         )
     word = own.add(name, recordings, recognizer.similarity, recognizer.embed)
     found = forecast(word, recordings, own, recognizer)
@@ -159,12 +164,12 @@ def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
         print(json.dumps(found.as_dict() | {"folder": str(own.folder_of(name))}), flush=True)
     else:
         print(found, flush=True)
-        console.inform(f"kept in {own.folder_of(name)}; speech-listen hears it from now on")
+        console.inform(f"saved in {own.folder_of(name)}; speech-listen recognises it from now on")
     return 0
 
 
 def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, console: Console) -> None:
-    """Listen, and print what is heard with its confidence, and what was nearly heard, until Ctrl-C."""
+    """Listen until Ctrl-C, and print detections and near misses with their confidence."""
 
     def nearly(rejection: Rejection) -> None:
         console.tell(f"  ({rejection.word} {rejection.confidence:.2f}: {rejection.reason})")
@@ -178,7 +183,8 @@ def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
     device = arguments.device
     number_or_name = int(device) if device and device.isdigit() else device
     with Microphone(number_or_name, tell=console.tell) as microphone:
-        console.inform(f"listening on {microphone.device.name}: {', '.join(own.names)} and the model's; Ctrl-C ends")
+        words = " and ".join([*own.names, "the model's words"])
+        console.inform(f"listening on {microphone.device.name} for {words}; Ctrl-C ends")
         console.sign = "try it"
         for block in microphone.blocks(SAMPLE_RATE_HZ):
             for detection in listener.feed(block):
@@ -187,17 +193,17 @@ def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
 
 
 def show_words(own: OwnWords, recognizer: Recognizer, as_json: bool, console: Console) -> None:
-    """Each word with the number of its recordings and what to expect of it."""
+    """Print each word with its number of recordings and its forecast."""
     recognizer.hear_also(own)
     for word in own:
         found: Forecast = forecast(word, word.utterances(), own, recognizer)
         print(json.dumps(found.as_dict()) if as_json else found.line, flush=True)
     if not len(own):
-        console.tell(f"no own words in {own.folder}; speech-teach WORD begins")
+        console.tell(f"no own words in {own.folder}; teach one with: speech-teach WORD")
 
 
 def export(own: OwnWords, target: Path, console: Console) -> None:
-    """Copy every word's recordings to a folder of its own in `target`; `--files` takes them up again.
+    """Copy the recordings of each word to its own folder in `target`; `--files` reads them back.
 
     Raises:
         ConfigError: nothing can be written there.
@@ -214,21 +220,21 @@ def export(own: OwnWords, target: Path, console: Console) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; exits with status 2 on wrong usage."""
+    """Parse the command line; exits with status 2 on wrong usage."""
     parser = argparse.ArgumentParser(
         prog="speech-teach", description="Teach a word of your own, from a few recordings of it, in seconds."
     )
-    parser.add_argument("word", nargs="?", metavar="WORD", help="the word to teach; one that is there is taught anew")
+    parser.add_argument("word", nargs="?", metavar="WORD", help="the word to teach; an existing one is replaced")
     parser.add_argument("--times", type=int, metavar="N", help=f"how often to say it (default: {TIMES})")
     parser.add_argument("--files", nargs="+", metavar="PATH", help="recordings or folders instead of the microphone")
-    parser.add_argument("--add", action="store_true", help="keep the recordings that the word has, and add to them")
-    parser.add_argument("--check", action="store_true", help="then listen, to try it out")
-    parser.add_argument("--list", action="store_true", help="show the words and what to expect of them")
+    parser.add_argument("--add", action="store_true", help="keep the word's recordings, and add to them")
+    parser.add_argument("--check", action="store_true", help="then listen, to try the words out")
+    parser.add_argument("--list", action="store_true", help="show the words and what to expect of each")
     parser.add_argument("--forget", metavar="WORD", help="remove a word and its recordings")
     parser.add_argument("--export", type=Path, metavar="DIR", help="copy the recordings of all words")
     parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    parser.add_argument("--own", type=Path, metavar="DIR", help="where the words lie (default: the user's data folder)")
+    parser.add_argument("--own", type=Path, metavar="DIR", help="folder of the words (default: the user's data folder)")
     parser.add_argument("--json", action="store_true", help="one JSON object a word")
     parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
     arguments = parser.parse_args(argv)
@@ -248,11 +254,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """What was asked for; the exit status."""
+    """Do what the command line asks for.  Returns the exit status."""
     own = OwnWords.load(arguments.own)
     if arguments.forget is not None:
         own.forget(check_name(arguments.forget))
-        console.inform(f"{arguments.forget!r} is forgotten, with its recordings")
+        console.inform(f"{arguments.forget!r} and its recordings are removed")
         return 0
     recognizer = Recognizer.load(arguments.model)
     status = 0
@@ -270,7 +276,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    """Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
     arguments = parse(argv)
     console = Console(arguments.quiet)
 

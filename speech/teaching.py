@@ -1,4 +1,4 @@
-"""Recordings of a word: heard as a stream is, checked for what spoils them, and compared with one another."""
+"""Recordings of a word: cut from a stream, checked for faults, and compared with one another."""
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,57 +12,58 @@ from speech.similarity import Similarity, Vectors
 from speech.word_model import WordModel
 
 QUIETEST_DBFS = -50.0
-"""Level of speech under which its weak sounds are lost."""
+"""Speech level below which its weak sounds are lost."""
 LEAST_SNR_DB = 10.0
-"""How far speech must stand above the room."""
+"""Least level of the speech above the background noise."""
 CLIPPED = 0.985
 """Magnitude from which a sample counts as clipped."""
 MOST_CLIPPED = 0.002
-"""Share of clipped samples that does no harm."""
+"""Largest harmless share of clipped samples."""
 SHORTEST_S = 0.12
-"""Speech shorter than this is no word."""
+"""Shorter speech is not a word."""
 EDGE_S = 0.02
-"""What is looked at on both ends to see whether a recording begins or ends within the word."""
+"""Length of audio at each end that is checked for a cut-off word."""
 EDGE_DB = -6.0
-"""Level of an end, relative to the word, from which it is cut off."""
+"""Level of an end relative to the speech, above which the word counts as cut off."""
 UNLIKE = -1.5
-"""Log-odds of a recording, by the model of one other, under which they are not the same word."""
+"""Log-odds of a recording under the model of another one, below which they are not the same word."""
 MEMORY_S = 12.0
-"""Audio at hand: the longest utterance with its margins."""
+"""Audio kept in memory: enough for the longest utterance with its margins."""
 
 
 class Fault(StrEnum):
-    """What spoils a recording, and what to do."""
+    """What is wrong with a recording, and what to do about it."""
 
-    TOO_LONG = "too long: one word, then a pause"
+    TOO_LONG = "too long: say one word, then pause"
     TOO_SHORT = "too short: say the whole word"
     CUT_OFF = "cut off: leave a pause before and after the word"
-    CLIPPED = "too loud, the microphone overloads: further away, or lower its level"
-    TOO_QUIET = "too quiet: closer to the microphone, or louder"
-    NOISY = "too much noise around it: closer to the microphone, or somewhere quieter"
+    CLIPPED = "too loud, the microphone clips: move further away, or lower its level"
+    TOO_QUIET = "too quiet: move closer to the microphone, or speak louder"
+    NOISY = "too noisy: move closer to the microphone, or somewhere quieter"
     UNLIKE = "unlike the others: say it again, the same way"
 
 
 @dataclass(frozen=True)
 class Take:
-    """One utterance on its way to becoming a recording of a word."""
+    """One utterance that may become a recording of a word."""
 
     waveform: Block
     """(time,) as the endpointer cut it."""
     fault: Fault | None
+    """None if it can be used."""
 
 
 def level_dbfs(waveform: Block) -> float:
-    """Root mean square of (time,) in dB relative to full scale."""
+    """RMS level of (time,) in dB relative to full scale."""
     return float(10 * np.log10(np.square(waveform, dtype=np.float64).mean() + 1e-12)) if len(waveform) else -120.0
 
 
 def fault_of(utterance: Utterance, raw: Block) -> Fault | None:
-    """What spoils an utterance, if anything does.
+    """The first fault found in an utterance, or None.
 
     Args:
         utterance: as the endpointer cut it.
-        raw: (time,) the same stretch of the stream before the high-pass; empty for one that is too long.
+        raw: (time,) the same samples of the stream before the high-pass; empty for an utterance that is too long.
     """
     if utterance.is_long:
         return Fault.TOO_LONG
@@ -81,9 +82,9 @@ def fault_of(utterance: Utterance, raw: Block) -> Fault | None:
 
 
 def _is_cut_off(raw: Block, begin: int, end: int, speech_dbfs: float) -> bool:
-    """Whether the sound begins or ends abruptly, next to the speech that lies at begin..end."""
+    """Whether the sound begins or ends abruptly next to the speech, which lies at samples begin..end of `raw`."""
     edge, near = round(EDGE_S * SAMPLE_RATE_HZ), 2 * HOP
-    sound = np.flatnonzero(raw)  # digital silence was set around a file
+    sound = np.flatnonzero(raw)  # files are padded with digital silence
     first, last = (int(sound[0]), int(sound[-1]) + 1) if len(sound) else (0, 0)
     ends = [raw[first : first + edge]] * (first > begin - near) + [raw[last - edge : last]] * (last < end + near)
     return any(level_dbfs(some) > speech_dbfs + EDGE_DB for some in ends)
@@ -92,9 +93,9 @@ def _is_cut_off(raw: Block, begin: int, end: int, speech_dbfs: float) -> bool:
 def takes(
     blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None
 ) -> Generator[Take | None]:
-    """The utterances of a stream at `SAMPLE_RATE_HZ`, each as soon as it has ended; None after each other block."""
+    """Yield each utterance of a stream at `SAMPLE_RATE_HZ` as soon as it has ended, and None after each block."""
     segmenter = Segmenter(config, config.max_word_s, voice)
-    raw, begin, now = np.zeros(0, np.float32), 0, 0  # what is at hand, and where it begins; the hop that comes next
+    raw, begin, now = np.zeros(0, np.float32), 0, 0  # the audio kept, where it begins, where the next hop begins
     for block in blocks:
         raw = np.concatenate([raw, block])
         while now + HOP <= begin + len(raw):
@@ -117,12 +118,12 @@ def _take(utterance: Utterance, raw: Block, begin: int) -> Take:
 
 
 def largest_group(similarity: Similarity, vectors: Sequence[Vectors]) -> list[int]:
-    """The most recordings that sound like one word: all that are like one of them.
+    """The largest group of recordings that are all like one of them.
 
     Args:
-        vectors: (axes,) of each, in the order in which they came.
+        vectors: (axes,) unit vector of each recording, in order of time.
     Returns:
-        positions; of groups of one size the earliest.
+        indices of the group; the first of several groups of equal size.
     """
     groups = []
     for vector in vectors:

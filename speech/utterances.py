@@ -1,4 +1,4 @@
-"""Utterances -> decisions: each is read once, and accepted or rejected with one reason."""
+"""Utterances -> decisions: each utterance is read once, then accepted or rejected with one reason."""
 
 from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance
 from speech.heads import Reader, Reading, Word
@@ -9,15 +9,15 @@ class Decision:
     """Accepts or rejects utterances; commands right after talk are rejected.
 
     Args:
-        reader: of the bundle's head.
+        reader: reader of the bundle's head.
         config: the settings.
-        wake: the word that must come before commands; it may begin the very utterance that holds them.
+        wake: word that must precede commands; it may be the first word of the same utterance.  None: no wake word.
     """
 
     TALK = (Reason.TOO_LONG, Reason.ANOTHER_WORD)
-    """Why talk is rejected."""
+    """Reasons for which talk is rejected."""
     TALK_S = 0.7
-    """Other speech that is longer than this is talk; a command that was taken for another word is mostly shorter."""
+    """Rejected speech longer than this is talk; a command mistaken for another word is usually shorter."""
 
     def __init__(self, reader: Reader, config: ListenerConfig, wake: str | None = None) -> None:
         self._reader, self._wake = reader, wake
@@ -32,15 +32,15 @@ class Decision:
         self._awake_until = -1
 
     def is_awake(self, now: int) -> bool:
-        """Whether a command that begins now, in samples since the stream began, would be heard."""
+        """Whether a command that begins at `now`, in samples since the stream began, would be accepted."""
         return self._wake is None or now < self._awake_until
 
     def decide(self, utterance: Utterance, fed: int) -> Examined:
         """Read one utterance.
 
         Args:
-            utterance: longer ones than the reader's longest are not read.
-            fed: samples that the stream has had; the last hop of a stream may reach beyond.
+            utterance: if it is longer than the reader's maximum, it is rejected without being read.
+            fed: samples of the stream so far; the padded last hop of a stream may extend beyond them.
         """
         if utterance.is_long:
             nothing = Word("", utterance.start - utterance.begin, utterance.end - utterance.begin, 0.0)
@@ -49,13 +49,13 @@ class Decision:
             reading = self._reader.read(utterance)
         reason = reading.reason or self._objection(utterance, reading)
         if reason and not reading.reason:
-            self._reader.reset()  # no sentence goes on from rejected words
+            self._reader.reset()  # a sentence cannot continue after rejected words
         if reading.reason in self.TALK and utterance.end - utterance.start > self.TALK_S * SAMPLE_RATE_HZ:
             self._talk_end = utterance.end
         return self._examined(utterance, reading, reason, fed)
 
     def _objection(self, utterance: Utterance, reading: Reading) -> Reason | None:
-        """Why what was understood comes at the wrong time, if it does."""
+        """Reason to reject accepted words because of their time: after talk, or without a wake word."""
         if utterance.start - self._talk_end < self._after_talk:
             return Reason.AFTER_TALK
         if self._wake and reading.words[0].word == self._wake:

@@ -1,4 +1,4 @@
-"""From a few recordings to a posterior: how an own word is recognised."""
+"""How an own word is recognised: a model learnt from a few recordings gives it a posterior."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ Embed = Callable[[Block], Vectors]
 """An utterance (time,) at 16 kHz -> its embedding (embedding,)."""
 
 SLOPE = 1.0
-"""Log-odds of a word for one standard deviation of its score, see `Similarity.scores`."""
+"""Log-odds of a word per standard deviation of its score, see `Similarity.scores`."""
 EVEN = 2.5
-"""Score at which an utterance is as likely the word as not."""
+"""Score at which an utterance is the word with probability 0.5."""
 KNOWN_WEIGHT = 0.5
-"""What counts against it of the log-odds that the utterance is a word of the bundle."""
+"""Share of the log-odds for a word of the bundle that is subtracted from the log-odds of an own word."""
 
 
 def odds_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-odds of a word for scores, see `Similarity.scores`."""
+    """Scores of a word (see `Similarity.scores`) -> its log-odds."""
     odds: NDArray[np.float32] = SLOPE * (scores - EVEN)
     return odds
 
 
 @dataclass(frozen=True, eq=False)
 class WordModel:
-    """How an own word is recognised: by the cosine to the mean of its recordings."""
+    """An own word, recognised by the cosine to the mean of its recordings."""
 
     place: Vectors
-    """(axes,) a unit vector, see `speech.similarity`."""
+    """(axes,) mean of its recordings as a unit vector, see `speech.similarity`."""
 
     def log_odds(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
-        """Of the word against everything else, for each of `vectors` (batch, axes)."""
+        """Log-odds of the word against everything else: (batch, axes) -> (batch,)."""
         return odds_of(similarity.scores(self.place, vectors))
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class WordModel:
         """Raises KeyError, TypeError or ValueError when it is damaged."""
         place = np.array(kept["place"], np.float32)
         if place.ndim != 1 or not abs(float(np.linalg.norm(place)) - 1) < 0.01:
-            raise ValueError("the place of a word is no unit vector")
+            raise ValueError("the place of a word is not a unit vector")
         return cls(place)
 
 
@@ -62,7 +62,7 @@ def fit_vectors(vectors: Vectors) -> WordModel:
 
 
 def left_out(similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
-    """The log-odds of each recording by a model of the others: (recordings,), from two recordings on."""
+    """Log-odds of each recording under a model of the others: (recordings, axes), at least 2 -> (recordings,)."""
     models = [fit_vectors(np.delete(vectors, n, axis=0)) for n in range(len(vectors))]
     return np.array([m.log_odds(similarity, v[None])[0] for m, v in zip(models, vectors, strict=True)], np.float32)
 
@@ -72,13 +72,14 @@ def with_own_words(
 ) -> dict[str, float]:
     """The posteriors of a bundle's labels and of own words; they sum to one.
 
-    The own words compete with one another and with everything else, whose share the labels divide as before.  When the
-    bundle is sure of a word of its own, they need more.
+    The own words compete with one another and with everything else.  The labels share the probability of everything
+    else in proportion to `posteriors`.  If the bundle is confident of one of its words, own words need a higher score.
 
     Args:
-        posteriors: of the bundle's labels.
-        models: of the own words.
-        vector: (axes,) of the utterance.
+        posteriors: posterior of each label of the bundle.
+        models: model of each own word.
+        similarity: the bundle's.
+        vector: (axes,) unit vector of the utterance.
     """
     other = sum(value for label, value in posteriors.items() if label in (UNKNOWN, SILENCE, *models))
     against = KNOWN_WEIGHT * max(0.0, float(np.log((1 - other + 1e-6) / (other + 1e-6))))

@@ -134,7 +134,7 @@ def test_missing_pocketsphinx_and_wrong_bundles_are_told_in_a_line(
     assert told.count("\n") == 1
     monkeypatch.setattr(against_pocketsphinx, "find_spec", lambda name: name)
     assert against_pocketsphinx.main(["--data.root", str(root), "--model", str(tone_bundle)]) == 1
-    assert "names single words" in capsys.readouterr().err
+    assert "recognises single words" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         against_pocketsphinx.main(["--data.root", str(root), "--n", "0"])
 

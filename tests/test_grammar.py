@@ -130,11 +130,11 @@ def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
         ("go (one |) left", r"column 10: expected a word or '\(' before '\)'"),
         ("", "the grammar is empty"),
         (" # left\n", "the grammar is empty"),
-        ("(" * 5000 + "left" + ")" * 5000, "more than 100 parentheses inside each other"),
+        ("(" * 5000 + "left" + ")" * 5000, "more than 100 nested parentheses"),
         ("(left | right)* left" + " (left | right)" * 20, "more than 10000 states"),
-        ("(" + " | ".join(["left"] * 5000) + ")*", "too many ways"),
+        ("(" + " | ".join(["left"] * 5000) + ")*", "too many transitions"),
         ("left? " * 1700, "takes too long to compile"),
-        ("left? " * 3000, "too many ways"),
+        ("left? " * 3000, "too many transitions"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_line_with_its_place(text: str, message: str) -> None:

@@ -489,7 +489,7 @@ def test_a_grammar_is_checked_at_the_start(tmp_path: Path) -> None:
     assert "column 9: 'rihgt' is not a word of the model" in done.stderr
     done = run("--file", str(listen.DEMO), "--grammar", "left | right")
     assert done.returncode == 2
-    assert "hears sequences" in done.stderr
+    assert "recognises sequences" in done.stderr
 
 
 def test_the_shipped_bundle_for_sequences_hears_the_demo() -> None:

@@ -231,7 +231,7 @@ def test_the_table_shows_all_and_intervals(result: Live) -> None:
             assert str(alarms.rate) in printed
     share, rate = Share(3, 10), Rate(2, 0.5)
     assert "30.00 %  [10.8, 60.3]  3/10" in str(share)
-    assert "4.00 an hour  [0.5, 14.4]  2 in 0.50 h" in str(rate)
+    assert "4.00 per hour  [0.5, 14.4]  2 in 0.50 h" in str(rate)
 
 
 def test_the_command_measures_what_is_asked_for(

@@ -131,7 +131,7 @@ def test_a_word_of_another_bundle_is_learnt_again_from_its_recordings(own: OwnWo
     other = make_space(np.random.default_rng(9))
     again = OwnWords.load(own.folder)
     again.learn(other, embed)
-    assert again.notices == ["the model is another one: learnt again from the recordings kept: lamp"]
+    assert again.notices == ["the model has changed; learnt again from their recordings: lamp"]
     assert again["lamp"].key == other.key
     assert posterior(again, other, tune(LAMP, np.random.default_rng(3)))["lamp"] > 0.7
     third = OwnWords.load(own.folder)

@@ -174,7 +174,7 @@ def test_a_bundle_gives_back_its_network(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_another_make_is_refused(tone_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="training can go on from"):
+    with pytest.raises(BundleError, match="can be trained further"):
         export.load_network(tone_bundle)
 
 

@@ -128,7 +128,7 @@ def test_every_missing_field_is_named(info: BundleInfo, field: str) -> None:
         ("thresholds", '{"true": 0.9}', "words it lacks: true"),  # what YAML makes of: on
         ("labels", '["yes"]', "_unknown_"),
         ("threshold", "0", "out of range"),
-        ("labels", "[", "no JSON"),
+        ("labels", "[", "not JSON"),
     ],
 )
 def test_strange_metadata_is_refused(info: BundleInfo, field: str, value: str, message: str) -> None:

@@ -160,7 +160,7 @@ def test_the_grammar_takes_all_of_an_utterance_or_nothing(
 
 def test_a_grammar_needs_a_bundle_that_hears_sequences(tone_bundle: Path) -> None:
     single = Recognizer.load(tone_bundle)
-    with pytest.raises(ConfigError, match="hears sequences"):
+    with pytest.raises(ConfigError, match="recognises sequences"):
         Listener(single, grammar=Grammar.parse("low", ["low", "high"]))
     with pytest.raises(BundleError, match="single words"):
         single.transcribe(silence(1), RATE)

@@ -234,5 +234,5 @@ def test_a_server_that_ends_is_noticed(browser: WebDriver) -> None:
         opened(browser, server.url)
         browser.find_element(By.ID, "listen").click()
         WebDriverWait(browser, PATIENCE_S).until(lambda b: logged(b))
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: "connection has ended" in text(b, "status"))
+    WebDriverWait(browser, PATIENCE_S).until(lambda b: "connection was lost" in text(b, "status"))
     assert text(browser, "listen") == "Listen"

@@ -82,7 +82,7 @@ def result(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "door"),
+        ([], "command"),
         (["page", "--port", "70000"], "--port"),
         (["page", "--certificate", "a.pem"], "belong together"),
         (["page", "--certificate", "a.pem", "--key", "b.pem"], "can't be used"),

@@ -155,7 +155,7 @@ def test_a_lesson_that_is_ended_early_leaves_nothing(recognizer: Recognizer, tmp
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"word": "left"}, "knows 'left' already"),
+        ({"word": "left"}, "already knows 'left'"),
         ({"word": "../../left"}, "can't be the name"),
         ({"word": ""}, "can't be the name"),
         ({"times": 0}, "0 recordings"),
@@ -208,7 +208,7 @@ def test_a_word_is_taught_on_the_page(recognizer: Recognizer, tmp_path: Path) ->
         browser.find_element("id", "name").submit()
         browser.implicitly_wait(PATIENCE_S)
         assert browser.find_element("css selector", "#own li").text.startswith(OWN)
-        assert "is heard from now on" in text(browser, "said")
+        assert "is recognised from now on" in text(browser, "said")
         assert "false alarms" in text(browser, "forecast")
         assert browser.find_element("css selector", f"#words [data-word={OWN}]")
         assert browser.find_element("css selector", f"#log tr.detection[data-word={OWN}]"), (

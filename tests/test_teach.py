@@ -109,12 +109,12 @@ def test_another_word_among_the_recordings_is_left_out(run: Run, tmp_path: Path)
     files = written(tmp_path / "in", "stop", 1) + written(tmp_path / "in", "yes", 3)
     taught = run("lamp", "--files", *files, "--json")
     assert json.loads(taught.out[0])["n_recordings"] == 3
-    assert any(line.startswith("note: 1 of 4 sound like another word") for line in taught.err)
+    assert any(line.startswith("note: 1 of 4 recordings sound like another word") for line in taught.err)
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("left", "the model knows 'left' already"), ("a/b", "can't be the name"), ("🎉", "can't be the name"),
+    [("left", "the model already knows 'left'"), ("a/b", "can't be the name"), ("🎉", "can't be the name"),
      ("_unknown_", "can't be the name"), ("..", "can't be the name")],
 )  # fmt: skip
 def test_names_that_can_not_be_taught(run: Run, home: Path, name: str, why: str) -> None:
@@ -131,7 +131,7 @@ def test_files_that_hold_no_word(run: Run, home: Path, tmp_path: Path) -> None:
     damaged.write_bytes(b"RIFF????WAVE")
     empty.mkdir()
     for path, last in (
-        (silent, "error: no recording of 'lamp' that could be used; nothing was saved"),
+        (silent, "error: no usable recording of 'lamp'; nothing was saved"),
         (damaged, f"error: {damaged} can't be read as audio"),
         (empty, f"error: no audio files in {empty}"),
         (tmp_path / "missing.wav", f"error: no such file: {tmp_path / 'missing.wav'}"),
@@ -188,12 +188,12 @@ def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
     counts = [line.strip() for line in taught.err if line.startswith("  ")]
     assert counts == [
         "1 of 3",
-        "1 of 3, not this one: too loud, the microphone overloads: further away, or lower its level",
+        "1 of 3, not this one: too loud, the microphone clips: move further away, or lower its level",
         "1 of 3, not this one: unlike the others: say it again, the same way",
         "2 of 3",
         "3 of 3",
     ]
-    assert any("1 of 4 sound like another word" in line for line in taught.err)
+    assert any("1 of 4 recordings sound like another word" in line for line in taught.err)
     assert len(list(home.rglob("*.wav"))) == 3
 
 

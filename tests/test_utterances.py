@@ -256,5 +256,5 @@ def test_a_decision_that_is_reset_remembers_neither_talk_nor_sentence() -> None:
 def test_a_grammar_needs_a_head_that_hears_sequences() -> None:
     grammar = Grammar.parse("low", WORDS.words)
     recognizer = ScriptedRecognizer(WORDS, [])
-    with pytest.raises(ConfigError, match="hears sequences"):
+    with pytest.raises(ConfigError, match="recognises sequences"):
         recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), grammar)

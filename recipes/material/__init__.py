@@ -1,1 +1,1 @@
-"""Sounds that we make ourselves: the demo recording, a toy corpus, synthetic voices."""
+"""Generated audio: the demo recording, a toy corpus, synthetic voices."""

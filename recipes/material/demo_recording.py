@@ -25,14 +25,14 @@ LINES = (
     ("slt", "off"),
     ("slt", "Thank you for coming over on such a rainy evening."),
 )
-"""Who says what; the sentence is there to be ignored."""
+"""Voice and text of each line; the sentence must be ignored by the recogniser."""
 COMMANDS = tuple(text for _, text in LINES if " " not in text)
 PAUSE_S = 0.7
 LEVEL = 0.3
 
 
 def speak(voice: str, text: str) -> Waveform:
-    """One line of the script, 16 kHz, peaking at `LEVEL`."""
+    """Synthesise one line of the script at 16 kHz with a peak of `LEVEL`."""
     if voice in ESPEAK:
         variant, speed, pitch = ESPEAK[voice]
         command = ["espeak-ng", "-v", variant, "-s", speed, "-p", pitch, "--stdout", text]
@@ -43,7 +43,7 @@ def speak(voice: str, text: str) -> Waveform:
 
 
 def compose(rng: np.random.Generator) -> Waveform:
-    """The whole script with pauses, over a faint hiss."""
+    """Synthesise the whole script with pauses and add a faint hiss."""
     pause = np.zeros(round(PAUSE_S * SAMPLE_RATE_HZ), np.float32)
     pieces = [pause]
     for voice, text in LINES:

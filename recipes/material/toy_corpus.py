@@ -1,7 +1,7 @@
 """Write a tiny data set in the official layout: `python -m recipes.material.toy_corpus DIR`.
 
-For smoke.yaml, the notebooks and the tests.  It is synthesised with numpy: each word is its own glide of two tones over
-a faint hiss.
+It serves smoke.yaml, the notebooks and the tests.  It is synthesised with numpy: each word is a particular glide of two
+tones over a faint hiss.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import soundfile
 RATE = 16000
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "bird")
 PARTS = {"training": 12, "validation": 3, "testing": 3}
-"""Speakers of each part; each says every word once."""
+"""Number of speakers of each part; each says every word once."""
 
 
 def glide(word: str, rng: np.random.Generator) -> np.ndarray:
-    """One second with the word's two tones, gliding from its first to its second pair of pitches."""
+    """One second with two tones that glide from the word's first to its second pair of pitches."""
     recipe = np.random.default_rng(WORDS.index(word))
     pairs = recipe.uniform([300, 1000], [900, 3500], size=(2, 2)) * rng.uniform(0.94, 1.06)
     length, start = round(rng.uniform(0.4, 0.55) * RATE), round(rng.uniform(0.1, 0.35) * RATE)

@@ -1,9 +1,8 @@
 """Synthesise training words and speech: `python -m recipes.material.voices DIR`.
 
 Writes DIR/synthetic/<word>/<voice>_nohash_<n>.wav (16 kHz, mono, at most `LONGEST_S`) and
-DIR/synthetic_sentences/<voice>_<n>.wav (running speech without a command), which the training recipe takes up by
-itself.  `on` and `off` get most: the shared recordings hold only 200 of each.  Whichever of the engines are installed
-take part.
+DIR/synthetic_sentences/<voice>_<n>.wav (running speech without a command); training finds both by itself.  `on` and
+`off` get the most clips, because the shared recordings hold only 200 of each.  All installed engines are used.
 """
 
 import argparse
@@ -42,7 +41,7 @@ lamp door window kitchen computer water table morning evening weather hundred te
 because people about other download update online turn open close volume television radio
 robot
 """
-"""The rest of Speech Commands, words that nearly sound like a command (no homophones), and everyday words."""
+"""The other words of Speech Commands, words that sound similar to a command (no homophones), and everyday words."""
 RUNNING = """
 the a an this that these some any each my your his her its our their i you he she it we they who what when where
 why how is are was were be been being am has had have do does did will would could should can may might must
@@ -63,33 +62,33 @@ important political bad white real best social able human local sure early whole
 won't don't can't upset upon nobody notice known noble among honest lonely coffin topple stopped yesterday leftover
 rightly golden goat goes doorknob downtown unknown snowing ongoing offside bright height ghost
 """
-"""What running speech is put together from: everyday words, and some that hold the sound of a command."""
+"""Words of the running speech: everyday words, and some that contain the sound of a command."""
 ACCENTS = (*["en-us"] * 3, "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
 BEFORE_S, AFTER_S = 0.05, 0.1
-"""Kept before and after what is spoken."""
+"""Audio kept before and after the speech."""
 SHORTEST_S, LONGEST_S = 0.1, 1.5
-"""Length of a word; what is shorter was not spoken, what is longer is dawdled: neither is written."""
+"""Range of the length of a word; shorter clips (synthesis failed) and longer ones (too slow) are not written."""
 PEAK = 0.5
-"""Largest value of a recording, of 1."""
+"""Peak of a recording, relative to full scale."""
 PICO_RATE_HZ = 16000
 
 Waveform = NDArray[np.float32]
 Say = Callable[[str, random.Random], tuple[str, Waveform]]
-"""Speaks a text by a random voice of an engine: name of the voice, waveform (time,) at `SAMPLE_RATE_HZ`, trimmed."""
+"""Speaks a text with a random voice: name of the voice, trimmed waveform (time,) at `SAMPLE_RATE_HZ`."""
 
 
 @cache
 def espeak_variants() -> list[str]:
-    """Names of espeak-ng's voice variants, the whispering ones left out."""
+    """Names of espeak-ng's voice variants without the whispering ones."""
     done = subprocess.run(["espeak-ng", "--voices=variant"], check=True, capture_output=True, text=True)
     names = [line.split()[-1].removeprefix("!v/") for line in done.stdout.splitlines()[1:]]
     return [name for name in names if "whisper" not in name.lower()]
 
 
 def espeak(text: str, rng: random.Random) -> tuple[str, Waveform]:
-    """A random accent and variant of espeak-ng's formant synthesis."""
+    """Speak with a random accent and variant of espeak-ng's formant synthesis."""
     variant, accent = rng.choice(espeak_variants()), rng.choice(ACCENTS)
     speed, pitch = rng.randint(110, 210), rng.randint(15, 85)
     command = ["espeak-ng", "-v", f"{accent}+{variant}", "-s", str(speed), "-p", str(pitch), "--stdout", text]
@@ -97,7 +96,7 @@ def espeak(text: str, rng: random.Random) -> tuple[str, Waveform]:
 
 
 def flite(text: str, rng: random.Random) -> tuple[str, Waveform]:
-    """A voice of flite at a random tempo and pitch."""
+    """Speak with a random voice of flite at a random tempo and pitch."""
     voice = rng.choice(FLITE_VOICES)
     settings = {
         "duration_stretch": round(rng.uniform(0.75, 1.4), 2),
@@ -109,7 +108,7 @@ def flite(text: str, rng: random.Random) -> tuple[str, Waveform]:
 
 
 def festival(text: str, rng: random.Random) -> tuple[str, Waveform]:
-    """Festival's diphone voice of Debian's festvox-kdlpc16k at a random tempo and pitch."""
+    """Speak with Festival's diphone voice from Debian's festvox-kdlpc16k at a random tempo and pitch."""
     stretch, pitch, spread = round(rng.uniform(0.75, 1.4), 2), rng.randint(80, 200), rng.randint(8, 30)
     scheme = (
         f"(begin (voice_ked_diphone) (Parameter.set 'Duration_Stretch {stretch}) (set! int_lr_params "
@@ -124,7 +123,7 @@ _pico = Lock()
 
 
 def pico(text: str, rng: random.Random) -> tuple[str, Waveform]:
-    """An English voice of SVOX Pico at a random tempo and pitch."""
+    """Speak with a random English voice of SVOX Pico at a random tempo and pitch."""
     from py_nanotts import NanoTTS
 
     voice = rng.choice(("en-GB", "en-US"))
@@ -140,9 +139,9 @@ class Engine:
 
     say: Say
     share: float
-    """How often it is drawn, beside the others' shares."""
+    """Probability of being drawn, relative to the other engines."""
     installed_by: str
-    """What somebody who lacks it types."""
+    """Command that installs it."""
 
 
 ENGINES = {
@@ -154,7 +153,7 @@ ENGINES = {
 
 
 def run(command: Sequence[str], text: bytes = b"") -> bytes:
-    """What a program writes to stdout."""
+    """Run a program and return its stdout."""
     return subprocess.run(command, input=text, check=True, capture_output=True).stdout
 
 
@@ -164,23 +163,23 @@ def from_int16(samples: bytes) -> Waveform:
 
 
 def decode(wav: bytes) -> Waveform:
-    """A synthesiser's WAV (its header may not know the length) -> 16 kHz, trimmed to what is spoken."""
+    """A synthesiser's WAV, whose header may lack the length -> waveform at 16 kHz, trimmed to the speech."""
     samples, rate = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
     return trimmed(samples[:, 0].astype(np.float32), rate)
 
 
 def trimmed(samples: Waveform, sample_rate_hz: int) -> Waveform:
-    """The same at 16 kHz, from `BEFORE_S` before to `AFTER_S` after what is spoken."""
+    """Resample to 16 kHz and keep the speech with `BEFORE_S` before and `AFTER_S` after it."""
     waveform = soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ).astype(np.float32)
     start, end = extent(waveform)
     return waveform[max(0, start - round(BEFORE_S * SAMPLE_RATE_HZ)) : end + round(AFTER_S * SAMPLE_RATE_HZ)]
 
 
 def installed(names: Sequence[str]) -> list[Engine]:
-    """Those of the named engines that speak here; one line on stderr for each that does not.
+    """The named engines that work on this machine; prints a line to stderr for each one that does not.
 
     Raises:
-        DataError: none does.
+        DataError: none works.
     """
     found = []
     for name in names:
@@ -199,7 +198,7 @@ def installed(names: Sequence[str]) -> list[Engine]:
 
 
 def synthesise(engines: Sequence[Engine], text: str, seed: str) -> tuple[str, Waveform]:
-    """Name of the voice and waveform, peaking at `PEAK`; the same text, seed and engines always give the same."""
+    """Synthesise a text, determined by the arguments: name of the voice, waveform with a peak of `PEAK`."""
     rng = random.Random(seed)
     (engine,) = rng.choices(engines, [engine.share for engine in engines])
     voice, waveform = engine.say(text, rng)
@@ -230,19 +229,19 @@ def write(path: Path, waveform: Waveform) -> None:
 
 
 def synthesise_all(target: Path, engines: Sequence[Engine], counts: Mapping[str, int], n_sentences: int) -> None:
-    """So many clips of each word, and sentences, on all cores."""
+    """Write `counts[word]` clips of each word and `n_sentences` sentences, using all cores."""
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(word, target, engines, text, n) for text, count in counts.items() for n in range(count)]
         jobs += [pool.submit(sentence, target, engines, n) for n in range(n_sentences)]
-        for job in tqdm(jobs, desc="recordings", unit="", disable=None):  # silent where stderr is no terminal
+        for job in tqdm(jobs, desc="recordings", unit="", disable=None):  # silent if stderr is not a terminal
             job.result()
 
 
 def read_words(path: Path) -> list[str]:
-    """The words of a text file, one a line; lines that begin with # are comments.
+    """Read the words of a text file, one per line; lines that begin with # are comments.
 
     Raises:
-        DataError: it cannot be read, or a line is no single word.
+        DataError: it cannot be read, or a line is not a single word.
     """
     try:
         lines = [line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -251,21 +250,21 @@ def read_words(path: Path) -> list[str]:
     words = [line for line in lines if line and not line.startswith("#")]
     for text in words:
         if not re.fullmatch(r"[a-z]+('[a-z]+)?", text):
-            raise DataError(f"{path} must hold one English word a line, got {text!r}")
+            raise DataError(f"{path} must hold one English word per line, got {text!r}")
     return words
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.material.voices", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, metavar="DIR", help="the data folder, --data.root of the training recipe")
-    parser.add_argument("--scarce", type=int, default=600, help="clips each of on and off (default 600)")
+    parser.add_argument("--scarce", type=int, default=600, help="clips of on and of off (default 600)")
     parser.add_argument("--known", type=int, default=80, help="clips of each other word of the vocabulary (default 80)")
     parser.add_argument("--outside", type=int, default=25, help="clips of each word outside it (default 25)")
     parser.add_argument("--commands", type=Path, default=WORDS, metavar="FILE", help="list of the commands")
-    parser.add_argument("--words", type=Path, metavar="FILE", help="more words outside it, one a line")
+    parser.add_argument("--words", type=Path, metavar="FILE", help="more words outside the vocabulary, one per line")
     parser.add_argument("--sentences", type=int, default=1500, help="utterances of running speech (default 1500)")
     parser.add_argument(
-        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="which may speak (default: all)"
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to use (default: all)"
     )
     arguments = parser.parse_args(argv)
     for name in ("scarce", "known", "outside", "sentences"):

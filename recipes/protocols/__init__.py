@@ -1,1 +1,1 @@
-"""What is measured, one protocol a module; `recipes.evaluate` runs them."""
+"""Evaluation protocols, one per module; `recipes.evaluate` runs most of them."""

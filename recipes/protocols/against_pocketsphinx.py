@@ -1,13 +1,18 @@
 """Sequences of commands against pocketsphinx 5: `python -m recipes.protocols.against_pocketsphinx --data.root DIR`.
 
-Both hear the same fixed mixtures, whole and on one thread.  Ours knows all words of the bundle.  pocketsphinx is told
-the ten commands and nothing else, with its bundled English model, 16-bit samples at 16 kHz and each mixture as one
-utterance.  Its settings are its defaults, among them noise removal, which the model's own settings turn on.
+Both recognise the same fixed mixtures, each as a whole and on one thread.  Our recogniser and pocketsphinx may output
+the commands only.  pocketsphinx uses its bundled English model, 16-bit samples at 16 kHz and one utterance per
+mixture.  Its settings are the defaults, including noise removal, which the model's own settings turn on.
 
-It is measured in three ways: with a JSGF grammar of any number of commands; with an n-gram in which all commands are
-equally likely, as the grammar hears commands in noise (30 % of errors clean and 149 % at 10 dB, the n-gram 17 % and
-69 %); and with that and a smaller word insertion penalty against the same trouble, chosen on 100 mixtures of the
-validation part (15 % and 43 %).  What ours is compared with is whichever has the fewest errors in each condition.
+pocketsphinx is measured in three ways:
+
+- with a JSGF grammar of any number of commands (30 % errors clean, 149 % at 10 dB, where noise is recognised as
+  commands);
+- with an n-gram in which all commands are equally likely (17 % and 69 %);
+- with this n-gram and a smaller word insertion penalty against insertions, chosen on 100 mixtures of the validation
+  part (15 % and 43 %).
+
+Our recogniser is compared with the one that has the fewest errors in each condition.
 """
 
 import argparse
@@ -40,7 +45,7 @@ SEARCHES = (GRAMMAR, NGRAM, TUNED)
 PENALTY = 1e-8
 """Word insertion penalty of `TUNED`: the best of 0.65 (the default), 1e-2, 1e-4, 1e-8 and 1e-12."""
 DRAWS = 2000
-"""Of the bootstrap."""
+"""Resamples of the bootstrap."""
 
 Transcriber = Callable[[Waveform], Sequence[str]]
 """Audio (time,) at 16 kHz -> the commands in it."""
@@ -60,7 +65,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """What one recogniser made of the mixtures in one condition."""
+    """The results of one recogniser in one condition."""
 
     name: str
     heard: list[Heard]
@@ -70,7 +75,7 @@ class Result:
 
     @property
     def load(self) -> float:
-        """CPU seconds for one second of audio."""
+        """CPU seconds per second of audio."""
         return self.cpu_s / self.audio_s
 
     @property
@@ -95,10 +100,11 @@ class Result:
 def estimate(value: float, statistic: Callable[..., np.ndarray], *counts: np.ndarray) -> Estimate:
     """A figure with its interval by bootstrap over mixtures.
 
-    Errors of one mixture go together, and may be more than its commands: they are no share of them.
+    A binomial interval does not apply: the errors of a mixture are correlated and may exceed its number of commands.
 
     Args:
-        statistic: the figure from sums over mixtures, one argument for each of `counts`.
+        value: the figure.
+        statistic: computes the figure from sums over mixtures, one argument for each of `counts`.
         counts: (mixtures,) each.
     """
     if len(counts[0]) < 2:
@@ -117,7 +123,7 @@ def error_rate(result: Result) -> Estimate:
 
 
 def error_ratio(ours: Result, theirs: Result) -> Estimate:
-    """Our errors over theirs, half an error added to both so that none is no trouble."""
+    """Our errors over theirs; half an error is added to both so that zero errors are allowed."""
     mine, other = ours.counts[:, 0], theirs.counts[:, 0]
     value = float((mine.sum() + 0.5) / (other.sum() + 0.5))
     return estimate(value, lambda a, b: (a + 0.5) / (b + 0.5), mine, other)
@@ -125,7 +131,7 @@ def error_ratio(ours: Result, theirs: Result) -> Estimate:
 
 @dataclass(frozen=True)
 class Condition:
-    """All recognisers in one noise."""
+    """The results of all recognisers in one condition."""
 
     snr_db: float | None
     """None: no noise added."""
@@ -134,7 +140,7 @@ class Condition:
 
     @property
     def best(self) -> Result:
-        """The other one with the fewest errors."""
+        """The other recogniser with the fewest errors."""
         return min(self.others, key=lambda r: int(r.counts[:, 0].sum()))
 
     def __str__(self) -> str:
@@ -176,7 +182,7 @@ class Comparison:
 
 
 class Timed:
-    """A transcriber that counts the CPU seconds it takes."""
+    """A transcriber that adds up its CPU seconds."""
 
     def __init__(self, transcribe: Transcriber) -> None:
         self._transcribe, self.cpu_s = transcribe, 0.0
@@ -191,7 +197,7 @@ class Timed:
 def compare(
     ours: Transcriber, others: dict[str, Transcriber], corpus: Corpus, part: str, n: int, commands: Sequence[str]
 ) -> Comparison:
-    """Let all hear `n` fixed mixtures, clean and in noise."""
+    """Run all recognisers on `n` fixed mixtures, clean and in noise."""
     if not all(len(corpus.select(part, "words", word)) for word in commands):
         raise DataError(f"the comparison needs recordings of all commands in the {part} part")
     mixtures = fixed_mixtures(corpus, part, n, commands, seed=0)
@@ -213,19 +219,19 @@ def pcm(waveform: Waveform) -> bytes:
 
 
 def jsgf(words: Sequence[str]) -> str:
-    """Any number of the words, at least one."""
+    """A JSGF grammar of one or more of the words."""
     return f"#JSGF V1.0;\ngrammar commands;\npublic <commands> = ({' | '.join(words)})+;\n"
 
 
 def arpa(words: Sequence[str]) -> str:
-    """An n-gram of order 1 in which each word and the end are equally likely."""
+    """A unigram model in ARPA format in which each word and the end are equally likely."""
     log_prob = -log10(len(words) + 1)
     unigrams = ["-99 <s>", *(f"{log_prob:.5f} {word}" for word in ("</s>", *words))]
     return "\n".join(["\\data\\", f"ngram 1={len(unigrams)}", "", "\\1-grams:", *unigrams, "", "\\end\\", ""])
 
 
 def excerpt(dictionary: str, words: Sequence[str]) -> str:
-    """The lines of a pronunciation dictionary, such as `on(2) AO N`, that tell how the words are said."""
+    """The lines of a pronunciation dictionary that belong to the words, such as `on(2) AO N`."""
     lines = (line for line in dictionary.splitlines() if line.partition(" ")[0].partition("(")[0] in words)
     return "".join(f"{line}\n" for line in lines)
 
@@ -233,8 +239,8 @@ def excerpt(dictionary: str, words: Sequence[str]) -> str:
 def decoder(words: Sequence[str], search: str) -> Any:
     """A pocketsphinx decoder with its bundled model, for one of `SEARCHES`.
 
-    The words' own pronunciations are taken from its dictionary: the results are the same as with all 134,000, which
-    take seconds to load.
+    Only the words' pronunciations are loaded.  The results are the same as with the whole dictionary of 134,000, which
+    takes seconds to load.
     """
     from pocketsphinx import Config, Decoder, get_model_path
 
@@ -281,23 +287,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Comparison:
-    """Load both sides, compare.
+    """Load the recognisers and compare them.
 
     Raises:
-        SpeechError: pocketsphinx, the bundle or the data is missing.
+        SpeechError: pocketsphinx, the bundle or the data is missing, or the bundle has no CTC head.
     """
     if find_spec("pocketsphinx") is None:
         raise SpeechError("pocketsphinx is not installed: `uv sync --group bench`, or `uv pip install pocketsphinx`")
     recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
     if not recognizer.head.has_steps:
-        raise SpeechError(f"{arguments.model} names single words; sequences need a bundle such as --model connected")
+        raise SpeechError(f"{arguments.model} recognises single words; sequences need a bundle like --model connected")
     recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
     needed = [recording for recording in recordings if recording.part == arguments.part]
     corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
     others = {search: pocketsphinx(commands, search) for search in SEARCHES}
 
     words = recognizer.info.words
-    these = Grammar.any_of([word for word in commands if word in words] or words)  # all know the same words
+    these = Grammar.any_of([word for word in commands if word in words] or words)  # the same words for all
 
     def ours(waveform: Waveform) -> Sequence[str]:
         return words_of(recognizer.transcribe(waveform, SAMPLE_RATE_HZ, grammar=these))
@@ -308,13 +314,13 @@ def run(arguments: argparse.Namespace) -> Comparison:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
 
-    def tell() -> None:
+    def print_comparison() -> None:
         comparison = run(arguments)
         print(comparison)
         if arguments.json:
             write_json(arguments.json, {"model": arguments.model, **comparison.as_dict()})
 
-    return exit_status(tell)
+    return exit_status(print_comparison)
 
 
 if __name__ == "__main__":

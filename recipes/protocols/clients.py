@@ -1,7 +1,7 @@
-"""What serving costs and whether it lasts: `python -m recipes.protocols.clients`.  Linux only: it reads /proc.
+"""Measure cost and endurance of the server: `python -m recipes.protocols.clients`.  Linux only: it reads /proc.
 
-A server of its own (`speech.serve page`) is given the demo recording by real WebSocket clients: one at a microphone's
-pace for the latency, many at once for words, processor and memory, connections that never finish, and a long stream.
+It starts `speech.serve page` and connects real WebSocket clients, which send the demo recording: one client in real
+time for the latency; many at once for words, processor and memory; unfinished connections; and a long stream.
 """
 
 import argparse
@@ -31,33 +31,34 @@ from speech.soak import DEVICE_HZ, PERIOD_S, period
 CHUNK_S = 0.02
 SOAK_CHUNK_S = 0.1
 N_HALF = 1000
-"""Connections at once that send half a handshake."""
+"""Simultaneous connections that send half a handshake."""
 ROUNDS = 3
 MORE_MB = 5.0
-"""Memory that a day of audio, or connections that never finish, may add."""
+"""Limit of the memory growth by a long stream or by unfinished connections."""
 MORE_MS = 50.0
-"""What the network may add to the latency."""
+"""Limit of the latency that the server adds."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was seen."""
+    """The measurements."""
 
     added_ms: float
-    """From when the same audio in a file decides a word to the event at a client: median."""
+    """Added latency: from the decision on the same audio in a file to the event at a client; median."""
     added_most_ms: float
+    """The same; maximum."""
     n_clients: int
     words: int
-    """Heard by all clients together."""
+    """Words reported to all clients together."""
     words_expected: int
     cpu_per_client: float
-    """Share of one processor core, with the demo at a microphone's pace."""
+    """Share of one processor core per client, with the demo sent in real time."""
     mb_per_client: float
     half_mb: float
-    """Memory that `ROUNDS` times `N_HALF` unfinished connections have added."""
+    """Memory growth from the first to the last of `ROUNDS` rounds of `N_HALF` unfinished connections."""
     soak_hours: float
     soak_mb: float
-    """Memory that a stream of that length has added after its first ten minutes."""
+    """Memory growth by a stream of `soak_hours` after its first period."""
 
     @property
     def passed(self) -> bool:
@@ -72,10 +73,10 @@ class Report:
             f"latency added by the socket: median {self.added_ms:.0f} ms, at most {self.added_most_ms:.0f} ms",
             f"{self.n_clients} clients at once: {self.words} of {self.words_expected} words; "
             f"{100 * self.cpu_per_client:.1f} % of a core and {self.mb_per_client:.1f} MB for each",
-            f"memory after {ROUNDS} times {N_HALF} unfinished connections: {self.half_mb:+.1f} MB",
+            f"memory growth over {ROUNDS} rounds of {N_HALF} unfinished connections: {self.half_mb:+.1f} MB",
         ]
         if self.soak_hours:
-            lines.append(f"memory after {self.soak_hours:g} h of audio at full speed: {self.soak_mb:+.1f} MB")
+            lines.append(f"memory growth over {self.soak_hours:g} h of audio at full speed: {self.soak_mb:+.1f} MB")
         return "\n".join([*lines, "passed" if self.passed else "FAILED"])
 
 
@@ -89,7 +90,7 @@ class Served:
 
     @property
     def memory_mb(self) -> float:
-        """What it holds in memory now."""
+        """Resident memory now."""
         status = Path(f"/proc/{self.process_id}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
@@ -105,7 +106,7 @@ class Served:
 
 @contextmanager
 def served(model: str | None, max_clients: int) -> Iterator[Served]:
-    """A server in a process of its own.  Raises ConfigError when it does not start."""
+    """Start a server in a separate process.  Raises ConfigError if it does not start."""
     command = [sys.executable, "-m", "speech.serve", "page", "--port", "0", "--max-clients", str(max_clients)]
     process = subprocess.Popen(command + (["--model", model] if model else []), stderr=subprocess.PIPE, text=True)
     try:
@@ -131,7 +132,7 @@ async def begin(socket: ClientConnection) -> None:
 
 
 async def speak(socket: ClientConnection, audio: bytes) -> None:
-    """Send a recording as a microphone would: each chunk when its last sample has been recorded."""
+    """Send a recording in real time: each chunk when its last sample would have been recorded."""
     size, begun = 2 * round(CHUNK_S * DEVICE_HZ), time.monotonic()
     for n, place in enumerate(range(0, len(audio), size), 1):
         await asyncio.sleep(max(0.0, begun + n * CHUNK_S - time.monotonic()))
@@ -140,7 +141,7 @@ async def speak(socket: ClientConnection, audio: bytes) -> None:
 
 
 async def hear(server: Served, audio: bytes) -> list[float]:
-    """When the event of each detection arrives, in seconds since the first sample was recorded."""
+    """Send a recording; return when each detection arrives, in seconds since the first sample was recorded."""
     arrived: list[float] = []
     async with server.client() as socket:
         await begin(socket)
@@ -157,7 +158,7 @@ async def hear(server: Served, audio: bytes) -> list[float]:
 
 
 async def leave_unfinished(server: Served) -> None:
-    """Connections that begin a handshake and end when the server ends them."""
+    """Open connections that send half a handshake and wait until the server closes them."""
     host, _, port = server.address.rpartition(":")
 
     async def half() -> None:
@@ -171,7 +172,7 @@ async def leave_unfinished(server: Served) -> None:
 
 
 async def soak(server: Served, hours: float) -> float:
-    """MB that a stream at full speed adds after its first period."""
+    """Memory growth in MB by a stream at full speed, after its first period."""
     audio = pcm(period(seed=0))
     size, before_mb = 2 * round(SOAK_CHUNK_S * DEVICE_HZ), 0.0
     async with server.client() as socket:
@@ -205,7 +206,7 @@ async def measure(server: Served, model: str | None, n_clients: int, hours: floa
     heard = await asyncio.gather(*(hear(server, audio) for _ in range(n_clients)))
     cpu = (server.cpu_s - cpu_s) / (time.monotonic() - begun)
     many_mb = server.memory_mb
-    await leave_unfinished(server)  # what the first time takes is kept for the next
+    await leave_unfinished(server)  # memory of the first round is reused by later ones
     first_mb = server.memory_mb
     for _ in range(ROUNDS - 1):
         await leave_unfinished(server)
@@ -226,7 +227,7 @@ async def measure(server: Served, model: str | None, n_clients: int, hours: floa
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 when all held, 1 when not, 2 for wrong usage."""
+    """Returns 0 if all limits are met, 1 if not, 2 for wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m recipes.protocols.clients", description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=16, metavar="N", help="clients at once (default: 16)")
     parser.add_argument("--hours", type=float, default=0.0, help="length of the long stream (default: none)")

@@ -1,4 +1,4 @@
-"""Sequences of commands: command error rate of the whole recording at once and through the Listener."""
+"""Sequences of commands: command error rate with the whole recording at once, and through the Listener."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 1.0))
 
 @dataclass(frozen=True)
 class Heard:
-    """What was made of one mixture."""
+    """The transcript of one mixture and the recognised words."""
 
     said: tuple[str, ...]
     heard: tuple[str, ...]
     gap_s: float
-    """Mean pause between its words."""
+    """Mean pause between the words of the mixture."""
 
     @property
     def errors(self) -> int:
@@ -39,7 +39,7 @@ class Heard:
 
 
 def error_rate(heard: Sequence[Heard]) -> Share:
-    """Errors over commands."""
+    """Command error rate: errors over commands."""
     return Share(sum(h.errors for h in heard), sum(len(h.said) for h in heard))
 
 
@@ -53,7 +53,7 @@ class Sequences:
     live: list[Heard]
     latencies_s: list[float]
     rejected: dict[str, int] = field(default_factory=dict)
-    """Utterances that were not reported, by the reason."""
+    """Number of rejected utterances by reason."""
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Connected:
-    """The protocol's figures."""
+    """The figures of the protocol."""
 
     part: str
     conditions: list[Sequences]
@@ -109,7 +109,7 @@ class Connected:
 
 
 def draw_connected(result: Connected, target: Path) -> None:
-    """Error rate with its 95 % interval over noise, number of words and gap, as one picture."""
+    """Draw the error rate with its 95 % interval against noise, number of words and gap."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -141,7 +141,7 @@ def _draw_rates(axes: Any, names: Sequence[str], groups: Sequence[Sequence[Heard
 
 
 def noisy(mixtures: Sequence[Mixture], corpus: Corpus, part: str, snr_db: float | None) -> list[Waveform]:
-    """The mixtures' audio at a ratio of the words' level to the noise's; the same noise at every ratio."""
+    """The mixtures' audio with noise at `snr_db` below the words; the noise is the same at every ratio."""
     if snr_db is None:
         return [m.waveform for m in mixtures]
     noise = bed(corpus, part, "noise", sum(len(m.waveform) for m in mixtures), np.random.default_rng(1))
@@ -157,7 +157,7 @@ def mean_gap_s(mixture: Mixture) -> float:
 
 
 def latencies(mixture: Mixture, detections: Sequence[Detection]) -> list[float]:
-    """From the end of the last command that was said to the decision, for each utterance that was reported."""
+    """Seconds from the end of the last command said to the decision, for each reported utterance."""
     found = []
     for at_s in sorted({detection.at_s for detection in detections}):
         ended_s = [placed.end_s for placed in mixture.placed if placed.end_s <= at_s]
@@ -168,7 +168,7 @@ def latencies(mixture: Mixture, detections: Sequence[Detection]) -> list[float]:
 def hear(
     mixtures: Sequence[Mixture], audio: Sequence[Waveform], by: Callable[[Waveform], Sequence[str]]
 ) -> list[Heard]:
-    """What `by` makes of each mixture's audio."""
+    """Transcribe each mixture's audio with `by`."""
     return [Heard(m.transcript, tuple(by(x)), mean_gap_s(m)) for m, x in zip(mixtures, audio, strict=True)]
 
 
@@ -177,7 +177,7 @@ def words_of(found: Sequence[SpokenWord | Detection]) -> list[str]:
 
 
 def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int, commands: Sequence[str]) -> Connected:
-    """Error rates of `n` fixed mixtures of one to six of the commands, which alone may be said."""
+    """Measure error rates on `n` fixed mixtures of one to six commands; only commands are recognised."""
     mixtures = fixed_mixtures(corpus, part, n, commands, seed=0)
     rejections: list[Rejection] = []
     listener, these = Listener(recognizer, commands, rejected=rejections.append), Grammar.any_of(commands)

@@ -1,7 +1,7 @@
-"""The live protocol: commands in many scenes, and audio without any, through what the Listener is made of.
+"""The live protocol: commands in many scenes, and audio without commands, through the parts of the Listener.
 
 Each stream is cut into utterances and each utterance is read once.  Thresholds and the time after talk only change the
-decision, so a curve over many thresholds costs little more than one of them.
+decision, so many thresholds cost little more than one.
 """
 
 from collections import Counter
@@ -25,40 +25,41 @@ from speech.training.mixtures import Placed
 from speech.utterances import Decision
 
 LATE_S = 0.75
-"""A word counts as heard when it is decided between its start and this long after its end."""
+"""A word counts as recognised if it is reported between its start and this time after its end."""
 BUDGET = 1.0
-"""False alarms an hour in speech without commands that a curve is read at."""
+"""False alarms per hour in speech without commands at which the curve is evaluated."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
-"""Of the curve: one for all words."""
+"""Thresholds of the curve, each for all words."""
 LEAST = 1e-6
-"""Threshold with which utterances are read; the decision applies the real one."""
+"""Threshold at which utterances are read; the decision applies the real one later."""
 ALARMS = {"speech": "speech", "noise": "noise", "events": "events", "other words at home": "home"}
-"""What holds no command, and the source of its recordings."""
+"""Kinds of audio without commands, and the source of their recordings."""
 TABLE = ("clean", "10 dB", "5 dB", "10 dB, room", "0.6 s after talk", "1 s after talk", "2 s after talk")
 """Scenes in the printed curve."""
 UNHEARD, WRONG, LATE = "no utterance", "wrong word", "too late"
-"""Why a command was missed, besides the reasons of `speech.results.Reason`."""
+"""Why a command was missed, in addition to the reasons of `speech.results.Reason`."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A stream that was cut into utterances, each of them read once."""
+    """A stream that was cut into utterances, with one reading of each."""
 
     utterances: tuple[Utterance, ...]
     """Without their audio."""
     readings: Mapping[int, Reading]
-    """What each holds, by where it begins; not of talk."""
+    """The reading of each utterance, by `Utterance.begin`; utterances that are too long have none."""
     n_samples: int
     """Length of the stream."""
     max_s: float
-    """Longest utterance that was read."""
+    """Length above which an utterance is too long to be read."""
 
 
 class ReadBefore:
-    """Hands out readings that were made before; a word below its threshold is unsure.
+    """A reader that returns stored readings, with a word below its threshold rejected as unsure.
 
     Args:
-        thresholds: of the words asked for, 0..1.
+        heard: the stored readings.
+        thresholds: of the words to report, 0..1.
     """
 
     def __init__(self, heard: Heard, thresholds: Mapping[str, float]) -> None:
@@ -78,7 +79,7 @@ def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerCon
     """Cut a stream into utterances and read each.
 
     Args:
-        pieces: the stream, (time,) each, one after another.
+        pieces: consecutive pieces of the stream, (time,) each.
     """
     reader = recognizer.head.reader(recognizer, dict.fromkeys(commands, LEAST), config, None)
     segmenter = Segmenter(config, reader.max_s)
@@ -101,7 +102,7 @@ def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerCon
 
 
 def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
-    """The same stream in pieces of whole hops; only the last may be shorter."""
+    """Regroup a stream into pieces of whole hops; only the last piece may end within a hop."""
     rest = np.zeros(0, np.float32)
     for piece in pieces:
         samples = np.concatenate([rest, piece])
@@ -112,7 +113,7 @@ def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
 
 
 def decide(heard: Heard, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:
-    """What a Listener makes of a stream with these thresholds and this time after talk."""
+    """The decisions of a Listener with these settings for a stream."""
     decision = Decision(ReadBefore(heard, thresholds), config)
     return [decision.decide(utterance, heard.n_samples) for utterance in heard.utterances]
 
@@ -123,21 +124,21 @@ def detections_in(examined: Iterable[Examined]) -> list[Detection]:
 
 @dataclass(frozen=True)
 class Condition:
-    """What happened in one scene."""
+    """The figures of one scene."""
 
     scene: Scene
     misses: Share
     false_alarms: int
-    """Second firings and wrong words among the commands."""
+    """Detections that match no command: repeated detections and wrong words."""
     latencies_s: tuple[float, ...]
     judged: tuple[tuple[float, bool], ...] = ()
-    """Of each detection the confidence and whether it was right."""
+    """For each detection: its confidence and whether it is right."""
     causes: Mapping[str, int] | None = None
-    """Why commands were missed, and how many for each reason."""
+    """Number of missed commands by reason."""
 
     @property
     def latencies_ms(self) -> tuple[int, int]:
-        """Median and 95th percentile; 0 where nothing was heard."""
+        """Median and 95th percentile; 0 if no command was recognised."""
         median, late = np.quantile(self.latencies_s or (0.0,), [0.5, 0.95])
         return round(1000 * median), round(1000 * late)
 
@@ -158,12 +159,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Detections in audio that holds no command."""
+    """Detections in audio without commands."""
 
     source: str
     hours: float
     found: list[tuple[str, Detection]]
-    """Recording and what was detected in it; the times are the recording's own."""
+    """Each recording's name and a detection in it; times are relative to the recording."""
 
     @property
     def rate(self) -> Rate:
@@ -179,13 +180,13 @@ class Alarms:
 
 @dataclass(frozen=True)
 class Point:
-    """The Listener with one threshold for all words."""
+    """The figures at one threshold for all words."""
 
     threshold: float
     misses: dict[str, Share]
-    """Of the commands, by the scene's name."""
+    """Share of missed commands by the scene's name."""
     alarms: dict[str, Rate]
-    """By what holds no command."""
+    """False alarms by kind of audio without commands."""
 
     @property
     def speech(self) -> Rate:
@@ -193,7 +194,7 @@ class Point:
 
     @property
     def sounds(self) -> Rate:
-        """In noise and events together."""
+        """False alarms in noise and events together."""
         return self.alarms.get("noise", Rate(0, 0.0)) + self.alarms.get("events", Rate(0, 0.0))
 
     def as_dict(self) -> dict[str, object]:
@@ -206,17 +207,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures with one time after talk."""
+    """The figures for one setting of `after_talk_s`."""
 
     after_talk_s: float
-    """The Listener's: time after talk in which commands are rejected."""
+    """Time after talk in which commands are rejected."""
     conditions: list[Condition]
     alarms: list[Alarms]
     curve: list[Point]
 
     @property
     def within_budget(self) -> Point | None:
-        """The lowest threshold from which on the curve keeps to `BUDGET`."""
+        """The lowest threshold such that it and all higher ones stay within `BUDGET`; None if there is none."""
         kept: Point | None = None
         for point in reversed(self.curve):
             if not point.speech.value <= BUDGET:
@@ -242,7 +243,7 @@ class Outcome:
             return "\n".join(lines)
         kept = self.within_budget
         reached = f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds"
-        lines.append(f"  at most {BUDGET:g} alarm an hour in speech: {reached}")
+        lines.append(f"  at most {BUDGET:g} alarm per hour in speech: {reached}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
@@ -262,7 +263,7 @@ class Live:
 
     part: str
     thresholds: dict[str, float]
-    """The bundle's own."""
+    """Thresholds of the bundle."""
     outcomes: list[Outcome]
 
     def __str__(self) -> str:
@@ -280,7 +281,7 @@ class Live:
 
 
 def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) -> Condition:
-    """Match detections to commands; each command takes the first right one in its time."""
+    """Match each command with the first detection of its word, decided from its start to `LATE_S` after its end."""
     left, latencies, missed = detections_in(examined), [], []
     judged = [(round(d.confidence, 4), d) for d in left]
     for command in placed:
@@ -302,7 +303,7 @@ def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) 
 
 
 def cause_of(missed: Placed, examined: Sequence[Examined]) -> str:
-    """Why a command was missed: what became of the utterance that holds most of it."""
+    """Why a command was missed, judged by the utterance that overlaps it most."""
 
     def shared_s(one: Examined) -> float:
         start_s, end_s = bounds_s(one)
@@ -317,7 +318,7 @@ def cause_of(missed: Placed, examined: Sequence[Examined]) -> str:
 
 
 def bounds_s(examined: Examined) -> tuple[float, float]:
-    """Where the utterance's sound begins and ends."""
+    """Start and end of the utterance's sound, in seconds."""
     if examined.rejection:
         return examined.rejection.start_s, examined.rejection.end_s
     return examined.detections[0].start_s, examined.detections[-1].end_s
@@ -325,16 +326,16 @@ def bounds_s(examined: Examined) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Silence:
-    """Recordings without commands, heard one after another as one stream."""
+    """Recordings without commands, concatenated to one stream."""
 
     source: str
     heard: Heard
     names: list[str]
     ends_s: list[float]
-    """Where each recording ends in the stream."""
+    """End of each recording in the stream."""
 
     def alarms(self, examined: Iterable[Examined]) -> Alarms:
-        """What was detected, by recording."""
+        """Assign detections to recordings."""
         found = []
         for d in detections_in(examined):
             which = min(int(np.searchsorted(self.ends_s, d.start_s, "right")), len(self.names) - 1)
@@ -347,7 +348,7 @@ class Silence:
 def without_commands(
     recognizer: Recognizer, corpus: Corpus, part: str, name: str, config: ListenerConfig, commands: Sequence[str]
 ) -> Silence:
-    """Hear all recordings of one of `ALARMS`."""
+    """Process all recordings of one of `ALARMS`, without those of commands."""
     chosen = [int(i) for i in corpus.select(part, ALARMS[name]) if corpus.recordings[i].word not in commands]
     ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
     heard = hear(recognizer, (corpus[i] for i in chosen), config, commands)
@@ -361,10 +362,10 @@ def name_of(corpus: Corpus, index: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """All that was heard, ready for decisions."""
+    """All streams of the protocol with their readings, ready for decisions."""
 
     words: tuple[str, ...]
-    """The commands that were listened for."""
+    """The commands to report."""
     scenes: list[tuple[Scene, list[Placed], Heard]]
     silences: list[Silence]
 
@@ -389,13 +390,14 @@ def run_live(
     names: Sequence[str] | None = None,
     config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
 ) -> Run:
-    """Hear all that the protocol asks for.
+    """Compose and process all streams of the protocol.
 
     Args:
-        names: of scenes and of what holds no command; default: all.
+        n_words: commands per scene.
+        names: scenes and kinds of audio without commands; default: all.
     Raises:
-        ConfigError: an unknown name.
-        DataError: a command without recordings.
+        ConfigError: a name is unknown.
+        DataError: a command has no recordings.
     """
     known = [*(scene.name for scene in SCENES), *ALARMS]
     wanted = known if names is None else names
@@ -423,14 +425,14 @@ def evaluate_live(
     after_talk_s: Sequence[float] = (ListenerConfig.after_talk_s,),
     names: Sequence[str] | None = None,
 ) -> Live:
-    """Misses, latency and false alarms with the bundle's own thresholds, and the curve over others.
+    """Measure misses, latency and false alarms with the bundle's thresholds, and a curve over other thresholds.
 
     Args:
-        commands: what is listened for.
-        n_words: commands in each scene.
-        thresholds: of the curve.
-        after_talk_s: the Listener's setting; everything is decided once for each.
-        names: of scenes and of what holds no command; default: all.
+        commands: the words to report.
+        n_words: commands per scene.
+        thresholds: thresholds of the curve.
+        after_talk_s: settings of `ListenerConfig.after_talk_s`; each gives one `Outcome`.
+        names: scenes and kinds of audio without commands; default: all.
     """
     own = thresholds_for(recognizer, commands, None)
     run = run_live(recognizer, corpus, part, commands, n_words, names)
@@ -443,7 +445,7 @@ def evaluate_live(
 
 
 def draw_live(result: Live, target: Path) -> None:
-    """Misses over false alarms an hour in speech and in other sounds, a curve for each scene, as one picture."""
+    """Draw misses against false alarms per hour, in speech and in other sounds, with one curve per scene."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5 * len(result.outcomes)), layout="constrained")
@@ -457,7 +459,7 @@ def draw_live(result: Live, target: Path) -> None:
                 axes.plot(rates, misses, style, marker=".", label=name)
         for axes, title in zip(row, ("speech", "noise and events"), strict=True):
             axes.axvline(BUDGET, color="grey", linestyle=":")
-            axes.set(xscale="log", xlabel=f"false alarms an hour in {title} (0 drawn at 0.1)")
+            axes.set(xscale="log", xlabel=f"false alarms per hour in {title} (0 drawn at 0.1)")
             axes.grid(alpha=0.3)
         row[0].set(ylabel="commands missed (%)", ylim=(0, None), title=f"after talk {outcome.after_talk_s:g} s")
         row[1].legend(fontsize=8)

@@ -1,6 +1,7 @@
-"""Own words: some recordings are taught, others are heard, each as an utterance of a stream.
+"""Own words: some recordings of a word are taught, and the others are tested as utterances of a stream.
 
-Voice activity and network look at each recording once; what is taught and the threshold only change the decision.
+Voice activity detection and network process each recording once; the taught recordings and the threshold only change
+the decision.
 """
 
 import hashlib
@@ -28,38 +29,38 @@ from speech.utterances import Decision
 from speech.word_model import fit
 
 RECORDINGS = (3, 5, 10)
-"""How many are taught."""
+"""Numbers of recordings that a word is taught from."""
 N_DRAWS = 2
-"""Times that the recordings to teach are drawn anew."""
+"""Number of random draws of the recordings to teach."""
 LEAST_HEARD = 2
-"""Recordings that must be left to be heard."""
+"""Smallest number of recordings left for testing."""
 MOST_HEARD = 40
-"""Recordings of a group that are used."""
+"""Largest number of recordings of a group."""
 BUDGET = 0.5
-"""False alarms an hour in speech at which misses are read."""
+"""False alarms per hour of speech that the threshold may allow."""
 THRESHOLDS = tuple(round(x, 3) for x in np.linspace(0.3, 0.98, 35))
-"""For all own words."""
+"""Candidate thresholds, each for all own words."""
 MOST_WORDS = 20
-"""Of a kind."""
+"""Largest number of words of each kind."""
 N_BESIDE = 5
-"""Own words that are taught at once to see what they cost the commands."""
+"""Number of own words taught together to measure their effect on the commands."""
 K_BESIDE = 5
-"""Recordings that each of these is taught from."""
+"""Recordings that each of these words is taught from."""
 PAD = SAMPLE_RATE_HZ // 2
-"""Samples of silence set around a recording."""
+"""Samples of silence before and after a recording."""
 SNR_DB = 10.0
-N_TOLD = 10
+N_COMPARED = 10
 """Predicted confusions that are compared with the measured ones."""
 
 
 class Once(Recognizer):
-    """A recogniser that reads each utterance once, and then remembers it."""
+    """A recogniser that caches the result of each utterance."""
 
     def __init__(self, recognizer: Recognizer) -> None:
         super().__init__(recognizer._session, recognizer.info)
         self._known: dict[bytes, tuple[NDArray[np.float32], Vectors]] = {}
         self.masked = ""
-        """A word of the bundle that it shall not know: its posterior counts as `_unknown_`."""
+        """A word of the bundle to hide: its posterior is added to that of `_unknown_`."""
 
     def read(self, waveform: Waveform) -> tuple[NDArray[np.float32], Vectors]:
         key = hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
@@ -73,20 +74,21 @@ class Once(Recognizer):
         return scores, embedding
 
     def teach(self, *words: OwnWord) -> None:
-        """Hear these beside the bundle's words, instead of those of before."""
+        """Recognise these own words, in place of the previous ones, in addition to the bundle's words."""
         self.own = OwnWords(Path(), words)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Recordings of one word, by one speaker or by many."""
+    """Recordings of one word, by one speaker or by several."""
 
     word: str
     kind: str
     """Row of the table."""
     clean: list[list[Utterance]]
-    """Of each recording the utterances that it was cut into."""
+    """The utterances of each recording."""
     noisy: list[list[Utterance]]
+    """The same with noise; empty if the corpus has none."""
 
 
 def utterances_in(waveform: Waveform) -> list[Utterance]:
@@ -95,7 +97,7 @@ def utterances_in(waveform: Waveform) -> list[Utterance]:
 
 
 def group_of(corpus: Corpus, word: str, kind: str, indices: Sequence[int], rng: np.random.Generator) -> Group:
-    """Cut the recordings of a word, as they are and in noise."""
+    """Cut the recordings of a word into utterances, without and with noise."""
     noise = corpus.select("training", "noise")
     clean, noisy = [], []
     for index in rng.permutation(indices)[:MOST_HEARD]:
@@ -111,7 +113,7 @@ def group_of(corpus: Corpus, word: str, kind: str, indices: Sequence[int], rng: 
 
 
 def groups_by_speaker(corpus: Corpus, rng: np.random.Generator) -> list[Group]:
-    """One speaker, one word, at home, where there are recordings enough."""
+    """Groups of one word by one speaker, recorded at home, with enough recordings."""
     found: dict[tuple[str, str], list[int]] = {}
     for index in corpus.select("validation", "home"):
         recording = corpus.recordings[index]
@@ -124,7 +126,7 @@ def groups_by_speaker(corpus: Corpus, rng: np.random.Generator) -> list[Group]:
 
 
 def groups_by_word(corpus: Corpus, known: Sequence[str], rng: np.random.Generator) -> list[Group]:
-    """Words outside the bundle's vocabulary, each recording by another speaker where there are enough."""
+    """Groups of words outside the bundle's vocabulary, with one recording per speaker and enough speakers."""
     groups = []
     for kind, source, parts in (
         ("other speakers", "words", ("validation", "testing")),
@@ -142,19 +144,19 @@ def groups_by_word(corpus: Corpus, known: Sequence[str], rng: np.random.Generato
 
 
 def in_one_piece(recordings: Iterable[list[Utterance]]) -> list[Waveform]:
-    """Those recordings that are one utterance, and short enough to be read."""
+    """The waveforms of the recordings that are a single utterance, and not too long."""
     return [found[0].waveform for found in recordings if len(found) == 1 and not found[0].is_long]
 
 
 def taught(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> OwnWord | None:
-    """The word as it is learnt from the recordings that are one utterance; None where there are none."""
+    """Learn a word from the recordings that are a single utterance; None if there are none."""
     waveforms = in_one_piece(recordings)
     model = fit(once.similarity, once.embed, waveforms) if waveforms else None
     return OwnWord(word, (), model, once.similarity.key) if model else None
 
 
 def heard(once: Once, utterances: Iterable[Utterance], after_talk_s: float) -> list[Detection]:
-    """What the Listener's decision accepts, at any confidence."""
+    """The detections of a Listener whose thresholds are almost 0."""
     config = ListenerConfig(after_talk_s=after_talk_s)
     decision = Decision(WordReader(once, dict.fromkeys(once.words, 1e-6), config), config)
     examined = [decision.decide(utterance, utterance.closed) for utterance in utterances]
@@ -162,7 +164,7 @@ def heard(once: Once, utterances: Iterable[Utterance], after_talk_s: float) -> l
 
 
 def confidences_of(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> list[float]:
-    """Of each recording the confidence with which the word was heard; 0 where another was, or none."""
+    """The confidence of the word in each recording; 0 if it was not recognised."""
     found = []
     for utterances in recordings:
         detections = heard(once, utterances, after_talk_s=0.0)
@@ -172,30 +174,32 @@ def confidences_of(once: Once, word: str, recordings: Iterable[list[Utterance]])
 
 @dataclass(frozen=True)
 class Trial:
-    """A word taught from some recordings, and what was heard of the others and of speech."""
+    """A word taught from some recordings, tested on the others and on speech."""
 
     word: str
     kind: str
     k: int
+    """Number of recordings taught."""
     clean: list[float]
-    """Confidence of each recording that was not taught; 0 where it was not heard as the word."""
+    """Confidence of each other recording; 0 if the word was not recognised."""
     noisy: list[float]
+    """The same in noise."""
     alarms: list[float]
-    """Confidence of each time that it was heard in speech."""
+    """Confidence of each false alarm in speech."""
     predicted: float | None
-    """Share of misses that the forecast told; None where it could tell none."""
+    """Share of misses that the forecast predicts; None if it makes no prediction."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """All trials of a kind with so many recordings."""
+    """All trials of one kind with `k` recordings taught."""
 
     kind: str
     k: int
     threshold: float
-    """For all words alike; the lowest at which they keep to the budget, or the highest there is."""
+    """Threshold of all words: the bundle's, or the lowest candidate within the budget, or else the highest."""
     alarms_per_hour: float
-    """Of one own word."""
+    """False alarms per hour and own word."""
     clean: Share
     noisy: Share
     predicted: float
@@ -213,7 +217,7 @@ class Row:
 
 
 def row_of(trials: Sequence[Trial], hours: float, threshold: float | None) -> Row:
-    """The figures of trials of one kind, at a threshold or at the budget."""
+    """The figures of trials of one kind, at `threshold` or, if that is None, at the budget."""
 
     def rate(at: float) -> float:
         return sum(c >= at for t in trials for c in t.alarms) / max(hours * len(trials), 1e-9)
@@ -235,15 +239,15 @@ def row_of(trials: Sequence[Trial], hours: float, threshold: float | None) -> Ro
 
 @dataclass(frozen=True)
 class Commands:
-    """The ten commands, without and beside own words."""
+    """Recognition of the commands without and with own words."""
 
     own: tuple[str, ...]
     missed_alone: Share
     missed_beside: Share
     taken_for_own: Share
-    """Commands that an own word was heard in."""
+    """Commands in which an own word was recognised."""
     own_taken: Share
-    """Recordings of the own words that a command was heard in."""
+    """Recordings of own words in which a command was recognised."""
 
     def __str__(self) -> str:
         return (
@@ -263,26 +267,26 @@ class Own:
     at_default: list[Row]
     commands: Commands | None
     predicted: list[tuple[str, str, float, float]]
-    """Own word, word taken for it, share that the forecast told, share measured; the surest first."""
+    """Own word, word taken for it, predicted share, measured share; sorted by predicted share, highest first."""
     n_right: int
-    """Of the first `N_TOLD` of these, those among the `2 * N_TOLD` most frequent pairs measured."""
+    """Number of the first `N_COMPARED` predicted pairs that are among the `2 * N_COMPARED` most frequent measured."""
     awake_alarms: int
-    """Commands heard in speech after an own word as the wake word."""
+    """False alarms in speech with an own word as the wake word."""
 
     def __str__(self) -> str:
         lines = [
-            f"own words, {self.part}: some recordings taught, the others heard through the Listener; "
-            f"alarms in {self.hours:.2f} h of speech, of one own word",
-            f"  at most {BUDGET:g} alarms an hour:",
+            f"own words, {self.part}: some recordings taught, the others tested as utterances of a stream; "
+            f"alarms in {self.hours:.2f} h of speech, per own word",
+            f"  at most {BUDGET:g} alarms per hour:",
             *map(str, self.at_budget),
             "  at the bundle's threshold:",
             *map(str, self.at_default),
             *([str(self.commands)] if self.commands else []),
-            f"  predicted confusions: {self.n_right} of the first {min(N_TOLD, len(self.predicted))} are among the "
-            f"{2 * N_TOLD} most frequent measured",
+            f"  predicted confusions: {self.n_right} of the first {min(N_COMPARED, len(self.predicted))} are among the "
+            f"{2 * N_COMPARED} most frequent measured",
             *(f"    {b!r} taken for {a!r}: predicted {100 * p:.0f} %, measured {100 * m:.0f} %"
-              for a, b, p, m in self.predicted[:N_TOLD]),
-            f"  with a wake word: {self.awake_alarms} commands heard in {self.hours:.2f} h of speech",
+              for a, b, p, m in self.predicted[:N_COMPARED]),
+            f"  with a wake word: {self.awake_alarms} false alarms in {self.hours:.2f} h of speech",
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -294,7 +298,7 @@ class Own:
 
 
 def cut_stream(corpus: Corpus, indices: Iterable[int]) -> tuple[list[Utterance], float]:
-    """Recordings one after another: their utterances, and hours."""
+    """Cut recordings, concatenated to one stream, into utterances; return these and the hours of audio."""
     config = ListenerConfig()
     segmenter = Segmenter(config, config.max_word_s)
     rest, found, n_samples = np.zeros(0, np.float32), [], 0
@@ -307,7 +311,7 @@ def cut_stream(corpus: Corpus, indices: Iterable[int]) -> tuple[list[Utterance],
 
 
 def try_out(once: Once, group: Group, k: int, speech: Sequence[Utterance], rng: np.random.Generator) -> Trial | None:
-    """Teach some recordings of a group, hear the others and the speech."""
+    """Teach `k` recordings of a group, test on the others and on speech; None if the word cannot be learnt."""
     order = rng.permutation(len(group.clean))
     known, rest = order[:k], order[k:]
     once.masked = group.word
@@ -331,7 +335,7 @@ def try_out(once: Once, group: Group, k: int, speech: Sequence[Utterance], rng: 
 
 
 def learnt_words(once: Once, groups: Iterable[Group], k: int) -> dict[str, tuple[OwnWord, Group]]:
-    """Each word outside the bundle's vocabulary, from the first `k` recordings of its group."""
+    """Learn each word outside the bundle's vocabulary from the first `k` recordings of its group."""
     found = {}
     for group in groups:
         if group.word not in once.info.words and len(group.clean) >= k + LEAST_HEARD:
@@ -344,10 +348,12 @@ def learnt_words(once: Once, groups: Iterable[Group], k: int) -> dict[str, tuple
 def commands_beside(
     once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]], k: int
 ) -> Commands:
-    """What some own words cost the commands, and what they lose to them.
+    """Measure confusions between commands and the first `N_BESIDE` own words.
 
     Args:
-        commands: of each word the utterances of its recordings.
+        learnt: own words, each with its group.
+        commands: the utterances of each recording of each command.
+        k: recordings that the own words were taught from.
     """
     least, chosen = once.info.threshold, list(learnt)[:N_BESIDE]
     counts: Counter[str] = Counter()
@@ -374,7 +380,7 @@ def commands_beside(
 def compare_confusions(
     once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]]
 ) -> tuple[list[tuple[str, str, float, float]], int]:
-    """Predicted confusions with their measured shares, and how many of the first are among the most frequent."""
+    """Compare predicted with measured confusions; return `Own.predicted` and `Own.n_right`."""
     recordings = {name: group.clean for name, (_, group) in learnt.items()} | dict(commands)
     measured, predicted = {}, {}
     for name, (word, group) in learnt.items():
@@ -387,13 +393,13 @@ def compare_confusions(
                 hits = [c >= once.info.threshold for c in confidences_of(once, name, said)]
                 measured[name, other] = float(np.mean(hits))
     first = sorted((pair for pair in predicted if pair in measured), key=lambda pair: -predicted[pair])
-    frequent = sorted((pair for pair in measured if measured[pair]), key=lambda pair: -measured[pair])[: 2 * N_TOLD]
-    told = [(*pair, predicted[pair], measured[pair]) for pair in first]
-    return told, sum(pair in frequent for pair in first[:N_TOLD])
+    frequent = sorted((pair for pair in measured if measured[pair]), key=lambda pair: -measured[pair])[: 2 * N_COMPARED]
+    compared = [(*pair, predicted[pair], measured[pair]) for pair in first]
+    return compared, sum(pair in frequent for pair in first[:N_COMPARED])
 
 
 def count_awake(once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], speech: Sequence[Utterance]) -> int:
-    """Commands accepted in speech when the first of the own words must come before them."""
+    """Count false alarms in speech when the first own word is required as the wake word."""
     name = next(iter(learnt), None)
     if name is None:
         return 0
@@ -405,16 +411,16 @@ def count_awake(once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], speech:
 
 
 def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Own:
-    """Teach words outside the vocabulary and hear them, by the same speaker and by others.
+    """Teach words outside the vocabulary and test them, with the same speaker and with others.
 
     Raises:
-        DataError: no recordings of words outside the vocabulary.
+        DataError: too few recordings of words outside the vocabulary.
     """
     once, rng = Once(recognizer), np.random.default_rng(0)
     speech, hours = cut_stream(corpus, corpus.select(part, "speech").tolist())
     groups = groups_by_speaker(corpus, rng) + groups_by_word(corpus, recognizer.info.words, rng)
     if not groups:
-        raise DataError("no words outside the vocabulary with recordings enough: nothing to teach")
+        raise DataError("no word outside the vocabulary has enough recordings to teach it")
     trials: dict[tuple[str, int], list[Trial]] = {}
     for group in groups:
         for k in RECORDINGS:
@@ -427,21 +433,21 @@ def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str, commands: Se
         for word in commands
     }
     learnt = learnt_words(once, groups, K_BESIDE)
-    told, n_right = compare_confusions(once, learnt, spoken)
+    predicted, n_right = compare_confusions(once, learnt, spoken)
     return Own(
         part,
         hours,
         [row_of(some, hours, None) for some in trials.values() if some],
         [row_of(some, hours, recognizer.info.threshold) for some in trials.values() if some],
         commands_beside(once, learnt, spoken, K_BESIDE) if learnt else None,
-        told,
+        predicted,
         n_right,
         count_awake(once, learnt, speech),
     )
 
 
 def draw_own(result: Own, target: Path) -> None:
-    """Misses over the number of recordings taught, at the budget of false alarms, as one picture."""
+    """Draw misses against the number of recordings taught, at the budget of false alarms."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -452,7 +458,7 @@ def draw_own(result: Own, target: Path) -> None:
             axes.plot([r.k for r in rows], [100 * getattr(r, name).value for r in rows], marker="o", label=kind)
         axes.set(xlabel="recordings taught", title=title, xticks=RECORDINGS)
         axes.grid(alpha=0.3)
-    panes[0].set(ylabel=f"missed (%) at {BUDGET:g} false alarms an hour", ylim=(0, None))
+    panes[0].set(ylabel=f"missed (%) at {BUDGET:g} false alarms per hour", ylim=(0, None))
     panes[0].legend()
     figure.suptitle(f"Own words, {result.part}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""What commands are heard in: streams of a part's recordings, with commands at known places.
+"""Scenes: streams made from a part's recordings, with commands at known places.
 
-The same for a seed: clips, gaps, rooms, sentences, tones, noise and speech are drawn once and used in every scene.
+The streams are always the same: clips, gaps, rooms, sentences, tones, noise and speech are drawn with fixed seeds and
+shared by all scenes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,33 +19,33 @@ from speech.training.corpus import Corpus
 from speech.training.mixtures import SPEECH_DB, Placed
 
 TAIL = SAMPLE_RATE_HZ // 2
-"""Samples for which a room sounds on after a clip; the shortest gap."""
+"""Samples of reverberation after a clip; equal to the shortest gap."""
 GAP_S = (0.5, 2.0)
-"""Seconds of nothing before each command and what belongs to it."""
+"""Range of the silence before each command and the sentence or tone before it."""
 SENTENCE_S = (2.0, 5.0)
-"""How long somebody talks before a command."""
+"""Range of the length of a sentence before a command."""
 TONE_S = 0.3
 TONE_HZ = (400.0, 2000.0)
 TONE_GAP_S = (0.1, 0.5)
-"""From the end of a tone to the beginning of the word's sound."""
+"""Range of the gap between a tone and the word."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What commands are heard in."""
+    """The conditions under which commands are said."""
 
     snr_db: float | None = None
-    """Level of the clip over what is mixed in; None: nothing is."""
+    """Level of the clip relative to the sound that is mixed in; None: nothing is mixed in."""
     room: bool = False
-    """Whether each command is heard in a room of the part; of training, where it has none."""
+    """Whether each command is said in a room of the part, or of training if the part has none."""
     bed: str = "noise"
-    """What is mixed in: noise, or speech without commands."""
+    """Source of the sound that is mixed in: noise, or speech without commands."""
     after_talk_s: float | None = None
-    """From the end of a sentence to the clip, whose word sounds some tenths of a second later; None: no sentence."""
+    """Time from a sentence to the clip; its word begins some tenths of a second later.  None: no sentence."""
     after_tone: bool = False
-    """Whether a tone sounds before each command."""
+    """Whether there is a tone before each command."""
     home: bool = False
-    """Whether the commands are those recorded at home."""
+    """Whether the commands recorded at home are used."""
 
     @property
     def name(self) -> str:
@@ -73,26 +74,26 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Take:
-    """One command and what belongs to it."""
+    """One command with the sounds of its scene."""
 
     waveform: Waveform
-    """(time,); may sound on after the clip."""
+    """(time,); may be longer than the clip, as in a room."""
     lead: int
     """Samples before the clip."""
 
 
 Dress = Callable[[Waveform], Take]
-"""A clip (time,) -> what is heard."""
+"""A clip (time,) -> the clip with the sounds of its scene."""
 
 
 def place(clips: Sequence[tuple[str, Waveform, float]], dress: Dress) -> tuple[Waveform, list[Placed]]:
-    """Clips one after another.
+    """Place clips in sequence.
 
     Args:
-        clips: word, waveform (time,) and seconds of nothing before it.
-        dress: what is heard of each clip and around it.
+        clips: word, waveform (time,) and seconds of silence before it.
+        dress: adds the sounds of the scene to each clip.
     Returns:
-        The stream (time,), and where the words sound in it.
+        The stream (time,), and the words with their bounds in it.
     """
     pieces, placed, at = [], [], 0
     for word, clip, gap_s in clips:
@@ -110,12 +111,12 @@ def place(clips: Sequence[tuple[str, Waveform, float]], dress: Dress) -> tuple[W
 
 
 def alone(clip: Waveform) -> Take:
-    """The clip and nothing else."""
+    """Add nothing to a clip."""
     return Take(clip, 0)
 
 
 class InRoom:
-    """Each clip in a random room, which sounds on for `TAIL` samples.
+    """Puts each clip into a random room, with `TAIL` samples of reverberation after it.
 
     Args:
         rooms: (rooms, taps) impulse responses.
@@ -131,11 +132,11 @@ class InRoom:
 
 
 class AfterTalk:
-    """Each clip after a sentence and a pause; the word is as loud as the sentence.
+    """Puts a sentence and a pause before each clip; the word is as loud as the sentence.
 
     Args:
-        sentences: as `set_level` gives them at `SPEECH_DB`; used one after another, over and over.
-        pause_s: between the sentence's end and the clip.
+        sentences: scaled to `SPEECH_DB`; used in turn.
+        pause_s: from the sentence's end to the clip.
     """
 
     def __init__(self, sentences: Sequence[Waveform], pause_s: float) -> None:
@@ -148,7 +149,7 @@ class AfterTalk:
 
 
 class AfterTone:
-    """A tone before each clip, as loud as its word."""
+    """Puts a tone before each clip, as loud as its word."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(3)
@@ -164,7 +165,7 @@ class AfterTone:
 
 
 def tone(pitch_hz: float, rms: float) -> Waveform:
-    """A sine of `TONE_S` that begins and ends within 10 ms."""
+    """A sine of `TONE_S` that fades in and out within 10 ms."""
     time_s = np.arange(round(TONE_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     fade = np.minimum(1, np.minimum(time_s, time_s[::-1]) / 0.01)
     return (rms * np.sqrt(2) * fade * np.sin(2 * np.pi * pitch_hz * time_s)).astype(np.float32)
@@ -177,7 +178,7 @@ def sound_rms(clip: Waveform) -> float:
 
 
 def sentence(recording: Waveform) -> Waveform | None:
-    """The first `SENTENCE_S` of a recording's sound, cut where it is quietest; None for a shorter one."""
+    """The beginning of a recording's sound, cut at the quietest place within `SENTENCE_S`; None if it is too short."""
     start, end = extent(recording)
     shortest, longest = (round(s * SAMPLE_RATE_HZ) for s in SENTENCE_S)
     sound = recording[start:end]
@@ -191,7 +192,7 @@ def sentence(recording: Waveform) -> Waveform | None:
 
 
 def is_talk(waveform: Waveform) -> bool:
-    """Whether the waveform ends with what voice activity detection takes for one long utterance."""
+    """Whether the last utterance that the endpointer finds is too long for a command."""
     config = ListenerConfig()
     found = utterances_of(np.pad(waveform, (TAIL, TAIL)), config, config.max_word_s)
     return bool(found) and found[-1].is_long
@@ -202,9 +203,9 @@ class Stage:
 
     Args:
         commands: the words.
-        n_words: commands in a stream, equally many of each.
+        n_words: commands in a stream, the same number of each.
     Raises:
-        DataError: a command without recordings.
+        DataError: a command has no recordings.
     """
 
     def __init__(self, corpus: Corpus, part: str, commands: Sequence[str], n_words: int) -> None:
@@ -214,7 +215,7 @@ class Stage:
             raise DataError(f"the live protocol needs recordings of all commands in the {part} part")
 
     def compose(self, scene: Scene) -> tuple[Waveform, list[Placed]] | None:
-        """The stream (time,) of a scene and where its commands sound; None where the data lack what it needs."""
+        """The stream (time,) of a scene and its commands; None if the corpus lacks the recordings for it."""
         dress = self._dress(scene)
         clips = self._at_home if scene.home else self._clips
         if dress is None or not clips:
@@ -241,7 +242,7 @@ class Stage:
 
     @cached_property
     def _at_home(self) -> list[tuple[str, Waveform, float]]:
-        """Every command that was recorded at home, once."""
+        """Every command recorded at home, once each."""
         rng = np.random.default_rng(4)
         chosen = [i for word in self._of_word for i in self._corpus.select(self._part, "home", word)]
         return [
@@ -251,7 +252,7 @@ class Stage:
 
     @cached_property
     def _rooms(self) -> torch.Tensor:
-        """(rooms, taps)"""
+        """Impulse responses (rooms, taps)."""
         recordings = self._corpus.select(self._part, "rooms")
         if not len(recordings):
             recordings = self._corpus.select("training", "rooms")
@@ -259,7 +260,7 @@ class Stage:
 
     @cached_property
     def _sentences(self) -> list[Waveform]:
-        """As many as there are commands, or as the part has."""
+        """As many sentences as there are commands in a stream, or as the part has."""
         found: list[Waveform] = []
         rng = np.random.default_rng(5)
         for i in rng.permutation(self._corpus.select(self._part, "speech")):
@@ -274,7 +275,7 @@ class Stage:
 def draw_clips(
     corpus: Corpus, of_word: dict[str, np.ndarray], n_words: int, rng: np.random.Generator
 ) -> list[tuple[str, Waveform, float]]:
-    """Equally many clips of each command in random order, each with the seconds of nothing before it."""
+    """Draw the same number of clips of each command in random order, each with the seconds of silence before it."""
     clips = []
     for word in rng.permutation(np.repeat(list(of_word), n_words // len(of_word))):
         clip = corpus[int(rng.choice(of_word[str(word)]))]
@@ -286,13 +287,13 @@ def draw_clips(
 def place_words(
     corpus: Corpus, part: str, commands: Sequence[str], n_words: int, rng: np.random.Generator
 ) -> tuple[Waveform, list[Placed]]:
-    """Equally many clips of each command one after another, 0.5 to 2 s of nothing between them."""
+    """Place the same number of clips of each command in random order, with 0.5 to 2 s of silence between them."""
     of_word = {word: corpus.select(part, "words", word) for word in commands}
     return place(draw_clips(corpus, of_word, n_words, rng), alone)
 
 
 def bed(corpus: Corpus, part: str, source: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Pieces of five seconds of the part's recordings of noise or speech; silence where it has none."""
+    """Random pieces of noise or speech of the part, five seconds each; silence if it has none."""
     sources = corpus.select(part, source)
     if not len(sources):
         return np.zeros(n_samples, np.float32)
@@ -302,5 +303,5 @@ def bed(corpus: Corpus, part: str, source: str, n_samples: int, rng: np.random.G
 
 
 def blocks(waveform: Waveform) -> list[Waveform]:
-    """A recording as a microphone hands it out: about 100 ms at a time."""
+    """Split a recording into blocks of about 100 ms, as from a microphone."""
     return np.array_split(waveform, max(1, len(waveform) // 1600))

@@ -1,4 +1,4 @@
-"""What a bundle costs: milliseconds for a second of audio, seconds from process start to the first result."""
+"""Speed of a bundle: CPU time per second of audio, and time from process start to the first result."""
 
 import os
 import subprocess
@@ -22,14 +22,14 @@ FRAMES, INPUTS, UNITS = 98, 40, 256
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of one run; the reference is measured in turn with the bundle."""
+    """Medians of one run; bundle and reference are measured alternately."""
 
     ms_per_second: float
     """CPU milliseconds for one second of audio on one thread, features included."""
     reference_ms: float
     """The same for the reference: one LSTM of 256 units over 98 frames of 40 values in ONNX Runtime."""
     start_s: float
-    """Wall seconds from process start to the end of `speech.listen --file` on a one-second file."""
+    """Seconds from start to end of the process `speech.listen --file` on a one-second file."""
     imports_s: float
     """The same for a process that only imports numpy and onnxruntime."""
 
@@ -78,7 +78,7 @@ def wall_s(command: list[str]) -> float:
 
 
 def evaluate_speed(bundle: Path, runs: int = 300, starts: int = 7) -> Speed:
-    """Measure bundle and reference in turn, `runs` and `starts` times."""
+    """Measure bundle and reference alternately: decoding `runs` times, process starts `starts` times."""
     recognizer = Recognizer.load(bundle)
     rng, info = np.random.default_rng(0), recognizer.info
     waveform = 0.1 * rng.standard_normal(info.sample_rate_hz).astype(np.float32)

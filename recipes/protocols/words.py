@@ -1,4 +1,4 @@
-"""Single words: clips through `Recognizer.classify`, the confusion matrix and how far the confidence can be trusted."""
+"""Single words: clips through `Recognizer.classify`, the confusion matrix and the calibration of the confidence."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from speech.training.corpus import ARCHIVE_FOLDER, Corpus
 
 @dataclass(frozen=True)
 class Mistake:
-    """A clip that was not recognised."""
+    """A clip that was classified wrongly."""
 
     name: str
     said: str
@@ -31,17 +31,17 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A confusion matrix and what follows from it."""
+    """A confusion matrix and the figures derived from it."""
 
     title: str
     labels: tuple[str, ...]
     commands: tuple[str, ...]
-    """The labels that are commands; other words count as unknown in the figures of the official classes."""
+    """The labels that are commands.  Other words count as unknown in the figures for the official classes."""
     confusion: Counts
-    """(labels, labels): rows what was said, columns what was recognised."""
+    """(labels, labels): rows are the true labels, columns the recognised ones."""
     mistakes: list[Mistake] = field(default_factory=list)
     judged: list[tuple[float, bool]] = field(default_factory=list)
-    """Of each clip the confidence and whether the answer was right."""
+    """For each clip: the confidence and whether the answer is right."""
 
     @property
     def accuracy(self) -> Share:
@@ -98,10 +98,13 @@ def confuse(
     title: str,
     official: bool = False,
 ) -> Evaluation:
-    """Classify (waveform at the bundle's rate, label, name) clips and count.
+    """Classify clips and count the results.
 
     Args:
-        official: count the commands, `_unknown_` and `_silence_` only, not all labels of the bundle.
+        clips: waveform (time,) at the bundle's rate, true label, name.
+        official: count only the commands, `_unknown_` and `_silence_`, not all labels of the bundle.
+    Raises:
+        DataError: there are no clips.
     """
     known = recognizer.info.classes
     confusion = np.zeros((len(known), len(known)), np.int64)
@@ -122,14 +125,14 @@ def confuse(
 
 
 def evaluate_twelve(recognizer: Recognizer, root: Path, commands: Sequence[str]) -> Evaluation:
-    """The official 12-class archive (or the part of it that is there)."""
+    """Evaluate the official 12-class archive, or as much of it as the data folder holds."""
     folder = root / ARCHIVE_FOLDER
     paths = sorted(folder.glob("*/*.wav"))
     if not paths:
         raise DataError(f"no clips under {folder}: unpack speech_commands_test_set_v0.02 there")
     strange = {path.parent.name for path in paths} - set(classes_of(commands))
     if strange:
-        raise DataError(f"{folder} holds folders that are no class: {', '.join(sorted(strange))}")
+        raise DataError(f"{folder} holds folders that are not a class: {', '.join(sorted(strange))}")
     rate = recognizer.info.sample_rate_hz
     clips = ((read(path, rate), path.parent.name, f"{path.parent.name}/{path.name}") for path in paths)
     title = f"{len(commands) + 2} classes, {len(paths)} clips of the official test archive"
@@ -137,14 +140,14 @@ def evaluate_twelve(recognizer: Recognizer, root: Path, commands: Sequence[str])
 
 
 def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Evaluation:
-    """Every word of a part of Speech Commands, over all labels of the bundle."""
+    """Evaluate every word of a part of Speech Commands, over all labels of the bundle."""
     chosen = corpus.select(part, "words")
     clips = ((corpus[i], corpus.recordings[i].word, str(corpus.recordings[i].path)) for i in chosen)
     return confuse(recognizer, clips, commands, f"all words, {part}, {len(chosen)} clips")
 
 
 def draw_confusion(evaluation: Evaluation, target: Path) -> None:
-    """The confusion matrix as a picture: shares of each row, counts written in."""
+    """Draw the confusion matrix: colours are shares of the row, numbers are counts."""
     from matplotlib.figure import Figure
 
     n = len(evaluation.labels)
@@ -175,7 +178,7 @@ def draw_confusion(evaluation: Evaluation, target: Path) -> None:
 
 
 def draw_reliability(judged: Judged, title: str, target: Path) -> None:
-    """Share right over confidence, with 95 % intervals and the number of answers, as a picture."""
+    """Draw the share right against the confidence, with 95 % intervals and the number of answers."""
     from matplotlib.figure import Figure
 
     bins = reliability(judged)

@@ -1,1 +1,1 @@
-"""For people who study the model: what happens inside it, and what becomes of its gradient."""
+"""Programs to study the network: its activations and its gradients."""

@@ -1,7 +1,7 @@
-"""Measure how far gradients reach back through time: `python -m recipes.study.gradients`; --json and --picture keep it.
+"""Measure how far gradients reach back in time: `python -m recipes.study.gradients`; --json and --picture write files.
 
-An RNN and LSTMs of several forget-gate biases when new, both after training on the adding problem, and an RNN whose
-gradient explodes, with and without clipping.  Everything is drawn anew from --seed.
+Measured are an untrained RNN and untrained LSTMs with several forget-gate biases; an RNN and an LSTM after training on
+the adding problem; and an RNN whose gradient explodes, with and without clipping.  --seed determines all random draws.
 """
 
 import argparse
@@ -32,24 +32,24 @@ from speech.training.gradients import (
 BIASES = (-1, 0, 1, 2)
 RADIUS, CLIP = 1.1, 1.0
 MEASURED = 64
-"""Sequences that the norms are averaged over."""
+"""Number of sequences over which the norms are averaged."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Everything that the command measures."""
+    """All measurements of the command."""
 
     config: AddingConfig
     new: dict[str, Tensor]
-    """Norms of new networks by distance, (steps,) each."""
+    """Gradient norms of untrained networks by distance, (steps,) each."""
     trained: dict[str, Tensor]
-    """The same of the trained ones."""
+    """The same for trained networks."""
     adding: dict[str, Trained]
     explosion: Explosion
 
     @property
     def distances(self) -> list[int]:
-        """The table's columns, in steps: 0, 10, 25, 50, 99 where 100 steps were measured."""
+        """The table's columns, in steps; for 100 steps: 0, 10, 25, 50, 99."""
         steps = len(next(iter(self.new.values())))
         return sorted({0, steps // 10, steps // 4, steps // 2, steps - 1})
 
@@ -97,7 +97,7 @@ def relative(norms: Tensor) -> Tensor:
 
 
 def describe(name: str, descent: Descent) -> str:
-    """One row: the first gradient and weight step, the first and last loss, the updates with a finite loss."""
+    """One row: norms of the first gradient and update, first and last loss, number of updates with a finite loss."""
     first, last = descent.losses[0], descent.losses[-1]
     return (
         f"  {name:26}{descent.gradients[0]:10.1f}{descent.first_step:10.2f}"
@@ -106,7 +106,7 @@ def describe(name: str, descent: Descent) -> str:
 
 
 def measure(steps: int, config: AddingConfig) -> Reach:
-    """All of it; `steps` is the length that gradients are followed over, `config.steps` that of training."""
+    """Measure everything; gradients are measured over `steps` steps, training uses `config.steps`."""
     x = adding_problem(MEASURED, steps, torch.Generator().manual_seed(config.seed)).x
 
     def norms(network: Network) -> Tensor:
@@ -125,7 +125,7 @@ def measure(steps: int, config: AddingConfig) -> Reach:
 
 
 def draw(reach: Reach, target: Path) -> None:
-    """Norms by distance, new and trained, and the losses of the exploding case, as a PNG picture."""
+    """Draw norms by distance, untrained and trained, and the losses of the exploding case, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.8), layout="constrained")
@@ -148,7 +148,7 @@ def draw(reach: Reach, target: Path) -> None:
     ):
         axes.set(xlabel="distance from the last step (steps)", ylabel="norm of d loss / d x_t, relative to distance 0")
         axes.set(title=title, yscale="log")
-    new.set_ylim(bottom=1e-12)  # below, single precision no longer tells it from nothing
+    new.set_ylim(bottom=1e-12)  # smaller values are negligible in single precision
     losses.set(xlabel="update", ylabel="mean squared error", yscale="log")
     losses.set_title(f"Exploding gradient, RNN of spectral radius {RADIUS:g}")
     for axes in (new, trained, losses):
@@ -160,13 +160,13 @@ def draw(reach: Reach, target: Path) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.study.gradients", description=__doc__.split("\n")[0])
     default = AddingConfig()
-    parser.add_argument("--steps", type=int, default=100, help="steps that gradients are followed over (default: 100)")
+    parser.add_argument("--steps", type=int, default=100, help="steps over which gradients are measured (default: 100)")
     parser.add_argument(
-        "--lag", type=int, default=default.steps, help="steps of the adding problem trained on (default: %(default)s)"
+        "--lag", type=int, default=default.steps, help="steps of the adding problem in training (default: %(default)s)"
     )
     parser.add_argument("--hidden", type=int, default=default.hidden, help="recurrent units (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=default.updates, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of everything drawn (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=default.updates, help="training updates (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the curves as PNG")
     return parser.parse_args(argv)

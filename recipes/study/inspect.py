@@ -1,7 +1,7 @@
-"""Draw what a network does with an utterance: `python -m recipes.study.inspect FILE`.
+"""Draw a network's activations for an utterance: `python -m recipes.study.inspect FILE`.
 
-One picture: waveform, MFCC, the gates of every LSTM layer and direction, attention, and what the network would have
-answered if the utterance had ended at each moment.
+The picture shows the waveform, MFCC, the gates of every LSTM layer and direction, the attention, and the posteriors
+that the network would give if the utterance ended at each moment.
 """
 
 import argparse
@@ -26,51 +26,51 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOP_S = 0.05
-"""Distance between two moments at which the network is asked what it has heard so far."""
+"""Interval between the moments at which posteriors of the audio so far are computed."""
 TOP = 5
-"""Labels drawn over time."""
+"""Number of labels in the picture."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """An utterance of a recording, and what goes on inside a network that reads it."""
+    """An utterance of a recording and the activations of a network for it."""
 
     labels: tuple[str, ...]
     sample_rate_hz: int
     recording: Block
     """(time,)"""
     start_s: float
-    """Where the utterance begins in the recording."""
+    """Start of the utterance in the recording."""
     utterance: Block
-    """(time,), as the network gets it."""
+    """(time,) the network's input."""
     trace: Trace
-    """Its times are in seconds from the beginning of the utterance."""
+    """The activations; times are in seconds from the start of the utterance."""
     heard_s: Values
-    """(moments,) in seconds from the beginning of the utterance."""
+    """(moments,) times of `posteriors`, in seconds from the start of the utterance."""
     posteriors: Values
-    """(moments, labels): of what was heard until then; with a CTC head, of each step once all has been heard."""
+    """(moments, labels): posteriors of the audio up to each moment; for a CTC head, of each step of the whole."""
 
     @property
     def end_s(self) -> float:
         return self.start_s + len(self.utterance) / self.sample_rate_hz
 
     def best(self, n: int) -> list[tuple[str, float]]:
-        """The `n` labels with the highest posteriors, and these: of the whole utterance; of a CTC head, of any step."""
+        """The `n` best labels with their posteriors; for a CTC head, the maxima over all steps."""
         scores = np.atleast_2d(self.trace.scores).max(0)
         return [(self.labels[i], float(scores[i])) for i in scores.argsort()[::-1][:n]]
 
 
 def inspect(model: Path, recording: Block, at_s: float | None = None) -> Inspection:
-    """Look into an utterance of a recording.
+    """Trace a network on one utterance of a recording.
 
     Args:
         model: a bundle.
-        recording: (time,) float32 in -1..1 at the bundle's rate.  Up to `WHOLE_S` it is looked into as a whole; in a
-            longer one the utterances are found as in a stream.
-        at_s: a moment within the utterance that is asked for; default: the one with the most confident answer.
+        recording: (time,) float32 in -1..1 at the bundle's rate.  Up to `WHOLE_S` the whole recording is the
+            utterance; a longer one is cut into utterances as in a stream.
+        at_s: a time within the wanted utterance; default: the utterance with the most confident result.
     Raises:
-        BundleError: `model` is no bundle with an LSTM.
-        ConfigError: there is no utterance, or none at that moment.
+        BundleError: `model` is not a bundle with an LSTM.
+        ConfigError: there is no utterance, or none at `at_s`.
     """
     recognizer, tracer = Recognizer.load(model), Tracer(model)
     rate = recognizer.info.sample_rate_hz
@@ -88,7 +88,7 @@ def inspect(model: Path, recording: Block, at_s: float | None = None) -> Inspect
 
 
 def find(recognizer: Recognizer, recording: Block, at_s: float | None) -> tuple[float, Block]:
-    """Where an utterance begins in a recording, in seconds, and its waveform; see `inspect`."""
+    """Find the utterance described in `inspect`; return its start in seconds and its waveform."""
     examined: list[Examined] = []
     listener = Listener(recognizer, examined=examined.append)
     listener.feed(recording)
@@ -108,13 +108,13 @@ def find(recognizer: Recognizer, recording: Block, at_s: float | None) -> tuple[
 
 
 def _confidence(examined: Examined) -> tuple[bool, float]:
-    """What is reported first, then what is rejected, each by its confidence."""
+    """Sort key: reported utterances are above rejected ones, each by confidence."""
     words = examined.detections or [examined.rejection]
     return bool(examined.detections), max(word.confidence for word in words if word)
 
 
 def so_far(recognizer: Recognizer, utterance: Block) -> tuple[Values, Values]:
-    """Moments (moments,) in seconds, and the posteriors (moments, labels) of what was heard until each."""
+    """Times (moments,) in seconds, and the posteriors (moments, labels) of the audio up to each."""
     rate = recognizer.info.sample_rate_hz
     ends = np.append(np.arange(round(SHORTEST_S * rate), len(utterance), round(HOP_S * rate)), len(utterance))
     posteriors = np.concatenate([recognizer.scores(utterance[None, :end]) for end in ends])
@@ -122,7 +122,7 @@ def so_far(recognizer: Recognizer, utterance: Block) -> tuple[Values, Values]:
 
 
 def draw(inspection: Inspection) -> "Figure":
-    """All of it as one picture over the same seconds; a longer recording whole, in the first panel."""
+    """Draw all panels with a common time axis; the first panel shows a longer recording as a whole."""
     from matplotlib.figure import Figure
 
     trace, start_s, end_s = inspection.trace, inspection.start_s, inspection.end_s
@@ -134,7 +134,7 @@ def draw(inspection: Inspection) -> "Figure":
         overview = panels.pop(0)
         draw_waveform(inspection.recording, inspection.sample_rate_hz, 0.0, overview)
         overview.axvspan(start_s, end_s, color="gold", alpha=0.3)
-        overview.set_title("the whole recording, and the utterance below", loc="left", fontsize="medium")
+        overview.set_title("the whole recording; the marked utterance is shown below", loc="left", fontsize="medium")
     draw_waveform(inspection.utterance, inspection.sample_rate_hz, start_s, panels[0])
     draw_mfcc(inspection, panels[1])
     for gates, panel in zip(trace.gates, panels[2:], strict=False):
@@ -152,14 +152,14 @@ def draw(inspection: Inspection) -> "Figure":
 
 
 def draw_waveform(waveform: Block, sample_rate_hz: int, start_s: float, panel: "Axes") -> None:
-    """A waveform that begins at `start_s`."""
+    """Draw a waveform that begins at `start_s`."""
     panel.plot(start_s + np.arange(len(waveform)) / sample_rate_hz, waveform, linewidth=0.5)
     panel.set_ylabel("waveform\n(full scale 1)")
     panel.margins(x=0)
 
 
 def draw_mfcc(inspection: Inspection, panel: "Axes") -> None:
-    """The MFCC; each coefficient is scaled by its own mean and deviation, or the first would hide all."""
+    """Draw the MFCC; each coefficient is normalised, because the first would dominate the picture."""
     features, start_s = inspection.trace.features, inspection.start_s
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     numbers = np.arange(features.shape[1])
@@ -169,7 +169,7 @@ def draw_mfcc(inspection: Inspection, panel: "Axes") -> None:
 
 
 def draw_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
-    """The three gates of one layer and direction: the mean over its units."""
+    """Draw the three gates of one layer and direction, averaged over its units."""
     for name in ("forget", "input", "output"):
         panel.plot(times, getattr(gates, name).mean(1), marker=".", label=f"{name} gate")
     layer, _, reverse = gates.name.partition("_")
@@ -178,7 +178,7 @@ def draw_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
 
 
 def draw_attention(inspection: Inspection, panel: "Axes") -> None:
-    """Share of each step in what the class layer sees, one head on top of the other."""
+    """Draw the attention weight of each step, with the heads stacked."""
     trace = inspection.trace
     shares = trace.attention / len(trace.attention)
     for head, bottom in zip(shares, np.cumsum(shares, 0) - shares, strict=True):
@@ -187,15 +187,15 @@ def draw_attention(inspection: Inspection, panel: "Axes") -> None:
 
 
 def draw_posteriors(inspection: Inspection, panel: "Axes") -> None:
-    """The `TOP` labels that reach the highest posteriors."""
+    """Draw the `TOP` labels with the highest maximum of their posterior."""
     for label in inspection.posteriors.max(0).argsort()[::-1][:TOP]:
         panel.plot(
             inspection.start_s + inspection.heard_s,
             inspection.posteriors[:, label],
             marker=".",
-            label=inspection.labels[label].strip("_"),  # matplotlib leaves names with an underscore out of the legend
+            label=inspection.labels[label].strip("_"),  # matplotlib hides legend entries that begin with an underscore
         )
-    of = "each step" if np.ndim(inspection.trace.scores) == 2 else "what is heard\nuntil then"
+    of = "each step" if np.ndim(inspection.trace.scores) == 2 else "the audio\nso far"
     panel.set(ylim=(-0.03, 1.03), xlabel="time (s)", ylabel=f"posterior of\n{of}")
     panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
     panel.grid(alpha=0.3)
@@ -203,7 +203,7 @@ def draw_posteriors(inspection: Inspection, panel: "Axes") -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.study.inspect", description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, metavar="FILE", help="a recording, whatever libsndfile reads")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording in any format that libsndfile reads")
     parser.add_argument(
         "--model", type=Path, default=DEFAULT_MODEL, metavar="BUNDLE", help="(default: the shipped single words)"
     )
@@ -211,7 +211,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=Path("inspection.png"), metavar="PICTURE.png", help="(default: inspection.png)"
     )
     parser.add_argument(
-        "--at", type=float, metavar="S", help="a moment within the utterance to look into (default: the clearest one)"
+        "--at", type=float, metavar="S", help="a time within the utterance to draw (default: the most confident one)"
     )
     arguments = parser.parse_args(argv)
     if arguments.output.suffix.lower() != ".png":

@@ -1,8 +1,8 @@
-"""Tells PyInstaller what a program with this package needs besides its code."""
+"""PyInstaller hook: the data files that a program with this package needs."""
 
 from pathlib import Path
 
 
 def hook_dirs() -> list[str]:
-    """Where PyInstaller finds hook-speech.py; named in pyproject.toml."""
+    """Folder of hook-speech.py; pyproject.toml registers this function with PyInstaller."""
     return [str(Path(__file__).parent)]

@@ -1,4 +1,4 @@
-"""The bundles and the demo recording, the model of the voice activity detector; and no training stack."""
+"""Includes the bundles, the demo recording and the voice activity detector; excludes the training stack."""
 
 from PyInstaller.utils.hooks import collect_data_files
 

@@ -1,1 +1,1 @@
-"""Speech commands for other programs: Wyoming (Home Assistant), a page in the browser, WebSocket and MQTT."""
+"""Speech commands for other programs: Wyoming (Home Assistant), a web page, WebSocket and MQTT."""

@@ -1,4 +1,4 @@
-"""A word is taught by a client: its stream becomes recordings, and these a word that all clients may ask for."""
+"""Teaching by a client: its stream is cut into recordings, and these become a word for all clients."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from speech.teach import Collector, check_free
 from speech.teaching import Fault, takes
 
 FEWEST, MOST = 1, 20
-"""Recordings that a client may ask for."""
+"""Bounds of the number of recordings that a client may ask for."""
 
 
 @dataclass(frozen=True)
@@ -25,47 +25,48 @@ class Recorded:
     n: int
     """Recordings so far that are alike."""
     wanted: int
+    """Recordings needed."""
     fault: Fault | None
-    """Why this one does not count."""
+    """Why this one does not count, or None."""
 
 
 class Lesson:
     """The stream of a client that teaches a word.
 
     Args:
-        recognizer: which learns it.
-        word: its name.
-        wanted: recordings, `FEWEST`..`MOST`.
-        pcm: what the client sends.
+        recognizer: the recogniser that learns the word.
+        word: name of the word.
+        wanted: number of recordings, `FEWEST`..`MOST`.
+        pcm: format of the client's audio.
     Raises:
         BundleError: the bundle can't learn words.
-        ConfigError: a name that can't be one, or another number of recordings.
+        ConfigError: an invalid name or number of recordings.
     """
 
     def __init__(self, recognizer: Recognizer, word: str, wanted: int, pcm: PcmFormat) -> None:
         if not FEWEST <= wanted <= MOST:
             raise ConfigError(f"{wanted} recordings; it takes {FEWEST} to {MOST}")
-        _ = recognizer.similarity  # raises when there is none
+        _ = recognizer.similarity  # raises if there is none
         self.word, self.wanted, self.is_over = check_free(word, recognizer), wanted, False
         self._recognizer, self._collector = recognizer, Collector(recognizer)
         self._decoder = Decoder(pcm, recognizer.info.sample_rate_hz)
         self._blocks: deque[Block] = deque()
-        self._takes = takes(self._handed_on(), ListenerConfig())
+        self._takes = takes(self._queued(), ListenerConfig())
         self.level_dbfs, self.heard_s = level_dbfs(self._decoder.decode(b"")), 0.0
 
-    def _handed_on(self) -> Iterator[Block]:
+    def _queued(self) -> Iterator[Block]:
         while True:
             yield self._blocks.popleft()
 
     def feed(self, data: bytes) -> list[Recorded]:
-        """The utterances that end in the next bytes."""
+        """Process the next bytes.  Returns the utterances that end in them."""
         block = self._decoder.decode(data)
         self.level_dbfs = level_dbfs(block)
         self.heard_s += len(block) / self._recognizer.info.sample_rate_hz
         self._blocks.append(block)
         found: list[Recorded] = []
         for take in self._takes:
-            if take is None:  # the block has been heard
+            if take is None:  # end of the block
                 break
             if not self.is_over:
                 fault = self._collector.take(take)
@@ -74,13 +75,13 @@ class Lesson:
         return found
 
     def learn(self) -> Forecast:
-        """Learn the word, keep it, and hear it from now on; what to expect of it.
+        """Learn and save the word, and recognise it from now on.  Returns its forecast.
 
         Raises:
-            ConfigError: it can't be written.
+            ConfigError: the word can't be saved.
         """
         recognizer = self._recognizer
-        own = own_words(recognizer)  # a copy: others are being heard with the words that there are
+        own = own_words(recognizer)  # a copy: other clients are using the present words
         word = own.add(self.word, self._collector.recordings, recognizer.similarity, recognizer.embed)
         found = forecast(word, self._collector.recordings, own, recognizer)
         recognizer.hear_also(own)
@@ -88,20 +89,20 @@ class Lesson:
 
 
 def own_words(recognizer: Recognizer) -> OwnWords:
-    """The words that have been taught, as they lie in their folder."""
+    """Load the own words from the recogniser's folder."""
     assert recognizer.own is not None, "see can_learn"
     return OwnWords.load(recognizer.own.folder)
 
 
 def forget(recognizer: Recognizer, word: str) -> None:
-    """Remove a taught word and its recordings.  Raises ConfigError when there is none."""
+    """Remove an own word and its recordings.  Raises ConfigError if there is none."""
     own = own_words(recognizer)
     own.forget(word)
     recognizer.hear_also(own)
 
 
 def can_learn(recognizer: Recognizer) -> bool:
-    """Whether words can be taught: not to a bundle that hears sequences, and not with --no-own."""
+    """Whether words can be taught: not to a bundle of sequences, and not with --no-own."""
     if recognizer.own is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a client of the socket may say."""
+"""Messages from a client of the WebSocket."""
 
 import json
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from speech.errors import SpeechError
 from speech.serve.streams import PcmFormat, Settings
 
 TIMES = 5
-"""Recordings of a word, by default."""
+"""Default number of recordings of a word."""
 
 
 class ClientError(SpeechError):
-    """A client sent what is not served; it is told so and disconnected."""
+    """A client sent something unsupported; it gets the error and is disconnected."""
 
 
 @dataclass(frozen=True)
@@ -22,33 +22,34 @@ class Start:
     pcm: PcmFormat
     settings: Settings
     levels: bool
-    """Whether the level of the audio is wanted, about once a message."""
+    """Whether the client wants the level of the audio, about once per message."""
     pictures: bool
-    """Whether each utterance is wanted with what the page draws of it."""
+    """Whether the client wants, for each utterance, the data that the page draws."""
 
 
 @dataclass(frozen=True)
 class Teach:
-    """`{"type": "teach", ...}`: what is said from now on are recordings of a word."""
+    """`{"type": "teach", ...}`: the following utterances are recordings of a word."""
 
     pcm: PcmFormat
     word: str
     times: int
+    """Number of recordings."""
 
 
 @dataclass(frozen=True)
 class Forget:
-    """`{"type": "forget", ...}`: a taught word and its recordings are removed."""
+    """`{"type": "forget", ...}`: remove an own word and its recordings."""
 
     word: str
 
 
 def parse_message(text: str) -> Start | Teach | Forget | None:
-    """A text message; None for the end of a stream.
+    """Parse a text message; None for `{"type": "stop"}`, the end of a stream.
 
     Raises:
-        ClientError: another message.
-        AudioError: a rate or number of channels that is not served.
+        ClientError: not a valid message.
+        AudioError: an unsupported rate or number of channels.
     """
     try:
         message = json.loads(text)
@@ -63,12 +64,12 @@ def parse_message(text: str) -> Start | Teach | Forget | None:
         raise ClientError('a text message must have the "type" "start", "stop", "teach" or "forget"')
     word, times = message.get("word"), message.get("times", TIMES)
     if not isinstance(word, str) or type(times) is not int:
-        raise ClientError('"word" must be a text and "times" a whole number')
+        raise ClientError('"word" must be a string and "times" an integer')
     return Forget(word) if kind == "forget" else Teach(format_of(message), word, times)
 
 
 def parse_start(message: dict[str, Any]) -> Start:
-    """The settings of a stream."""
+    """Parse a start message.  Raises as `parse_message`."""
     words, thresholds, after_talk_s = (message.get(name) for name in ("words", "thresholds", "after_talk_s"))
     if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise ClientError('"words" must be a list of words')

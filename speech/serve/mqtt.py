@@ -1,4 +1,4 @@
-"""Detections for whoever reads an MQTT broker: `speech/<word>`."""
+"""Publishes detections to an MQTT broker, as `speech/<word>`."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from speech.settings import read_text
 
 PORT, TLS_PORT = 1883, 8883
 MAX_WAITING = 100
-"""Detections that may wait for the broker; more are dropped."""
+"""Most detections that wait for the broker; further ones are dropped."""
 RECONNECT_S = 2.0
 TIMEOUT_S = 5.0
-"""How long the broker may take for an answer."""
+"""Longest wait for an answer of the broker."""
 SPECIAL = re.compile(r"[/+#$\s\0]")
-"""What has a meaning in topics, and spaces."""
+"""Characters that have a meaning in topics, and spaces."""
 
 Publish = Callable[[Detection], None]
 
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Broker:
-    """Where to publish.
+    """Where and how to publish.
 
     Raises:
-        ConfigError: a port that is none, a prefix with a wildcard, a password file that can't be read.
+        ConfigError: an invalid port, a prefix that can't begin a topic, or a password file without a user.
     """
 
     address: str
     """Host, or host:port."""
     prefix: str = "speech"
-    """What the topics begin with."""
+    """First part of the topics."""
     user: str | None = None
     password_file: Path | None = None
     """Its first line is the password."""
@@ -63,21 +63,25 @@ class Broker:
 
     @property
     def password(self) -> str | None:
-        """Raises ConfigError when the file can't be read."""
+        """The password, if there is one.  Raises ConfigError when the file can't be read."""
         if self.password_file is None:
             return None
         return read_text(self.password_file).partition("\n")[0].strip()
 
     def topic(self, word: str) -> str:
-        """Where a word is published; what has a meaning in topics, or is a space, becomes an underscore."""
+        """Topic of a word; `SPECIAL` characters become underscores."""
         return f"{self.prefix}/{SPECIAL.sub('_', word)}"
 
 
 class Publisher:
-    """Publishes detections as long as it is open; waits for a broker that is away, without keeping what is said.
+    """Publishes detections while it is open, as a context manager; reconnects when the broker is away.
 
-    A command that arrives late is worse than one that does not: they are sent once (QoS 0), not retained, and those
-    that were heard while the broker was away are dropped.
+    A late command is worse than a lost one: detections are sent once (QoS 0) and not retained, and those from the
+    time without a broker are dropped.
+
+    Args:
+        broker: where to publish.
+        tell: takes messages about the connection.
     """
 
     def __init__(self, broker: Broker, tell: Callable[[str], None]) -> None:
@@ -94,7 +98,7 @@ class Publisher:
             await self._task
 
     def __call__(self, detection: Detection) -> None:
-        """Publish it when the broker has time; returns at once."""
+        """Queue a detection for publishing; returns at once."""
         with suppress(asyncio.QueueFull):
             self._waiting.put_nowait(detection)
 
@@ -126,7 +130,7 @@ class Publisher:
         )
 
     async def _forward(self, client: aiomqtt.Client) -> None:
-        """Publish until the connection breaks, which only reading from it tells."""
+        """Publish until the connection breaks, which only a reader notices."""
         tasks = [asyncio.create_task(self._publish(client)), asyncio.create_task(read_on(client))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -144,6 +148,6 @@ class Publisher:
 
 
 async def read_on(client: aiomqtt.Client) -> None:
-    """Raises MqttError when the connection breaks; nothing is subscribed to."""
+    """Read, without subscribing to anything, until the connection breaks and MqttError is raised."""
     async for _ in client.messages:
         pass

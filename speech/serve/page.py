@@ -1,7 +1,7 @@
-"""A page in the browser and a WebSocket for programs, both onto the Listener; docs/serve.md describes the messages.
+"""A web page and a WebSocket for programs, both with a Listener for each client; docs/serve.md describes the messages.
 
-websockets is the server: it is one small package without dependencies (aiohttp: nine, 12 MB; starlette and uvicorn
-still need it), and all that is served besides the socket is one file.
+The server is websockets, one small package without dependencies (aiohttp has nine, 12 MB; starlette with uvicorn needs
+websockets too).  That is enough, as only one file is served besides the socket.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ from speech.serve.streams import Hearing, Settings, Stream, Workers
 SOCKET_PATH = "/socket"
 PROTOCOL = Subprotocol("speech.v1")
 MOST_AT_ONCE = 32
-"""Messages of one client that may wait to be heard."""
+"""Most messages of one client that wait to be processed."""
 MOST_BYTES = 1 << 16
-"""Size from which no more of them are joined; 0.7 s of audio at 48 kHz."""
+"""Waiting audio messages are joined up to about this size; 0.7 s of audio at 48 kHz."""
 BROKEN_RULE = 1008
-"""WebSocket close code: the client sent what it may not."""
+"""WebSocket close code: the client broke a rule."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,14 @@ class Client:
         self._held: str | Exception | None = None
 
     async def run(self) -> None:
+        """Serve the client until it leaves, breaks a rule or is too slow."""
         try:
             await self._send(self._server.ready)
             await self._converse()
         except ConnectionClosed:
             pass
         except TimeoutError:
-            logger.info("client dropped: it takes no events")
+            logger.info("client dropped: it does not read its events")
             self._socket.transport.abort()
         except SpeechError as error:
             logger.info("client dropped: %s", error)
@@ -81,12 +82,12 @@ class Client:
                 if isinstance(message, bytes):
                     await self._hear(message)
                 else:
-                    await self._obey(message)
+                    await self._handle(message)
         finally:
             reading.cancel()
 
     async def _read(self) -> None:
-        """Messages into the queue, and at last why there are no more; a full queue makes the client wait."""
+        """Queue the client's messages, then the exception that ends them; a full queue makes the client wait."""
         idle_s = self._server.limits.idle_s
         now = asyncio.get_running_loop().time
         heard_at = now()
@@ -103,7 +104,7 @@ class Client:
             await self._messages.put(closed)
 
     async def _next(self) -> str | bytes:
-        """The next message; audio that has piled up comes as one, which costs less than piece by piece."""
+        """The next message; waiting audio messages are joined, which costs less than one by one."""
         message = await self._messages.get() if self._held is None else self._held
         self._held = None
         if isinstance(message, Exception):
@@ -118,7 +119,7 @@ class Client:
             message += following
         return message
 
-    async def _obey(self, text: str) -> None:
+    async def _handle(self, text: str) -> None:
         message = parse_message(text)
         if message is None:
             await self._finish()
@@ -133,7 +134,7 @@ class Client:
             else:
                 await self._server.workers.run(forget, self._server.hearing.recognizer, message.word)
                 await self._send({"type": "forgotten", "word": message.word} | self._server.offered)
-        except (ConfigError, BundleError) as error:  # the settings: the stream before goes on
+        except (ConfigError, BundleError) as error:  # refused settings: the previous stream goes on
             await self._send({"type": "error", "message": str(error)})
 
     async def _begin(self, start: Start) -> None:
@@ -187,7 +188,7 @@ class Client:
         await self._send({"type": "stopped", "heard_s": round(heard.heard_s, 3)})
 
     async def _tell(self, utterances: Sequence[Examined], pictures: bool) -> None:
-        """What was decided, at once; then what takes longer to draw."""
+        """Send the decisions at once, then the pictures, which take longer."""
         for utterance in utterances:
             for detection in utterance.detections:
                 self._server.publish(detection)
@@ -207,12 +208,16 @@ class PageServer:
     """Serves the page and its socket, as a context manager.
 
     Args:
+        hearing: what is offered to clients.
         access: address, port and token.
-        model: its name, for the page.
-        tracer: looks into the bundle for the page's pictures.
-        certificate: for https, without which browsers give a page from another machine no microphone.
+        limits: what clients may cost.
+        workers: threads that recognise.
+        publish: called with each detection.
+        model: name of the model, for the page.
+        tracer: computes the network's activations for the page's pictures; None leaves them out.
+        certificate: for https; without it browsers give no microphone to a page from another machine.
     Raises:
-        OSError: the address is taken, or not this machine's.
+        OSError: on entering, when the address is in use or not this machine's.
     """
 
     def __init__(
@@ -254,7 +259,7 @@ class PageServer:
 
     @property
     def offered(self) -> dict[str, Any]:
-        """The words that may be asked for, and which of them were taught; null: none can be."""
+        """The words offered, and which of them were taught; `own` is None if words can't be taught."""
         own = self.hearing.recognizer.own
         return {
             "thresholds": self.hearing.thresholds(Settings()),
@@ -275,7 +280,7 @@ class PageServer:
             close_timeout=limits.send_s,
             max_size=limits.max_message_bytes,
             max_queue=4,
-            ping_interval=None,  # a pong would wait behind audio that is still to be heard; `idle_s` finds who is gone
+            ping_interval=None,  # pongs would queue after waiting audio; `idle_s` finds lost clients
             create_connection=self._connection_class(),
             ssl=self._certificate,
         )
@@ -290,11 +295,11 @@ class PageServer:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for connection in self.connections - self._clients:
-            connection.transport.abort()  # no handshake: there is nobody to say goodbye to
+            connection.transport.abort()  # no handshake yet, so no closing handshake
         await self._server.wait_closed()
 
     def _connection_class(self) -> type[ServerConnection]:
-        """Connections that count themselves, and end at once when there are too many."""
+        """A connection class that counts its instances and aborts at once when there are too many."""
         open_ones, most = self.connections, self.limits.max_connections
 
         class Counted(ServerConnection):
@@ -318,17 +323,17 @@ class PageServer:
             self._clients.discard(connection)
 
     def _refuse_or_answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        """None for a WebSocket that may be opened; the page, or why not, for everything else."""
+        """None if the request may open a WebSocket; otherwise the page, or the reason for a refusal."""
         hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
         if len(hosts) != 1 or not self.access.knows(hosts[0]):
-            return plain(HTTPStatus.MISDIRECTED_REQUEST, "this server has another name")
+            return plain(HTTPStatus.MISDIRECTED_REQUEST, "wrong Host: this server has another name")
         path = request.path.partition("?")[0]
         if path == "/":
             return Response(HTTPStatus.OK, "OK", Headers(self._page_headers), self._page)
         if path != SOCKET_PATH:
-            return plain(HTTPStatus.NOT_FOUND, "there is only / and /socket")
+            return plain(HTTPStatus.NOT_FOUND, "not found: only / and /socket are served")
         if origins and not (len(origins) == 1 and self.access.is_same_origin(origins[0], hosts[0])):
-            return plain(HTTPStatus.FORBIDDEN, "pages from elsewhere are not served")
+            return plain(HTTPStatus.FORBIDDEN, "wrong Origin: only this server's own page may open the socket")
         if not self.access.accepts(shown_tokens(request.headers)):
             return plain(HTTPStatus.UNAUTHORIZED, "a token is needed: it is in the address that the server printed")
         if len(self._clients) >= self.limits.max_clients:
@@ -356,7 +361,7 @@ def plain(status: HTTPStatus, text: str) -> Response:
 
 
 def load_page() -> tuple[bytes, dict[str, str]]:
-    """The page, and headers that let nothing but its own script run and its own socket be opened."""
+    """The page, and headers that allow only its own script to run and only this server to be contacted."""
     page = files("speech.serve").joinpath("page.html").read_bytes()
     hashes = {}
     for tag in ("script", "style"):

@@ -1,4 +1,4 @@
-"""What the page draws of an utterance, small enough for a message: bytes in base64."""
+"""Data of an utterance for the page to draw, small enough for a message: bytes in base64."""
 
 from base64 import b64encode
 from typing import Any
@@ -12,18 +12,19 @@ from speech.recognizer import SHORTEST_S
 from speech.results import Examined
 
 N_COLUMNS = 480
-"""Columns of the drawn waveform; each is the least and the largest sample in it."""
+"""Columns of the drawn waveform; each gives the smallest and the largest of its samples."""
 DEVIATIONS = 2.5
-"""Standard deviations from the mean at which the colours of the MFCC end."""
+"""Standard deviations from the mean at which the colour scale of the MFCC ends."""
 
 Values = NDArray[np.float32]
 
 
 def picture_of(examined: Examined, tracer: Tracer | None) -> dict[str, Any]:
-    """The `utterance` message.
+    """The fields of an `utterance` message.
 
     Args:
-        tracer: of the bundle that heard it; None leaves out MFCC, attention and gates.
+        examined: the utterance.
+        tracer: tracer of the bundle that read it; None leaves out MFCC, attention and gates.
     """
     waveform = examined.waveform
     picture: dict[str, Any] = {
@@ -46,13 +47,17 @@ def picture_of(examined: Examined, tracer: Tracer | None) -> dict[str, Any]:
 
 
 def image(values: NDArray[np.uint8], middles_s: Values) -> dict[str, Any]:
-    """Columns of a picture (columns, rows), and the middles of the first and last of them in seconds."""
+    """A picture (columns, rows), with the middle of its first and last column in seconds.
+
+    Args:
+        middles_s: (columns,) middle of each column.
+    """
     ends_s = [round(float(middles_s[n]), 4) for n in (0, -1)]
     return {"shape": values.shape, "middles_s": ends_s, "values": coded(values)}
 
 
 def peaks(waveform: Values) -> NDArray[np.int8]:
-    """(time,) in -1..1 -> (columns, 2), the least and the largest sample of each column, -127..127."""
+    """(time,) in -1..1 -> (columns, 2), smallest and largest sample of each column, -127..127."""
     if not len(waveform):
         return np.zeros((0, 2), np.int8)
     columns = np.array_split(waveform, min(N_COLUMNS, len(waveform)))
@@ -61,13 +66,13 @@ def peaks(waveform: Values) -> NDArray[np.int8]:
 
 
 def standardised(mfcc: Values) -> NDArray[np.uint8]:
-    """(frames, n_mfcc) -> the same, each coefficient by its own mean and deviation."""
+    """(frames, n_mfcc) -> the same, 0..255; each coefficient standardised over the frames."""
     deviation = np.maximum(mfcc.std(0), 1e-3)
     return scaled(0.5 + (mfcc - mfcc.mean(0)) / deviation / (2 * DEVIATIONS))
 
 
 def scaled(values: Values) -> NDArray[np.uint8]:
-    """0..1 -> 0..255."""
+    """0..1 -> 0..255; values outside are clipped."""
     return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Who may connect, and how much one client may cost."""
+"""Who may connect, and what clients may cost."""
 
 import hmac
 import ipaddress
@@ -18,20 +18,20 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client, and all of them together, may cost."""
+    """What one client and all clients together may cost."""
 
     max_clients: int = 32
-    """Clients at once."""
+    """Most clients at once."""
     max_connections: int = 96
-    """Connections at once, those without a finished handshake included."""
+    """Most connections at once, including those without a finished handshake."""
     max_message_bytes: int = 1 << 18
-    """Size of one message; 2.7 s of audio at 48 kHz."""
+    """Largest size of one message; 2.7 s of audio at 48 kHz."""
     handshake_s: float = 5.0
-    """Time for a client to finish its handshake."""
+    """Longest time for the handshake of a client."""
     idle_s: float = 60.0
     """Time without audio after which a client is dropped."""
     send_s: float = 5.0
-    """Time for a client to take an event; a slower one is dropped."""
+    """Longest time for a client to receive an event; a slower client is dropped."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -42,12 +42,12 @@ class Limits:
 
 
 def new_token() -> str:
-    """A token that can't be guessed, safe in an URL."""
+    """A token that can't be guessed, safe in a URL."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
+    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -57,10 +57,10 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Addresses and networks, such as 192.168.1.7 or 192.168.1.0/24.
+    """Parse addresses and networks, such as 192.168.1.7 or 192.168.1.0/24.
 
     Raises:
-        ConfigError: one that is none.
+        ConfigError: a text that is neither.
     """
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
@@ -69,7 +69,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether a client's address is this machine's or lies in one of the networks."""
+    """Whether a client's address is loopback or lies in one of the networks."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
@@ -78,17 +78,17 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
 
 @dataclass(frozen=True)
 class Access:
-    """Which requests belong to the page of this server.
+    """Which requests the server answers.
 
-    A browser sends the page's own address as `Origin`, and the name it was asked for as `Host`.  A page from elsewhere
-    has another origin (cross-site WebSocket hijacking), or a name that was pointed at this machine (DNS rebinding).
+    A browser sends the address of the page as `Origin`, and the requested host name as `Host`.  A page from elsewhere
+    has another origin (cross-site WebSocket hijacking), or a host name that resolves to this machine (DNS rebinding).
     """
 
     host: str
     """The address that the server is bound to."""
     port: int
     token: str | None = None
-    """What a client must show; None: nothing, on loopback."""
+    """Token that a client must send; None, for loopback, if it needs none."""
     is_tls: bool = False
 
     @property
@@ -97,7 +97,7 @@ class Access:
 
     @property
     def url(self) -> str:
-        """What to open in a browser; the fragment with the token never leaves it."""
+        """Address to open in a browser, which never sends the fragment with the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{name}]" if ":" in name else name
         return f"{self.scheme}://{name}:{self.port}/" + (f"#{self.token}" if self.token else "")
@@ -113,18 +113,18 @@ class Access:
         return not is_loopback(self.host) and (is_address(name) or name in (machine, f"{machine}.local"))
 
     def is_same_origin(self, origin: str, host_header: str) -> bool:
-        """Whether the page that asks came from this server."""
+        """Whether the page that sends the request came from this server."""
         return hmac.compare_digest(origin.lower().encode(), f"{self.scheme}://{host_header.lower()}".encode())
 
     def accepts(self, shown: Sequence[str]) -> bool:
-        """Whether one of the tokens that a client shows is right; compared in constant time."""
+        """Whether one of the tokens that a client sends is right; compared in constant time."""
         if self.token is None:
             return True
         return any(hmac.compare_digest(token.encode(), self.token.encode()) for token in shown)
 
 
 def split_port(host_header: str, default: int) -> tuple[str, int]:
-    """`name:port` -> name in lower case, port; -1 for a port that is no number."""
+    """`name:port` -> name in lower case, port; port -1 if it is not a number."""
     text = host_header.strip().lower()
     name, separator, port = text.rpartition(":")
     if not separator or port.endswith("]"):
@@ -133,7 +133,7 @@ def split_port(host_header: str, default: int) -> tuple[str, int]:
 
 
 def is_address(name: str) -> bool:
-    """Whether a host is an IP address, which no name server can point elsewhere."""
+    """Whether a host is an IP address, which DNS can't redirect."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

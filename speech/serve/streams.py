@@ -1,4 +1,4 @@
-"""What one client sends -> what its Listener makes of it."""
+"""The audio of one client -> the decisions of its Listener."""
 
 import asyncio
 import math
@@ -20,18 +20,18 @@ from speech.recognizer import Recognizer
 from speech.results import Examined
 
 DTYPES = {2: "<i2", 4: "<i4"}
-"""Width of a sample in bytes -> its type."""
+"""Bytes per sample -> NumPy type."""
 MAX_CHANNELS = 8
 MAX_THREADS = 4
 QUIETEST_DBFS = -90.0
-"""Level of digital silence, as it is shown."""
+"""Level that is shown for digital silence."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client may choose for its stream; None: as the server was started."""
+    """A client's settings for its stream; None: the server's own setting."""
 
     words: Sequence[str] | None = None
     thresholds: Mapping[str, float] | None = None
@@ -40,11 +40,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Hearing:
-    """What every client is offered: one recogniser, and a Listener for each."""
+    """What every client is offered: a shared recogniser, and a Listener of its own."""
 
     recognizer: Recognizer
     chosen: tuple[str, ...] | None = None
-    """What may be asked for; None: all that the recogniser knows, with those that are taught while it serves."""
+    """The words offered; None: all that the recogniser knows, including those that are taught meanwhile."""
     threshold: float | Mapping[str, float] | None = None
     """As `Listener` takes it."""
     config: ListenerConfig = field(default_factory=ListenerConfig)
@@ -52,11 +52,11 @@ class Hearing:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What may be asked for."""
+        """The words offered."""
         return tuple(self.recognizer.thresholds) if self.chosen is None else self.chosen
 
     def thresholds(self, settings: Settings) -> dict[str, float]:
-        """The words that a client wants, with the confidence from which each counts.
+        """The words that a client wants, each with the confidence needed.
 
         Raises:
             ConfigError: words that are not offered, or thresholds out of range.
@@ -70,7 +70,13 @@ class Hearing:
         return thresholds_for(self.recognizer, words, {word: changed.get(word, usual[word]) for word in words})
 
     def listener(self, settings: Settings, examined: Callable[[Examined], None]) -> Listener:
-        """A new one.  Raises ConfigError for settings out of range."""
+        """A new Listener for a client.
+
+        Args:
+            examined: called with each utterance and its decision.
+        Raises:
+            ConfigError: settings out of range.
+        """
         thresholds, config = self.thresholds(settings), self.config
         if settings.after_talk_s is not None:
             config = replace(config, after_talk_s=settings.after_talk_s)
@@ -79,15 +85,15 @@ class Hearing:
 
 @dataclass(frozen=True)
 class PcmFormat:
-    """How samples lie in the bytes that a client sends: little-endian signed integers, channels interleaved.
+    """Format of a client's audio: little-endian signed integers, channels interleaved.
 
     Raises:
-        AudioError: for a rate, width or number of channels that is not served.
+        AudioError: an unsupported rate, width or number of channels.
     """
 
     rate_hz: int
     width: int = 2
-    """Bytes of a sample."""
+    """Bytes per sample of one channel."""
     channels: int = 1
 
     def __post_init__(self) -> None:
@@ -106,7 +112,7 @@ class PcmFormat:
 
 
 class Decoder:
-    """Bytes cut anywhere -> mono blocks at another rate, without seams."""
+    """Bytes, cut anywhere -> mono blocks at another rate, as if decoded in one piece."""
 
     def __init__(self, pcm: PcmFormat, to_hz: int) -> None:
         self._pcm, self._rest = pcm, b""
@@ -114,7 +120,7 @@ class Decoder:
         self._resampler = None if same else soxr.ResampleStream(pcm.rate_hz, to_hz, 1, dtype="float32")
 
     def decode(self, data: bytes, is_last: bool = False) -> Block:
-        """The next bytes -> (time,) float32; the samples of an incomplete frame wait for the next call."""
+        """The next bytes -> (time,) float32; the bytes of an incomplete frame wait for the next call."""
         data = self._rest + data
         whole = len(data) - len(data) % self._pcm.frame_bytes
         self._rest = data[whole:]
@@ -127,7 +133,9 @@ class Stream:
     """One stream of one client, with a Listener of its own.
 
     Args:
-        pcm: what the client sends.
+        hearing: what the client is offered.
+        pcm: format of the client's audio.
+        settings: the client's choices.
     Raises:
         ConfigError: settings out of range.
     """
@@ -144,11 +152,11 @@ class Stream:
 
     @property
     def is_hearing(self) -> bool:
-        """Whether somebody is speaking, as far as is known."""
+        """Whether an utterance is in progress, as far as is known."""
         return self._listener.is_hearing
 
     def feed(self, data: bytes) -> list[Examined]:
-        """The utterances that end in the next bytes, and what is decided about them."""
+        """Process the next bytes.  Returns the utterances that end in them, with the decisions."""
         block = self._decoder.decode(data)
         self.level_dbfs = level_dbfs(block)
         self._listener.feed(block)
@@ -156,7 +164,7 @@ class Stream:
         return self._taken()
 
     def finish(self) -> list[Examined]:
-        """The client has ended the stream: its last utterances."""
+        """End the stream.  Returns its last utterances, with the decisions."""
         self._listener.feed(self._decoder.decode(b"", is_last=True))
         self.heard_s = self._listener.heard_s
         self._listener.flush()
@@ -169,22 +177,23 @@ class Stream:
 
 
 def level_dbfs(block: Block) -> float:
-    """RMS level relative to full scale."""
+    """RMS level in dB relative to full scale, at least `QUIETEST_DBFS`."""
     power = float(np.square(block).mean()) if len(block) else 0.0
     return 10 * math.log10(max(power, 10 ** (QUIETEST_DBFS / 10)))
 
 
 class Workers:
-    """Threads that recognise, so that the event loop goes on; onnxruntime lets go of the interpreter while it works.
+    """Threads that recognise, so that the event loop is not blocked; onnxruntime releases the GIL while it works.
 
-    A client has one job at a time, and a job is one message, so that no client waits for more than the others'
-    messages.
+    A job is one message, and each client has at most one job at a time.  So a client waits for at most one message of
+    each other client.
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
         self._executor = ThreadPoolExecutor(n_threads or min(MAX_THREADS, os.cpu_count() or 1), "recognise")
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Call a function in a thread and await its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""The Wyoming protocol, which Home Assistant and its voice satellites speak: speech to text, and wake words.
+"""The Wyoming protocol of Home Assistant and its voice satellites: speech to text, and wake words.
 
-Events are lines of JSON with bytes behind them; https://github.com/OHF-Voice/wyoming describes them.
+An event is a line of JSON, followed by bytes; https://github.com/OHF-Voice/wyoming describes it.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from speech.serve.streams import Hearing, PcmFormat, Settings, Stream, Workers
 NAME = "speech-commands-offline"
 LANGUAGES = ["en"]
 MAX_SPEECH_S = 600.0
-"""Length of one recording that is turned into text; wake words are looked for without end."""
+"""Longest recording for speech to text; streams for wake words may be endless."""
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""What the protocol's package raises for bytes that are no events."""
+"""Exceptions that the wyoming package raises for malformed events."""
 
 logger = logging.getLogger(__name__)
 
 
 class ClientError(SpeechError):
-    """A client sent what is not served; it is told so and disconnected."""
+    """A client sent something unsupported; it gets the error and is disconnected."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class House:
     """What all clients share."""
 
     wake: Hearing
-    """Single words, to be woken by."""
+    """Single words, offered as wake words."""
     speech: Hearing
-    """Sequences of words, to be turned into text."""
+    """Sequences of words, for speech to text."""
     limits: Limits
     networks: Sequence[Network]
-    """Where clients may come from, besides this machine."""
+    """Networks that clients may connect from, besides this machine."""
     workers: Workers
     publish: Publish
-    """Takes each detection."""
+    """Called with each detection."""
 
     def info(self) -> Info:
         """The answer to `describe`."""
@@ -68,7 +68,7 @@ class House:
 
 
 class LimitedReader:
-    """A StreamReader as `async_read_event` uses it, that reads no more than a message may hold."""
+    """The part of StreamReader that `async_read_event` uses, with a limit on the size of a message."""
 
     def __init__(self, reader: asyncio.StreamReader, limit: int) -> None:
         self._reader, self._limit = reader, limit
@@ -78,14 +78,14 @@ class LimitedReader:
 
     async def readexactly(self, n: int) -> bytes:
         if n > self._limit:
-            raise ClientError(f"a message of {n} bytes; at most {self._limit} are served")
+            raise ClientError(f"a message of {n} bytes; at most {self._limit} are allowed")
         return await self._reader.readexactly(n)
 
 
 class Client:
     """One connection.
 
-    `transcribe` or `detect` say what the next stream is for; without them it is turned into text.
+    `transcribe` or `detect` decides how the next stream is used; the default is `transcribe`.
     """
 
     def __init__(self, house: House, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,7 +109,7 @@ class Client:
                 await self.write(Error(text=str(error), code=type(error).__name__))
         except (OSError, EOFError, TimeoutError) as error:
             logger.info("client gone: %s", error or type(error).__name__)
-            self._writer.transport.abort()  # what it has not taken by now is not waited for
+            self._writer.transport.abort()  # drop what the client has not received yet
         finally:
             self._writer.close()
 
@@ -119,9 +119,9 @@ class Client:
             async with asyncio.timeout(self._house.limits.idle_s):
                 event = await async_read_event(self._reader)  # type: ignore[arg-type]
         except MALFORMED as error:
-            raise ClientError("that is no Wyoming event") from error
+            raise ClientError("not a Wyoming event") from error
         if event is not None and not (isinstance(event.type, str) and isinstance(event.data, dict)):
-            raise ClientError("that is no Wyoming event")
+            raise ClientError("not a Wyoming event")
         return event
 
     async def write(self, answer: Eventable) -> None:
@@ -134,7 +134,7 @@ class Client:
         except MALFORMED as error:
             if isinstance(error, SpeechError):
                 raise
-            raise ClientError(f"a {event.type!r} event without what belongs to it") from error
+            raise ClientError(f"a {event.type!r} event with a missing or wrong field") from error
 
     async def _react(self, event: Event) -> Sequence[Eventable]:
         kind = event.type
@@ -188,7 +188,7 @@ class Client:
         return heard if words else [NotDetected()]
 
     def _take(self, utterances: Sequence[Examined], chunk_ms: int | None = None) -> Sequence[Eventable]:
-        """Note what was heard in a chunk; the events that are due at once."""
+        """Store and publish the detections of a chunk.  Returns the events to send at once."""
         detections = [detection for utterance in utterances for detection in utterance.detections]
         for detection in detections:
             self._words.append(detection.word)
@@ -204,23 +204,26 @@ class Client:
 class WyomingServer:
     """Serves at `tcp://host:port` or `unix://path`, as a context manager.
 
+    Args:
+        uri: the address; port 0 chooses a free port.
+        house: what all clients share.
     Raises:
-        ConfigError: another kind of address; one beyond this machine, when no network is allowed.
-        OSError: the address is taken, or not this machine's.
+        ConfigError: another kind of address, or one that other machines can reach while no network is allowed.
+        OSError: on entering, when the address is in use or not this machine's.
     """
 
     def __init__(self, uri: str, house: House) -> None:
         self._house, self._address = house, parse_uri(uri)
         if isinstance(self._address, tuple) and not (is_loopback(self._address[0]) or house.networks):
             raise ConfigError(
-                f"{uri} can be reached from other machines, and Wyoming knows no password: name those that may "
-                "connect, as in --allow 192.168.1.7"
+                f"{uri} can be reached from other machines, and Wyoming has no password: name the machines that "
+                "may connect, as in --allow 192.168.1.7"
             )
         self._clients: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "WyomingServer":
         if isinstance(self._address, Path):
-            self._remove_socket()  # that a killed server has left
+            self._remove_socket()  # left by a killed server
             self._server = await asyncio.start_unix_server(self._accept, self._address)
         else:
             self._server = await asyncio.start_server(self._accept, *self._address)
@@ -239,7 +242,7 @@ class WyomingServer:
 
     @property
     def url(self) -> str:
-        """Where it serves, the port that was chosen for port 0 included."""
+        """Address of the server, with the actual port if port 0 was asked for."""
         if isinstance(self._address, Path):
             return f"unix://{self._address}"
         host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
@@ -258,13 +261,13 @@ class WyomingServer:
 
 
 def parse_uri(uri: str) -> tuple[str, int] | Path:
-    """Host and port, or the path of a socket.  Raises ConfigError for another kind."""
+    """Host and port, or the path of a socket.  Raises ConfigError for another kind of address."""
     parts = urlsplit(uri)
     try:
         if parts.scheme == "tcp" and parts.hostname and parts.port is not None:
             return parts.hostname, parts.port
     except ValueError:
-        pass  # a port that is no number
+        pass  # the port is not a valid number
     if parts.scheme == "unix" and parts.path:
         return Path(parts.netloc + parts.path)
     raise ConfigError(f"--uri expects tcp://127.0.0.1:10400 or unix:///run/speech.sock, got {uri!r}")

@@ -1,1 +1,1 @@
-"""The training half: features, network, data, augmentation and export.  Needs the `train` extra."""
+"""Training: features, network, data, augmentation and export.  Needs the `train` extra."""

@@ -1,4 +1,4 @@
-"""Variation for training: on a batch of waveforms, then on its features.  Randomness is passed in.
+"""Augmentation of a batch of waveforms and of its features.  The random generator is an argument.
 
 Everything is computed for the whole batch at once, on the device of the waveforms.
 """
@@ -14,63 +14,63 @@ from speech.errors import ConfigError
 from speech.training.clips import FRAME, SAMPLE_RATE_HZ
 
 CURVE_POINTS = 257
-"""Frequencies at which a microphone's response is drawn, 0 to 8 kHz; linear in between."""
+"""Points of a microphone's response, evenly spaced from 0 to 8 kHz; linear interpolation in between."""
 LOUD_FRAMES = 25
-"""Frames that count for the signal-to-noise ratio: the loudest quarter of a second, or third of a shorter waveform."""
+"""Frames that give the signal's power in the SNR: the loudest 250 ms, or a third of a waveform under 750 ms."""
 DEEPEST_DB = -70.0
-"""What a response takes away at most."""
+"""Lowest gain of a microphone's response; its negative is the highest."""
 BRICK_WALL_DB = 400.0
-"""Slope of a narrow band's end, per octave."""
+"""Slope per octave above the upper edge of a narrow band."""
 FFT_STEP = 2048
-"""The Fourier transforms have a multiple of so many points, so that few different ones are needed."""
+"""FFT lengths are multiples of this, so that few different lengths occur."""
 MOST_GAIN = 100.0
-"""Most by which a waveform is amplified to keep its level."""
+"""Largest gain applied to restore a waveform's level."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far training examples are varied."""
+    """How strongly training examples are augmented."""
 
     gain_db: tuple[float, float] = (-24.0, 12.0)
-    """Range of the gain."""
+    """Range of the gain of an example."""
     noisy: float = 0.75
     """Share of examples that get noise."""
     snr_db: tuple[float, float] = (-3.0, 35.0)
-    """Range of the ratio of the loudest quarter of a second to the noise."""
+    """Range of the SNR; the signal's power is that of its loudest quarter of a second."""
     faint: float = 0.15
-    """Share of examples that get noise which is hardly heard, as in a quiet room; the rest gets none."""
+    """Share of examples with barely audible noise, as in a quiet room; the rest get none."""
     faint_snr_db: tuple[float, float] = (35.0, 60.0)
-    """Range of the ratio there."""
+    """Range of the SNR of faint noise."""
     roomy: float = 0.35
-    """Share of examples that are heard in a room."""
+    """Share of examples with reverberation."""
     tilt: float = 0.5
     """Share of examples whose spectrum is tilted."""
     tilt_db: float = 4.0
-    """Steepest tilt, either way, per octave."""
+    """Steepest tilt per octave, up or down."""
     peaks: float = 0.5
-    """Share of examples heard through an equaliser of three broad peaks or dips."""
+    """Share of examples filtered by an equaliser with three broad peaks or dips."""
     peak_db: float = 8.0
-    """Highest peak, deepest dip."""
+    """Largest height of a peak and depth of a dip."""
     muffled: float = 0.12
     """Share of examples without treble."""
     muffled_hz: tuple[float, float] = (700.0, 4000.0)
-    """Range of where the treble begins to fall."""
+    """Range of the frequency above which the treble falls off."""
     thin: float = 0.15
     """Share of examples without bass."""
     thin_hz: tuple[float, float] = (80.0, 400.0)
-    """Range of where the bass begins to fall."""
+    """Range of the frequency below which the bass falls off."""
     narrow: float = 0.12
     """Share of examples without the upper band, as over a telephone or a headset's radio link."""
     narrow_hz: tuple[float, float] = (3000.0, 7000.0)
-    """Range of where that band ends."""
+    """Range of the upper edge of the remaining band."""
     stretch: float = 0.15
-    """Largest relative change of tempo, on the features: pitch stays."""
+    """Largest relative change of tempo.  It is applied to the features, so the pitch does not change."""
     colour: float = 0.5
-    """Standard deviation of a constant offset on the low coefficients: another microphone."""
+    """Standard deviation of a constant offset on the coefficients, as by another microphone; smaller on higher ones."""
     time_mask: int = 10
     """Longest masked run of frames."""
     coefficient_mask: int = 6
-    """Most coefficients masked at once."""
+    """Largest number of neighbouring coefficients masked."""
 
     def __post_init__(self) -> None:
         for field in ("noisy", "faint", "roomy", "tilt", "peaks", "muffled", "thin", "narrow"):
@@ -88,9 +88,9 @@ def uniform(n: int, low: float, high: float, like: Tensor, generator: Generator)
 
 
 def warp(signal: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    """Play `signal` (batch, time, ...) `factor` (batch, 1) times as fast about its middle, `shift` samples later.
+    """Speed up `signal` (batch, time[, n]) by `factor` (batch, 1) about its middle and delay it by `shift` samples.
 
-    Linear interpolation; zeros where the signal has nothing.
+    Linear interpolation; zeros outside the signal.
     """
     time = signal.shape[1]
     middle = (time - 1) / 2
@@ -105,25 +105,25 @@ def warp(signal: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
 
 
 def speech_power(waveform: Tensor) -> Tensor:
-    """(batch, 1) mean power of the loudest quarter of a second of each waveform, or of a third of a shorter one."""
+    """(batch, 1) mean power of the loudest `LOUD_FRAMES` frames of each waveform, or of a third if it is short."""
     frames = waveform.unfold(1, FRAME, FRAME).square().mean(2)
     loudest = max(1, min(LOUD_FRAMES, frames.shape[1] // 3))
     return frames.topk(loudest, dim=1).values.mean(1, keepdim=True)
 
 
 def noise_gain(waveform: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
-    """(batch, 1) what brings `noise` (batch, time) `snr_db` (batch, 1) below the waveform's loud parts."""
+    """Gain (batch, 1) that puts `noise` (batch, time) `snr_db` (batch, 1) below the waveform's loud parts."""
     wanted = speech_power(waveform) / 10 ** (snr_db / 10)
     return (wanted / (noise.square().mean(1, keepdim=True) + 1e-10)).sqrt().clamp(max=1e3)
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
-    """`noise` (batch, time) mixed in, `snr_db` (batch, 1) below the waveform's loud parts."""
+    """Mix in `noise` (batch, time), `snr_db` (batch, 1) below the waveform's loud parts."""
     return waveform + noise * noise_gain(waveform, noise, snr_db)
 
 
 def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
-    """Each waveform (batch, time) heard through its room (batch, taps); the level is kept."""
+    """Convolve each waveform (batch, time) with its room's impulse response (batch, taps); the level is kept."""
     n = waveform.shape[1] + response.shape[1]
     wet = torch.fft.irfft(torch.fft.rfft(waveform, n) * torch.fft.rfft(response, n), n)[:, : waveform.shape[1]]
     scale = (waveform.square().sum(1) / (wet.square().sum(1) + 1e-10)).sqrt()
@@ -131,7 +131,7 @@ def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
 
 
 def live_response(points: int, device: torch.device) -> Tensor:
-    """(points // 2 + 1,) gain at each frequency of the high-pass that the live loop begins with; its phase is left out.
+    """(points // 2 + 1,) gain of the live loop's high-pass at each frequency of an FFT; its phase is left out.
 
     Source: Butterworth's magnitude of order 4 after the bilinear transform, as in `speech.activity`.
     """
@@ -142,7 +142,7 @@ def live_response(points: int, device: torch.device) -> Tensor:
 
 
 def as_heard_live(waveform: Tensor) -> Tensor:
-    """(batch, time) through the high-pass that the live loop begins with."""
+    """Filter waveforms (batch, time) with the high-pass that the live loop applies first."""
     time = waveform.shape[1]
     points = -(-(time + FFT_STEP) // FFT_STEP) * FFT_STEP
     spectrum = torch.fft.rfft(waveform, points) * live_response(points, waveform.device)
@@ -150,10 +150,10 @@ def as_heard_live(waveform: Tensor) -> Tensor:
 
 
 class Augment:
-    """Vary a batch of waveforms and of features.
+    """Augment a batch of waveforms and its features.
 
     Args:
-        config: how far.
+        config: how strongly.
         rooms: (rooms, taps) impulse responses that begin with the direct sound; may be empty.
         generator: source of all randomness.
     """
@@ -175,11 +175,11 @@ class Augment:
         return uniform(n, *limits, like, self.generator)
 
     def waveform(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
-        """Room, gain, noise, then the microphone: tilt, equaliser, low-pass, high-pass, clipping; all as heard live.
+        """Apply room, noise, gain, the microphone (tilt, equaliser, low-pass, high-pass), the live high-pass, clipping.
 
         Args:
             waveform, noise: (batch, time).
-            sounding: (batch,) bool: it holds a sound; the rest keeps its level and gets no room and no other noise.
+            sounding: (batch,) bool, true for a sound; the others keep their level and get neither room nor noise.
         """
         n, time = waveform.shape
         sounding = sounding[:, None]
@@ -195,13 +195,13 @@ class Augment:
         return torch.fft.irfft(heard, points)[:, :time].clamp(-1, 1)
 
     def _live(self, points: int, device: torch.device) -> Tensor:
-        """(points // 2 + 1,), remembered."""
+        """`live_response`, cached: (points // 2 + 1,)."""
         if points not in self._high_pass:
             self._high_pass[points] = live_response(points, device)
         return self._high_pass[points]
 
     def _noise_level(self, waveform: Tensor, noise: Tensor, sounding: Tensor) -> Tensor:
-        """(batch, 1) gain of the noise before that of the whole."""
+        """(batch, 1) gain of the noise, before the gain of the mixture."""
         config, n = self.config, len(waveform)
         drawn = uniform(n, 0, 1, waveform, self.generator)
         snr_db = torch.where(
@@ -213,20 +213,20 @@ class Augment:
         return noise_gain(waveform, noise, snr_db) * heard
 
     def _room_numbers(self, sounding: Tensor) -> Tensor:
-        """(batch,) the room of each example, 0 for none."""
+        """(batch,) index of each example's room, 0 for none."""
         n, rooms = len(sounding), len(self.rooms) - 1
         number = 1 + torch.randint(max(1, rooms), (n, 1), generator=self.generator, device=sounding.device)
         chosen = self._chosen(n, self.config.roomy if rooms else 0.0, number) & sounding
         return (number * chosen).squeeze(1)
 
     def _room_spectrum(self, points: int) -> Tensor:
-        """(1 + rooms, points // 2 + 1), remembered."""
+        """Spectra of the rooms, cached: (1 + rooms, points // 2 + 1)."""
         if points not in self._spectra:
             self._spectra[points] = torch.fft.rfft(self.rooms, points)
         return self._spectra[points]
 
     def _response(self, n: int, points: int, like: Tensor) -> Tensor:
-        """(n, points // 2 + 1) gain of each example's microphone at each frequency."""
+        """(n, points // 2 + 1) gain of each example's random microphone at each frequency."""
         config, generator = self.config, self.generator
         frequency_hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, CURVE_POINTS, device=like.device).clamp(min=20.0)
         octave = (frequency_hz / 1000).log2()[None]  # above 1 kHz
@@ -250,7 +250,7 @@ class Augment:
         return torch.nn.functional.interpolate(curve[:, None], size, mode="linear", align_corners=True).squeeze(1)
 
     def features(self, features: Tensor) -> Tensor:
-        """Tempo, microphone and masks on (batch, frames, n_mfcc); masked values take the item's mean."""
+        """Change tempo and microphone colour of (batch, frames, n_mfcc), then mask with the item's mean over time."""
         config, generator = self.config, self.generator
         n, frames, n_mfcc = features.shape
         edge = features[:, :1]
@@ -270,16 +270,16 @@ class Augment:
 
 
 def keep_level(before: Tensor, after: Tensor) -> Tensor:
-    """(batch, 1) what gives the spectra `after` the energy of `before`; both (batch, bins).
+    """Gain (batch, 1) that gives the spectra `after` the energy of `before`; both (batch, bins).
 
-    The two ends of the spectrum count twice, which does not matter here.
+    The first and last bin are weighted twice as much as they should be, which does not matter here.
     """
     energy = [torch.view_as_real(x).square().sum((1, 2)) for x in (before, after)]
     return (energy[0] / (energy[1] + 1e-10)).sqrt().clamp(max=MOST_GAIN)[:, None]
 
 
 def impulse_responses(recordings: list[Tensor], taps: int = 8000) -> Tensor:
-    """Rooms as (rooms, taps), each beginning at its direct sound with unit energy."""
+    """Stack rooms as (rooms, taps); each begins at its direct sound and has unit energy."""
     trimmed = []
     for response in recordings:
         direct = response[int(response.abs().argmax()) :][:taps]

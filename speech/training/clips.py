@@ -1,4 +1,4 @@
-"""Waveforms as numpy arrays: levels, where the sound is, where speech can be cut, sounds made from nothing."""
+"""Waveforms as numpy arrays: levels, bounds of a sound, cutting into utterances, generated sounds."""
 
 import os
 from functools import cache
@@ -13,13 +13,13 @@ CLIP = SAMPLE_RATE_HZ
 FRAME = SAMPLE_RATE_HZ // 100
 """Samples over which a level is measured: 10 ms."""
 SPEECH_DB = -26.0
-"""RMS level of a sound in training before its level is varied, below full scale."""
+"""RMS level of a training sound, relative to full scale, before it is varied."""
 PRE_EMPHASIS = 0.9
-"""Share of the last sample that is subtracted before the extent of a sound is measured."""
+"""Share of the previous sample that is subtracted from each one before sound is separated from noise."""
 PAUSE_FRAMES = 25
-"""Frames of quiet that end an utterance: 250 ms, as the live endpointer has it."""
+"""Quiet frames that end an utterance: 250 ms, as in the live endpointer."""
 SHORTEST_FRAMES = 6
-"""Frames under which a sound is not cut out as an utterance: 60 ms."""
+"""Shortest utterance: 60 ms.  Shorter sounds are dropped."""
 
 Waveform = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -41,13 +41,13 @@ def fit(waveform: Waveform, length: int = CLIP) -> Waveform:
 
 
 def set_level(waveform: Waveform, level_db: float) -> Waveform:
-    """The waveform at an RMS of `level_db` dB below full scale."""
+    """Scale a waveform to an RMS of `level_db` dB relative to full scale, clipped to -1..1."""
     rms = np.sqrt(np.square(waveform).mean()) + 1e-9
     return np.clip(waveform * (10 ** (level_db / 20) / rms), -1, 1)
 
 
 def frame_power(waveform: Waveform) -> NDArray[np.float32]:
-    """Mean power of each whole 10 ms: (samples,) -> (samples // 160,)."""
+    """Mean power of each full 10 ms frame: (samples,) -> (samples // 160,)."""
     return np.square(waveform[: len(waveform) // FRAME * FRAME].reshape(-1, FRAME)).mean(1)
 
 
@@ -65,7 +65,7 @@ def loud_frames(waveform: Waveform) -> NDArray[np.bool_]:
 
 
 def extent(waveform: Waveform) -> tuple[int, int]:
-    """First and last sample of what is above the recording's own noise floor; all of it where nothing is."""
+    """First sample, and one past the last, above the recording's noise floor; the whole recording if none is."""
     if len(waveform) < 3 * FRAME:
         return 0, len(waveform)
     loud = np.flatnonzero(loud_frames(waveform))
@@ -73,9 +73,9 @@ def extent(waveform: Waveform) -> tuple[int, int]:
 
 
 def cut_utterances(waveform: Waveform) -> Numbers:
-    """Where an endpointer cuts a recording: (utterances, 2), first and last sample of each.
+    """Cut a recording at its pauses: (utterances, 2), the first sample of each and one past the last.
 
-    Sounds less than 250 ms apart are one utterance; a steady sound, such as rain, is one from end to end.
+    Sounds less than 250 ms apart are one utterance.  A steady sound such as rain is one utterance from end to end.
     """
     loud = np.flatnonzero(loud_frames(waveform))
     if not len(loud):
@@ -88,17 +88,17 @@ def cut_utterances(waveform: Waveform) -> Numbers:
 
 
 LONGEST_TALK_S = 60.0
-"""Talk that goes on longer is given up."""
+"""`max_s` of the live endpointer when it cuts speech for training."""
 
 
 @cache
 def detector(process: int) -> VoiceActivity:
-    """The voice activity detector of one process, by its number; a forked process may not go on with another's."""
+    """The voice activity detector of process number `process`; a forked process must not reuse its parent's."""
     return VoiceActivity()
 
 
 def cut_talk(waveform: Waveform) -> Numbers:
-    """Where the live endpointer cuts a recording of speech: (utterances, 2), where in each somebody speaks."""
+    """Cut a recording of speech with the live endpointer: (utterances, 2), start and end of the speech in samples."""
     segmenter = Segmenter(ListenerConfig(), LONGEST_TALK_S, detector(os.getpid()))
     hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
     found = [segmenter.push(hop) for hop in hops] + [segmenter.finish()]
@@ -107,7 +107,7 @@ def cut_talk(waveform: Waveform) -> Numbers:
 
 
 def procedural_noise(rng: np.random.Generator, length: int = CLIP) -> Waveform:
-    """Noise of a random spectral slope, a few tones, a chord that glides or some clicks, peaking at 1."""
+    """Noise with a random spectral slope, a few tones, a gliding chord or some clicks; the peak is 1."""
     makers = (sloped_noise, steady_tones, gliding_chord, clicks)
     noise = makers[rng.integers(len(makers))](rng, length)
     return (noise / (np.abs(noise).max() + 1e-9)).astype(np.float32)
@@ -121,14 +121,14 @@ def sloped_noise(rng: np.random.Generator, length: int) -> Reals:
 
 
 def steady_tones(rng: np.random.Generator, length: int) -> Reals:
-    """One to four tones that may die away, as of a beeper."""
+    """One to four tones that may decay, as of a beeper."""
     pitch_hz = rng.uniform(50, 4000, size=(rng.integers(1, 5), 1))
     phase = 2 * np.pi * pitch_hz * np.arange(length) / SAMPLE_RATE_HZ + rng.uniform(0, 6, pitch_hz.shape)
     return np.sin(phase).sum(0) * np.exp(-np.arange(length) * rng.uniform(0, 5) / SAMPLE_RATE_HZ)
 
 
 def gliding_chord(rng: np.random.Generator, length: int) -> Reals:
-    """Three notes with their partials, gliding by up to an octave a second, with tremolo."""
+    """Three notes with partials and tremolo, gliding by up to one octave per second."""
     time = np.arange(length) / SAMPLE_RATE_HZ
     root_hz = rng.uniform(60, 600) * 2 ** (rng.uniform(-1, 1) * time)
     partials = np.outer(rng.choice([1, 1.25, 1.5, 2], 3), np.arange(1, 7)).ravel()
@@ -139,16 +139,16 @@ def gliding_chord(rng: np.random.Generator, length: int) -> Reals:
 
 
 def clicks(rng: np.random.Generator, length: int) -> Reals:
-    """A few clicks of the same colour at random times."""
+    """A few clicks with the same spectrum at random times."""
     noise = np.zeros(length)
     noise[rng.integers(length, size=rng.integers(1, 12))] = rng.uniform(-1, 1)
     return np.convolve(noise, rng.standard_normal(80) * np.exp(-np.arange(80) / rng.uniform(1, 30)), "same")
 
 
 def struck(rng: np.random.Generator, length: int) -> Reals:
-    """One blow on a thing: a burst of noise and some damped modes.
+    """One blow on an object: a burst of noise and some damped modes.
 
-    From a key (bright, some milliseconds) to a knock on a door (dark, a tenth of a second).
+    It ranges from a key (bright, some milliseconds) to a knock on a door (dark, a tenth of a second).
     Source: modal synthesis, as in van den Doel and Pai 1998, The Sounds of Physical Shapes.
     """
     size = rng.uniform()  # 0: a small, bright thing; 1: a large, dark one
@@ -164,13 +164,13 @@ def struck(rng: np.random.Generator, length: int) -> Reals:
 
 
 def impacts(rng: np.random.Generator, length: int) -> Waveform:
-    """Knocks, ticks, keys, switches: blows one at a time, in pairs or in rhythm, peaking at 1."""
+    """Knocks, ticks, keys, switches: single blows, pairs or rhythms; the peak is 1."""
     kinds = [struck(rng, length) for _ in range(rng.integers(1, 3))]
     duration_s = length / SAMPLE_RATE_HZ
     pattern = rng.integers(4)
     if pattern == 0:
         times_s = rng.uniform(0, 0.5, 1)
-    elif pattern == 1:  # down and up again, as a switch
+    elif pattern == 1:  # a switch, down and up
         times_s = rng.uniform(0, 0.4) + np.array([0, rng.uniform(0.04, 0.25)])
     elif pattern == 2:  # a clock, knocks at a door
         times_s = rng.uniform(0, 0.3) + np.arange(rng.integers(2, 12)) / rng.uniform(1.5, 8)
@@ -185,7 +185,7 @@ def impacts(rng: np.random.Generator, length: int) -> Waveform:
 
 
 def procedural_sound(seed: int) -> Waveform:
-    """Two seconds of noise, tones, clicks or impacts, the same for a seed; half of them are impacts."""
+    """Two seconds of noise, tones or clicks, or with probability 0.5 of impacts; a seed always gives the same sound."""
     rng = np.random.default_rng(seed)
     maker = impacts if rng.random() < 0.5 else procedural_noise
     return 0.5 * maker(rng, 2 * SAMPLE_RATE_HZ)

@@ -1,4 +1,4 @@
-"""Recordings on disk -> index, speaker-disjoint parts, one memory-mapped bank of samples with what is known of each."""
+"""Recordings on disk -> an index with speaker-disjoint parts, and one memory-mapped bank of samples."""
 
 import hashlib
 import json
@@ -33,21 +33,21 @@ from speech.training.clips import (
 )
 
 SCARCE = ("on", "off")
-"""Commands of which a partial data set may hold only a dozen validation clips."""
+"""Commands with perhaps only a dozen validation clips in a partial data set."""
 WORDS_FOLDER = Path("SpeechCommands/speech_commands_v0.02")
 ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
 BACKGROUND = "_background_noise_"
 HOMOPHONES = {"know": "no", "write": "right", "won": "one"}
-"""Words of the synthetic voices that sound like a word of the vocabulary: they are that word."""
+"""Words of the synthetic voices that sound like another word and are labelled as that word."""
 SPOKEN = ("words", "voices", "synthetic")
-"""Sources that hold single words to train on: people, a neural synthesiser, other synthesisers."""
+"""Sources of single words to train on: people, a neural synthesiser, other synthesisers."""
 CUT = ("speech", "sentences", "events", "procedural")
-"""Sources that hold several sounds, which an endpointer would cut apart."""
+"""Sources whose recordings hold several sounds; an endpointer would cut them apart."""
 PARTS = ("training", "validation", "testing")
 MANY = 1000
-"""Recordings from which on it is worth to measure them in several processes."""
+"""Smallest number of recordings that is measured in several processes."""
 VERSION = 5
-"""Of the files in the cache: raise it when what is measured of a recording changes."""
+"""Version of the cache files: raise it when the measurements of a recording change."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recording:
 
     path: Path
     word: str
-    """What is said; "" where nobody says one of the words."""
+    """The word that is said; "" if there is none."""
     part: str
     """training, validation or testing."""
     source: str
@@ -64,30 +64,35 @@ class Recording:
 
 
 def share(name: str) -> float:
-    """A number in 0..1 that depends on nothing but the name: the same split on every machine."""
+    """A number in 0..1 that depends only on the name, so that the split is the same on every machine."""
     return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def part_of(group: str, validation: float, testing: float) -> str:
-    """The part to which everything of one group (a speaker, a place) belongs."""
+    """The part that all recordings of one group (a speaker, a place) belong to.
+
+    Args:
+        group: its name.
+        validation, testing: shares of the groups in 0..1; the rest are training.
+    """
     position = share(group)
     return "validation" if position < validation else "testing" if position < validation + testing else "training"
 
 
 def speaker_of(path: Path) -> str:
-    """The speaker's hash in the file name of Speech Commands."""
+    """The speaker's hash in a file name of Speech Commands."""
     return path.name.split("_nohash_")[0]
 
 
 def index_words(root: Path, held_out: float) -> list[Recording]:
-    """All words of Speech Commands by the official lists.
+    """Index all words of Speech Commands, split by the official lists.
 
     Args:
-        root: the folder that holds `SpeechCommands/speech_commands_v0.02`.
-        held_out: share of the training speakers of `on` and `off` who join validation with all they said,
-            because the official validation list of a partial data set holds only a dozen of these clips.
+        root: folder that holds `SpeechCommands/speech_commands_v0.02`.
+        held_out: share of the training speakers of `on` and `off` that are moved to validation with all their clips,
+            because the official validation list of a partial data set holds only a dozen clips of these words.
     Raises:
-        DataError: when the folder or its lists are missing; says how to get them.
+        DataError: the folder or its lists are missing, or it holds no clips; the message says how to get them.
     """
     folder = root / WORDS_FOLDER
     lists = {part: folder / f"{part}_list.txt" for part in ("validation", "testing")}
@@ -118,9 +123,10 @@ def index_words(root: Path, held_out: float) -> list[Recording]:
 
 
 def index_others(root: Path) -> list[Recording]:
-    """Synthetic voices, speech without commands, words at home, events, noise and rooms, as far as they are there.
+    """Index synthetic voices, speech without commands, words recorded at home, events, noise and rooms.
 
-    Speech is split by speaker, noise and rooms by place, so that validation hears other ones than training.
+    Folders that are missing are skipped.  Speech is split by speaker, noise and rooms by place, so that validation
+    has other speakers and places than training.
     """
     found = [
         Recording(path, HOMOPHONES.get(path.parent.name, path.parent.name), "training", source)
@@ -146,15 +152,15 @@ def index_others(root: Path) -> list[Recording]:
 
 
 def index_procedural(count: int) -> list[Recording]:
-    """`count` made sounds for training; the path holds nothing but the number that makes the sound."""
+    """Index `count` generated sounds for training; the name of each path is the seed of its sound."""
     return [Recording(Path(f"procedural/{number}"), "", "training", "procedural") for number in range(count)]
 
 
 def read_commands(path: Path) -> tuple[str, ...]:
-    """The commands of a list: one a line; what follows a `#` does not count.
+    """Read a list of commands: one per line; text after `#` is ignored.
 
     Raises:
-        ConfigError: the file can't be read, lists nothing, or a word twice.
+        ConfigError: the file can't be read, is empty, lists a word twice or one that begins with `_`.
     """
     try:
         lines = path.read_text().splitlines()
@@ -162,7 +168,7 @@ def read_commands(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} can't be read: {error}") from error
     commands = [word for line in lines if (word := line.split("#")[0].strip())]
     if not commands or len(set(commands)) < len(commands) or any(word.startswith("_") for word in commands):
-        raise ConfigError(f"{path} must list commands, one a line, each once, none beginning with _")
+        raise ConfigError(f"{path} must list commands, one per line, each once, none beginning with _")
     return tuple(commands)
 
 
@@ -183,22 +189,22 @@ def vocabulary(recordings: Sequence[Recording], rare: int, commands: Sequence[st
 
 @dataclass(frozen=True)
 class Measured:
-    """What is kept of one recording."""
+    """The samples and measurements of one recording."""
 
     samples: NDArray[np.int16]
     bounds: tuple[int, int]
-    """Where its sound begins and ends."""
+    """Start and end of its sound, in samples."""
     power: NDArray[np.float32]
-    """Of each 10 ms."""
+    """(frames,) mean power of each 10 ms."""
     pieces: Numbers
-    """(pieces, 2), where an endpointer would cut it; empty for single words."""
+    """(pieces, 2) start and end of each utterance that an endpointer would cut out; empty for single words."""
 
 
 def read_recording(recording: Recording) -> NDArray[np.int16]:
-    """Its samples.
+    """Read the samples of a recording.
 
     Raises:
-        DataError: it can't be read, is not 16 kHz mono, or holds nothing.
+        DataError: it can't be read, is not 16 kHz mono, or is empty.
     """
     if recording.source == "procedural":
         return np.round(procedural_sound(int(recording.path.name)) * 32767).astype(np.int16)
@@ -212,7 +218,7 @@ def read_recording(recording: Recording) -> NDArray[np.int16]:
 
 
 def measure(recording: Recording) -> Measured:
-    """Read a recording and find out where its sound is."""
+    """Read a recording and measure where its sounds are."""
     samples = read_recording(recording)
     waveform = as_float(samples)
     pieces = np.zeros((0, 2), np.int64)
@@ -228,12 +234,12 @@ def n_processors() -> int:
 
 @contextmanager
 def measured(recordings: Sequence[Recording]) -> Iterator[Iterable[Measured]]:
-    """Each recording measured, in order; by as many processes as there are processors where that is worth it."""
+    """Measure recordings and yield the results in order; many recordings are shared out over all processors."""
     n_processes = n_processors()
     if n_processes < 2 or len(recordings) < MANY or "fork" not in multiprocessing.get_all_start_methods():
         yield map(measure, recordings)
         return
-    # Forked, as a fresh process would import the whole training program again.  The children use numpy only.
+    # Forked, because a fresh process would import the whole training program again.  The children use numpy only.
     with ProcessPoolExecutor(n_processes, multiprocessing.get_context("fork")) as pool:
         yield pool.map(measure, recordings, chunksize=64)
 
@@ -248,15 +254,15 @@ class Pieces:
 
 
 class Corpus:
-    """Recordings decoded once into one memory-mapped file of 16-bit samples, with what was measured of them.
+    """Recordings decoded once into one memory-mapped file of 16-bit samples, with their measurements.
 
     `corpus[i]` is recording i: (samples,), float32 in -1..1.
 
     Attributes:
         samples: all recordings one after the other, int16.
-        begin, length: (recordings,) where each lies in `samples`.
-        start, end: (recordings,) where the sound of each begins and ends, counted from its begin.
-        pieces: sounds within the longer recordings.
+        begin, length: (recordings,) position and length of each in `samples`.
+        start, end: (recordings,) bounds of each recording's sound, counted from its `begin`.
+        pieces: utterances within the longer recordings.
     """
 
     def __init__(self, recordings: Sequence[Recording], cache: Path) -> None:
@@ -277,11 +283,11 @@ class Corpus:
         n_frames = self.length // FRAME
         self.first_frame: Numbers = np.cumsum(n_frames) - n_frames
         self._energy: Reals = np.concatenate([[0.0], np.cumsum(self.power, dtype=np.float64)])
-        self.samples = np.memmap(samples, np.int16, mode="c")  # never written to; torch wants it writable
+        self.samples = np.memmap(samples, np.int16, mode="c")  # never written to, but torch needs a writable array
 
     def _decode(self, samples: Path, known: Path) -> None:
         length, bounds, power, pieces = [], [], [], []
-        # Under another name until it is whole, as several processes may begin at once.
+        # Written under a temporary name until complete, because several processes may do this at once.
         part, part_known = (path.with_name(f"{os.getpid()}-{path.name}") for path in (samples, known))
         with open(part, "wb") as file, measured(self.recordings) as found:
             for number, one in enumerate(found):
@@ -310,7 +316,7 @@ class Corpus:
         return self.samples[self.begin[index] : self.begin[index] + self.length[index]]
 
     def crop(self, index: int, rng: np.random.Generator, length: int = CLIP) -> Waveform:
-        """`length` samples from a random place of recording `index`; a shorter one goes round and round."""
+        """Cut `length` samples at a random position of recording `index`; a shorter recording is repeated."""
         stored = self._stored(index)
         if len(stored) < length:
             stored = np.tile(stored, -(-length // len(stored)))
@@ -318,14 +324,14 @@ class Corpus:
         return as_float(stored[start : start + length])
 
     def select(self, part: str, source: str, word: str | None = None) -> Numbers:
-        """Positions of the recordings of one part and source, and one word if given."""
+        """Indices of the recordings of one part and source, and of one word if given."""
         chosen = [
             i for i, r in enumerate(self.recordings) if r.part == part and r.source == source and word in (None, r.word)
         ]
         return np.array(chosen, np.int64)
 
     def rms(self, recording: Numbers, start: Numbers, end: Numbers) -> Reals:
-        """RMS of `start` to `end` of each recording, to the next 10 ms."""
+        """RMS of each recording from sample `start` to `end`, widened to full 10 ms frames."""
         n_frames = self.length[recording] // FRAME
         first = np.minimum(start // FRAME, np.maximum(0, n_frames - 1))
         last = np.maximum(np.minimum(-(-end // FRAME), n_frames), first + 1)
@@ -335,7 +341,7 @@ class Corpus:
 
 
 def stamp(recording: Recording) -> tuple[str, str, int, int]:
-    """What tells whether a recording is still the one in the cache."""
+    """Identity of a recording: if it changes, the cache is out of date."""
     if recording.source == "procedural":
         return str(recording.path), recording.source, 0, 0
     status = recording.path.stat()

@@ -1,6 +1,6 @@
-"""Utterances for the classification head, as the endpointer hands them over: one sound with margins around it.
+"""Utterances for the classification head, shaped like those of the endpointer: one sound with margins around it.
 
-A seed and an epoch decide all of them.  Batches hold utterances of about the same length.
+Seed and epoch determine them completely.  The utterances of a batch have about the same length.
 """
 
 from collections.abc import Sequence
@@ -23,53 +23,53 @@ from speech.training.teacher import Teacher
 SHORTEST_S, LONGEST_S = 0.5, 2.0
 """Lengths of an utterance, margins included."""
 LONGEST_SOUND_S = 1.8
-"""Longest sound of an utterance; of a longer one the beginning is kept."""
+"""Longest sound of an utterance; a longer one is cut off."""
 LEFT_S, RIGHT_S = (0.05, 0.55), (0.1, 0.6)
-"""Margins before and after the sound; the live pre-roll is about 0.3 s, the pause that closes about 0.25 s."""
+"""Ranges of the margins before and after the sound.  Live, the pre-roll is about 0.3 s, the closing pause 0.25 s."""
 CHUNK = 4096
-"""Examples among which those of about the same length are put together."""
+"""Number of examples that are sorted by length before they are cut into batches."""
 NEVER, ALWAYS = 0, 10 * SAMPLE_RATE_HZ
-"""How much of a recording may be heard around the sound: nothing, all there is (samples)."""
+"""Samples of the recording that are kept on either side of the sound: none, or all."""
 
 
 @dataclass(frozen=True)
 class MixConfig(SourceMix):
-    """What one training epoch is made of, in examples."""
+    """How many examples of each kind make up one training epoch."""
 
     keyword: int = 1500
     """Examples of each command."""
     word: int = 500
     """Examples of each other word of the vocabulary."""
     unknown_real: int = 1500
-    """Recorded words outside the vocabulary: `_unknown_`, like all that follow up to `pair`."""
+    """Recorded words outside the vocabulary.  These and all kinds down to `pair` are labelled `_unknown_`."""
     unknown_voices: int = 3500
-    """Words outside by neural voices."""
+    """Words outside the vocabulary by neural voices."""
     unknown_synthetic: int = 1500
-    """Words outside by other synthetic voices."""
+    """Words outside the vocabulary by other synthetic voices."""
     speech: int = 5000
-    """Pieces of running speech, cut where it is weakest."""
+    """Pieces of running speech, cut at weak places."""
     speech_synthetic: float = 0.15
-    """Share of synthetic voices among these, where there are any."""
+    """Share of synthetic voices among these pieces, if the corpus has any."""
     speech_s: tuple[float, float] = (0.25, 1.4)
-    """Their lengths."""
+    """Range of the lengths of these pieces."""
     talk: int = 1500
-    """Utterances that an endpointer cuts out of running speech, the beginning of longer ones."""
+    """Utterances that an endpointer cuts out of running speech; only the first 1.4 s are used."""
     pair: int = 2000
-    """A word right before or after another or a piece of speech, in one utterance."""
+    """A word of the vocabulary next to another word or a piece of speech, in one utterance."""
     gap_s: tuple[float, float] = (0.0, 0.2)
-    """Pause between these two."""
+    """Range of the pause between the two sounds of a pair."""
     noise: int = 1500
-    """Noise at every level: `_silence_`, like all that follow."""
+    """Noise at every level.  This and all kinds down to `digital` are labelled `_silence_`."""
     events: int = 2500
     """Barking, clocks, sneezes ..."""
     procedural: int = 1500
-    """Made sounds: noises, tones, knocks, ticks, keys."""
+    """Generated sounds: noises, tones, knocks, ticks, keys."""
     digital: int = 200
-    """Nothing but zeros."""
+    """Digital silence: all zeros."""
     repeats: int = 1
-    """How many times all that makes an epoch; more where epochs are short, as on a GPU."""
+    """How often the above is drawn for one epoch; raise it where epochs are short, as on a GPU."""
     speed: float = 0.12
-    """Largest relative change of speed, which moves pitch and formants along."""
+    """Largest relative change of speed, which also changes pitch and formants."""
     speed_rare: float = 0.2
     """The same for commands with few recordings."""
     level_db: float = 4.0
@@ -96,13 +96,13 @@ class Utterances(Movable):
     teacher: Tensor
     """(batch, classes) posteriors of the teachers; zeros where they have none."""
     weight: Tensor
-    """(batch,) of each example in the loss."""
+    """(batch,) weight of each example in the loss."""
     word: Tensor
-    """(batch,) which of all known words is said; -1 where none is or more than one."""
+    """(batch,) index into the words of the material; -1 if no word, or more than one, is said."""
     sounding: Tensor
-    """(batch,) bool: a sound in a room, that may get noise; the others are noise or nothing at their own level."""
+    """(batch,) bool, true for a sound, which may get a room and noise; the others are noise or digital silence."""
     group: Tensor
-    """(batch,) which of `GROUPS` a validation example belongs to; 0 in training."""
+    """(batch,) index into `GROUPS` of a validation example; 0 in training."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ class Draws:
 
     first: Sounds
     second: Sounds
-    """What follows the first sound; recording -1 for nothing."""
+    """The second sound; recording -1 if there is none."""
     gap: Numbers
     """Samples between the two."""
     context: Numbers
-    """Most samples of the recording that may be heard around the sound."""
+    """Samples of the recording that may be kept on either side of the sound."""
     label: Numbers
     word: Numbers
     taught: NDArray[np.bool_]
-    """The teachers' posteriors of the first recording hold for the example."""
+    """Whether the teachers' posteriors for the first recording apply to the example."""
     sounding: NDArray[np.bool_]
     gain: Reals
     gain_second: Reals
@@ -145,7 +145,7 @@ def drawn(
     speed: Reals | None = None,
     group: int = 0,
 ) -> Draws:
-    """`Draws` with what most examples have in common."""
+    """Make `Draws`, with defaults that suit most examples."""
     n = len(first)
     nothing = Sounds(np.full(n, -1), np.zeros(n, np.int64), np.zeros(n, np.int64))
     return Draws(
@@ -165,7 +165,7 @@ def drawn(
 
 
 def together(lots: Sequence[Draws]) -> Draws:
-    """Several lots of examples as one."""
+    """Concatenate several lots of examples."""
     lots = [lot for lot in lots if len(lot)] or list(lots[:1])
     return Draws(
         joined([lot.first for lot in lots]),
@@ -180,14 +180,14 @@ def together(lots: Sequence[Draws]) -> Draws:
 
 
 class EpochDraws:
-    """Draws what an epoch holds, kind by kind."""
+    """Draws the examples of one epoch, kind by kind."""
 
     def __init__(self, material: Material, labels: Sequence[str], mix: MixConfig, rng: np.random.Generator) -> None:
         self.material, self.labels, self.mix, self.rng = material, list(labels), mix, rng
         self.unknown, self.silence = self.labels.index(UNKNOWN), self.labels.index(SILENCE)
 
     def draw(self) -> Draws:
-        """All of them, kind by kind."""
+        """Draw all examples of the epoch."""
         lots = [self._vocabulary(), self._outside(), *self._speech(), self._pairs(), *self._silence()]
         return together(lots)
 
@@ -221,7 +221,7 @@ class EpochDraws:
         )
 
     def _outside(self) -> Draws:
-        """Words outside the vocabulary, each word of a source about as often."""
+        """Words outside the vocabulary; within a source, each word is about equally frequent."""
         material, mix, rng = self.material, self.mix, self.rng
         known = np.isin(material.words, self.labels)
         lots = [self._nothing()]
@@ -237,7 +237,7 @@ class EpochDraws:
         return drawn(joined([]), self.unknown, np.zeros(0))
 
     def _speech(self) -> list[Draws]:
-        """Pieces of running speech, cut anywhere or by the endpointer."""
+        """Pieces of running speech, cut at weak places or by the endpointer."""
         material, mix, rng = self.material, self.mix, self.rng
         if not material.has("speech"):
             return []
@@ -255,7 +255,7 @@ class EpochDraws:
         ]
 
     def _pairs(self) -> Draws:
-        """A word of the vocabulary and another word or a piece of speech, either first."""
+        """A word of the vocabulary before or after another word or a piece of speech."""
         material, mix, rng = self.material, self.mix, self.rng
         known = [material.number(name) for name in self.labels if material.number(name) >= 0]
         if not mix.pair or not known:
@@ -274,7 +274,7 @@ class EpochDraws:
         )  # fmt: skip
 
     def _silence(self) -> list[Draws]:
-        """Noise at every level, short sounds at the level of speech, nothing."""
+        """Noise at every level, short sounds at the level of speech, and digital silence."""
         material, mix, rng = self.material, self.mix, self.rng
         lots = []
         for source, count in (("events", mix.events), ("procedural", mix.procedural)):
@@ -294,7 +294,7 @@ class EpochDraws:
 
 
 def choose(condition: NDArray[np.bool_], yes: Sounds, no: Sounds) -> Sounds:
-    """Of each place the one sound or the other."""
+    """Element by element: the sound of `yes` where `condition` is true, else that of `no`."""
     return Sounds(
         np.where(condition, yes.recording, no.recording),
         np.where(condition, yes.start, no.start),
@@ -304,24 +304,31 @@ def choose(condition: NDArray[np.bool_], yes: Sounds, no: Sounds) -> Sounds:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sounds of examples lie; arrays (examples,), in samples of the utterance."""
+    """Lengths of the sounds and margins of examples; arrays (examples,), in samples of the utterance."""
 
     n_first: Numbers
-    """Length of the first sound at its speed, then of the second."""
+    """Length of the first sound, after its change of speed."""
     n_second: Numbers
+    """The same for the second sound, with the gap before it; 0 if there is none."""
     left: Numbers
+    """Margin before the sounds."""
     right: Numbers
+    """Margin after the sounds."""
 
     @property
     def wanted(self) -> Numbers:
-        """Length that each utterance would like to have."""
+        """Length of each utterance before it is padded to the length of its batch."""
         return self.left + self.n_first + self.n_second + self.right
 
 
 def lay_out(draws: Draws, left_s: Reals, right_s: Reals) -> Layout:
-    """Sounds shortened to the longest utterance, margins shortened where both do not fit.
+    """Lay out the sounds of utterances: cut long sounds, then shrink margins so that all fits into `LONGEST_S`.
 
-    Examples that hold no sounding get no margins.
+    Utterances under `SHORTEST_S` are lengthened.  Noise and silence get no other margins.
+
+    Args:
+        draws: the examples.
+        left_s, right_s: (examples,) wanted margins.
     """
     most = round(LONGEST_SOUND_S * SAMPLE_RATE_HZ)
     n_first = np.ceil((draws.first.end - draws.first.start) / draws.speed).astype(np.int64)
@@ -338,9 +345,9 @@ def lay_out(draws: Draws, left_s: Reals, right_s: Reals) -> Layout:
 
 
 def bucket(wanted: Numbers, batch_size: int, world: int, rng: np.random.Generator) -> list[Numbers]:
-    """Examples by number, in batches of about equal length: (world * batch_size,) each, in random order.
+    """Group examples of about equal length into batches of indices, (world * batch_size,) each, in random order.
 
-    What is left over in the end is left out.
+    Examples that do not fill a batch are left out.
     """
     size = batch_size * world
     order = rng.permutation(len(wanted))
@@ -360,10 +367,12 @@ def bucket(wanted: Numbers, batch_size: int, world: int, rng: np.random.Generato
 def make_plan(
     corpus: Corpus, draws: Draws, layout: Layout, rows: Numbers, shift: Reals, noise: NoiseDraws | None
 ) -> Plan:
-    """The plan of some examples, as long as the longest of them, to the next 10 ms.
+    """Plan one batch; its length is that of its longest example, rounded up to 10 ms.
 
     Args:
-        shift: (rows,) in 0..1, which part of the room that an utterance has left goes before its sound.
+        rows: indices of the examples.
+        shift: (rows,) in 0..1, share of an utterance's padding that goes before its sound.
+        noise: of all examples; None for none.
     """
     length = int(-(-layout.wanted[rows].max() // FRAME) * FRAME)
     left = layout.left[rows] + np.floor(shift * (length - layout.wanted[rows])).astype(np.int64)
@@ -392,15 +401,15 @@ def make_plan(
 
 
 class UtteranceBatches(Dataset[Utterances]):
-    """One epoch of batches, drawn anew from `seed` and `epoch`.
+    """The batches of one epoch, determined by `seed` and `epoch`.
 
     Args:
         material: the training part.
         labels: classes.
-        mix, noise: what the epoch is made of.
+        mix, noise: composition of the epoch and of its noise.
         teacher: posteriors for single words; None for none.
-        batch_size: examples of each process in one step.
-        share: number of this process and how many there are: each gets its own rows of every batch.
+        batch_size: examples per process in one step.
+        share: index of this process and number of processes; each gets its own rows of every batch.
     """
 
     def __init__(
@@ -436,7 +445,7 @@ class UtteranceBatches(Dataset[Utterances]):
 
 
 def as_batch(plan: Plan, draws: Draws, rows: Numbers, teacher: Teacher) -> Utterances:
-    """A plan with the labels of its rows."""
+    """Combine a plan with the targets of its rows."""
     recordings = np.where(draws.taught[rows], draws.first.recording[rows], -1)
     posteriors, weight = teacher.of(recordings)
     return Utterances(
@@ -451,14 +460,14 @@ def as_batch(plan: Plan, draws: Draws, rows: Numbers, teacher: Teacher) -> Utter
 
 
 GROUPS = ("official", "home", "speech", "events", "noise")
-"""What validation holds."""
+"""Kinds of validation examples."""
 
 
 class ValidationUtterances(Dataset[Utterances]):
-    """Validation examples that never change, as they were recorded.
+    """A fixed set of validation examples without augmentation.
 
-    Every word of the part and of `home` as the endpointer would cut it out, `per_kind` pieces of speech, of events and
-    of noise from -70 to -5 dB.
+    It holds every word of the part, from Speech Commands and `home`, with margins of 0.3 s, and `per_kind` pieces each
+    of speech, of events and of noise at -70 to -5 dB.
     """
 
     def __init__(self, corpus: Corpus, labels: Sequence[str], part: str, per_kind: int, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: one ONNX file with the front end in the graph and everything else in its metadata."""
+"""Checkpoint -> bundle: one ONNX file with the front end in its graph and all settings in its metadata."""
 
 import io
 import json
@@ -22,22 +22,22 @@ from speech.training.features import MFCC, FeatureConfig
 from speech.training.networks import NETWORKS, Encoder, LSTMKind, Network, NetworkConfig
 
 PREFIX = "acoustic."
-"""What the names of the network's weights in a checkpoint begin with."""
+"""Prefix of the names of the network's weights in a checkpoint."""
 TOLERANCE = 1e-4
 """Largest difference of an output between torch and ONNX Runtime."""
 EXAMPLE_S = 1
-"""Length of the waveform that the exporter follows through the network."""
+"""Length of the waveform that the exporter traces."""
 SCORER = "scorer"
-"""What the names of a bundle's weights begin with."""
+"""Prefix of the names of the weights in a bundle."""
 AXES = {"waveform": {0: "batch", 1: "time"}, "features": {0: "batch", 1: "frames"}}
-"""Axes whose length differs from call to call; those of the other outputs are the network's."""
+"""Axes of variable length; `Network.axes` names those of the other outputs."""
 
 
 class Scorer(nn.Module):
-    """What the bundle computes: waveform (batch, time) -> scores that sum to one.
+    """The computation of a bundle: waveform (batch, time) -> scores that sum to one.
 
-    They are (batch, classes), or (batch, steps, tokens) with a CTC head.  `offsets` (labels,) are added to the logits,
-    which are then divided by `temperature`.
+    The scores are (batch, classes), or (batch, steps, tokens) with a CTC head.  They are the softmax of
+    (logits + `offsets`) / `temperature`; `offsets` is (labels,).
     """
 
     offsets: Tensor
@@ -48,15 +48,15 @@ class Scorer(nn.Module):
         self.register_buffer("offsets", torch.zeros(1))
 
     def logits(self, waveform: Tensor) -> Tensor:
-        """The same before temperature and softmax."""
+        """Logits with offsets, before temperature and softmax."""
         logits: Tensor = self.network(self.mfcc(waveform)) + self.offsets
         return logits
 
     def shift(self, offsets: Mapping[str, float], labels: Sequence[str]) -> None:
-        """Set the offsets of some labels, such as one that is taken for others too often.
+        """Set the offsets of some labels and clear the others, for example to favour a label that is often missed.
 
         Raises:
-            ConfigError: a label that the network lacks.
+            ConfigError: the network lacks a label.
         """
         strange = set(offsets) - set(labels)
         if strange:
@@ -67,7 +67,7 @@ class Scorer(nn.Module):
         return torch.softmax(self.logits(waveform) / self.temperature, dim=-1)
 
     def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
-        """All that a bundle gives, in the order of its outputs.
+        """All outputs of a bundle, in their order.
 
         Returns:
             `scores`, as above; the network's other outputs, such as the `embedding` of single words;
@@ -82,8 +82,8 @@ class Scorer(nn.Module):
 class _Graph(nn.Module):
     """A scorer with all its outputs, for the exporter, which calls `forward`.
 
-    It is left in training mode, what is inside is not: so the exporter does not merge weights with equal values, and
-    each keeps its name.
+    This module stays in training mode, the scorer inside is in evaluation mode.  The exporter then does not merge
+    equal weights, so each keeps its name.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -95,13 +95,14 @@ class _Graph(nn.Module):
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with which a share of p of the answers at confidence p is right, as nearly as one number can.
+    """The temperature, 0.2 to 5, that minimises the cross-entropy.
 
-    It minimises the cross-entropy; which label is the best stays as it is.
+    It calibrates the confidence: of the answers with confidence p, about a share of p should be right.  The best label
+    of a clip does not change.
 
     Args:
-        logits: (clips, classes), of clips that were not trained on.
-        labels: (clips,)
+        logits: (clips, classes) of clips that were not trained on.
+        labels: (clips,) true classes.
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
     """
     candidates = torch.logspace(-0.7, 0.7, 141).tolist()  # 0.2 to 5
@@ -110,10 +111,10 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
-    """The network of a checkpoint, in evaluation mode, and what the recipe noted beside it.
+    """Load the network of a checkpoint, in evaluation mode, and the recipe's notes.
 
     Raises:
-        BundleError: when the file is no checkpoint of this project's recipe, or one of an older network.
+        BundleError: the file is no checkpoint of this project's recipe, or holds an older network.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -125,10 +126,10 @@ def load_checkpoint(path: Path) -> tuple[Scorer, dict[str, Any]]:
 
 
 def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
-    """The network that a bundle was exported from, in evaluation mode, and what is needed to build it again.
+    """Load the network of a bundle, in evaluation mode, and the notes needed to build it again.
 
     Raises:
-        BundleError: the file is no bundle of this project, or holds no network that this version builds.
+        BundleError: the file is no bundle of this project, or this version cannot build its network.
     """
     info = Recognizer.load(path).info
     try:
@@ -141,13 +142,13 @@ def load_bundle(path: Path) -> tuple[Scorer, dict[str, Any]]:
         scorer.offsets = state[f"{SCORER}.offsets"]
     except (KeyError, TypeError, RuntimeError) as error:
         reason = _first_line(error)
-        raise BundleError(f"{path} does not hold a network that training can go on from: {reason}") from error
+        raise BundleError(f"{path} does not hold a network that can be trained further: {reason}") from error
     scorer.temperature = info.training.get("temperature", 1.0)
     return scorer, notes
 
 
 def load_network(path: Path) -> tuple[Scorer, dict[str, Any]]:
-    """The network of a checkpoint or of a bundle, in evaluation mode, and what was noted beside it.
+    """Load the network of a checkpoint or, if `path` ends in .onnx, a bundle, in evaluation mode, and its notes.
 
     Raises:
         BundleError: the file is neither.
@@ -156,12 +157,12 @@ def load_network(path: Path) -> tuple[Scorer, dict[str, Any]]:
 
 
 def build_scorer(notes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scorer:
-    """The network that `notes` describe, with the weights of `state`, in evaluation mode.
+    """Build the network that `notes` describe, with the weights of `state`, in evaluation mode.
 
-    The layer over words that only training uses is left out.
+    The word layer, which only training uses, is left out.
 
     Raises:
-        RuntimeError: when weights are missing, left over or of another shape.
+        RuntimeError: weights are missing, left over or have another shape.
     """
     features = FeatureConfig(**notes["features"])
     lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
@@ -179,24 +180,24 @@ def _first_line(error: Exception) -> str:
 def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
     """Write the bundle and compare it with torch on noise at several levels and lengths.
 
-    Nothing is folded or fused in the file, so that each weight keeps its name and a bundle can be loaded again;
-    ONNX Runtime does that when it opens the file.
+    The file has no folded constants or fused operators, so that each weight keeps its name and `load_bundle` can read
+    it.  ONNX Runtime folds and fuses when it opens the file.
 
     Returns:
-        the largest difference of an output.
+        the largest difference between outputs, see `parity`.
     Raises:
-        BundleError: when it exceeds `TOLERANCE`; the file is removed.
+        BundleError: it exceeds `TOLERANCE`; the file is removed.
     """
     example, axes = torch.zeros(2, EXAMPLE_S * info.sample_rate_hz), {**AXES, **scorer.network.axes}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         names = list(scorer.outputs(example))
         graph = io.BytesIO()
-        # The exporter based on torch.export takes an LSTM of unknown length apart; this one keeps it whole.
+        # This exporter keeps an LSTM of variable length as one operator; the one based on torch.export splits it.
         torch.onnx.export(
             _Graph(scorer),
             (example,),
-            graph,  # type: ignore[arg-type]  # a file object will do
+            graph,  # type: ignore[arg-type]  # a file object works too
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,
@@ -218,9 +219,9 @@ def export(scorer: Scorer, info: BundleInfo, target: Path) -> float:
 
 
 def parity(scorer: Scorer, bundle: Path, sample_rate_hz: int, recordings: Sequence[Tensor] = ()) -> float:
-    """Largest difference of an output between torch and the bundle, on noise and on `recordings` (each (time,)).
+    """Largest difference between the outputs of torch and of the bundle, on noise and on `recordings` (each (time,)).
 
-    An output larger than 1, such as the MFCC, counts by its share of the largest value.
+    Where an output exceeds 1, as MFCC do, the difference is relative to the largest absolute value.
     """
     session = onnxruntime.InferenceSession(str(bundle), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
@@ -247,9 +248,14 @@ def bundle_info(
     figures: dict[str, Any],
     thresholds: Mapping[str, float] | None = None,
 ) -> BundleInfo:
-    """The metadata of a bundle for a checkpoint's notes; `thresholds` of single words go before `threshold`.
+    """The metadata of a bundle, from a checkpoint's notes.
 
-    `training` gets what it takes to build the network again.
+    Args:
+        notes: of the checkpoint.
+        threshold: for all words that `thresholds` does not list.
+        training: what it was trained on and how; the network's settings are added.
+        figures: what was measured.
+        thresholds: of single words.
     """
     feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
     timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)

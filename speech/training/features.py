@@ -16,11 +16,11 @@ class FeatureConfig:
     """Settings of the MFCC; every length derives from `sample_rate_hz`."""
 
     sample_rate_hz: int = SAMPLE_RATE_HZ
-    """Samples per second of the waveform; a bundle carries it, and nothing else is supported yet."""
+    """Samples per second of the waveform.  A bundle carries it; only 16000 is supported."""
     window_ms: int = 25
     """Length of the Hann window."""
     hop_ms: int = 10
-    """Distance between two frames."""
+    """Distance between the starts of two frames."""
     n_fft: int = 512
     """Points of the Fourier transform; the window is zero-padded to it."""
     n_mels: int = 64
@@ -66,7 +66,7 @@ class FeatureConfig:
         return self.hop_ms * self.sample_rate_hz // 1000
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames that `n_samples` give: 1 + (n_samples - window) // hop, or 0 when shorter than a window."""
+        """Number of frames of `n_samples`: 1 + (n_samples - window) // hop, or 0 if shorter than a window."""
         return max(0, 1 + (n_samples - self.window) // self.hop)
 
 
@@ -74,12 +74,12 @@ class MFCC(nn.Module):
     """Mel-frequency cepstral coefficients without padding at the edges.
 
     The Fourier transform is a convolution with windowed cosines and sines.  That is one ONNX operator,
-    exports exactly, and at these sizes outruns both `torch.stft` and ONNX Runtime's STFT on a CPU.
+    exports exactly, and at these sizes is faster on a CPU than `torch.stft` and ONNX Runtime's STFT.
 
     Args of forward:
         waveform: (batch, time), float32 in -1..1, at `config.sample_rate_hz`; time >= window.
     Returns of forward:
-        (batch, frames, n_mfcc), frames = 1 + (time - window) // hop.  No item depends on another.
+        (batch, frames, n_mfcc), frames = 1 + (time - window) // hop.  Items of a batch are independent.
 
     Source: Davis and Mermelstein 1980; the settings are named as in torchaudio.
     """
@@ -96,7 +96,7 @@ class MFCC(nn.Module):
         angle = 2 * math.pi / config.n_fft * torch.arange(n_bins, dtype=torch.float64)[:, None] * time
         window = torch.hann_window(config.window, dtype=torch.float64)
         filters = melscale_fbanks(n_bins, config.f_min_hz, config.f_max_hz, config.n_mels, config.sample_rate_hz)
-        used = filters.sum(1) > 0  # bins outside every filter are not worth computing
+        used = filters.sum(1) > 0  # bins outside every filter need not be computed
         kernel = torch.cat([torch.cos(angle)[used], torch.sin(angle)[used]]) * window
         self.register_buffer("kernel", kernel[:, None].float(), persistent=False)  # (2 * bins, 1, window)
         self.register_buffer("filters", filters[used].T.contiguous(), persistent=False)  # (n_mels, bins)

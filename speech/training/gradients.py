@@ -1,8 +1,9 @@
-"""How far back through time a recurrent network learns: the norm of d loss / d x_t over the distance in time.
+"""How far back in time a recurrent network can learn: the norm of d loss / d x_t against the distance in time.
 
-Going back one step multiplies the gradient by the Jacobian of that step.  In a plain RNN this is
+Backpropagation through one step multiplies the gradient by the Jacobian of that step.  In a plain RNN this is
 W_hh^T diag(1 - h_t^2), whose product over many steps vanishes or explodes with the spectral radius of W_hh.  Along
-the cell state of an LSTM it is diag(f_t): a forget gate near 1, which its bias decides at first, lets it through.
+the cell state of an LSTM it is diag(f_t): a forget gate near 1 lets the gradient through, and before
+training its bias sets it.
 
 Source: Bengio, Simard and Frasconi 1994; Hochreiter and Schmidhuber 1997; clipping: Pascanu, Mikolov and Bengio 2013.
 """
@@ -21,9 +22,9 @@ from speech.training.lstm import LSTM
 Kind = Literal["rnn", "lstm"]
 Network = LSTM | nn.LSTM | nn.RNN
 BASELINE = 1 / 6
-"""Mean squared error of always answering 1, the mean, in the adding problem: the variance of two uniform numbers."""
+"""Mean squared error in the adding problem of always answering the mean, 1: the variance of the sum."""
 EVALUATED = 1024
-"""Sequences that a trained network is scored on, drawn after those that it was trained on."""
+"""Sequences on which a trained network is scored, drawn after the training sequences."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +32,28 @@ class AddingProblem:
     """A batch of the adding problem."""
 
     x: Tensor
-    """(batch, steps, 2): a number from 0 to 1, and 1 where it counts, else 0."""
+    """(batch, steps, 2): a number from 0 to 1, and its mark: 1 for the two numbers to add, else 0."""
     target: Tensor
-    """(batch,): the sum of the two numbers that count."""
+    """(batch,): the sum of the two marked numbers."""
 
 
 @dataclass(frozen=True)
 class AddingConfig:
-    """What a network is trained on, and how."""
+    """Sizes and training settings for the adding problem."""
 
     steps: int = 50
-    """Length of the sequences; the marks are half of it apart on average."""
+    """Length of the sequences; on average the two marks are half that far apart."""
     hidden: int = 64
     """Recurrent units, one layer."""
     batch: int = 32
-    """Sequences in an update, drawn anew for each."""
+    """Sequences per update; each update draws new ones."""
     updates: int = 2000
-    """Steps of Adam."""
+    """Number of steps of Adam."""
     learning_rate: float = 1e-2
     clip: float | None = 1.0
-    """Norm that the gradient of all weights together is cut down to; None: never."""
+    """Largest norm of the gradient over all weights; None: no clipping."""
     forget_bias: float = 1.0
-    """Of the LSTM."""
+    """Initial bias of the LSTM's forget gates."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class Trained:
 
     network: Network
     losses: tuple[float, ...]
-    """Mean squared error of each update's batch, before the update."""
+    """Mean squared error on the batch of each update, before the update."""
     error: float
     """Mean squared error on new sequences."""
 
@@ -83,25 +84,27 @@ class Descent:
     """A few updates by plain gradient descent."""
 
     losses: tuple[float, ...]
-    """Mean squared error before each update; ends early where it is no finite number any more."""
+    """Mean squared error before each update; ends early when it is no longer finite."""
     gradients: tuple[float, ...]
-    """Norm of the gradient of all weights together, before clipping."""
+    """Norm of the gradient over all weights at each update, before clipping."""
     first_step: float
-    """How far the first update moved the weights: the norm over all of them."""
+    """Norm of the first update's change of all weights."""
 
 
 @dataclass(frozen=True)
 class Explosion:
-    """A plain RNN whose gradient grows with the distance."""
+    """Training of a plain RNN whose gradient grows with the distance in time."""
 
     norms: Tensor
-    """(steps,): of `gradient_norms`, before any update."""
+    """(steps,): result of `gradient_norms` before the first update."""
     free: Descent
+    """Without clipping."""
     clipped: Descent
+    """With clipping."""
 
 
 def make_network(kind: Kind, hidden: int, generator: torch.Generator, forget_bias: float = 1.0) -> nn.LSTM | nn.RNN:
-    """A one-layer network over inputs (batch, steps, 2), its weights uniform within 1 / sqrt(hidden) as in torch."""
+    """A one-layer network for inputs (batch, steps, 2); weights are uniform within +-1 / sqrt(hidden), as in torch."""
     if kind not in get_args(Kind):
         raise ConfigError(f"kind={kind!r} must be one of {', '.join(get_args(Kind))}")
     network = nn.LSTM(2, hidden, batch_first=True) if kind == "lstm" else nn.RNN(2, hidden, batch_first=True)
@@ -118,7 +121,7 @@ def draw(module: nn.Module, bound: float, generator: torch.Generator) -> None:
 
 
 def set_forget_bias(network: LSTM | nn.LSTM, value: float) -> None:
-    """Set the bias of every forget gate: `bias_ih` to the value, `bias_hh`, which is added to it, to zero."""
+    """Set the bias of every forget gate: `bias_ih` to `value` and `bias_hh`, which is added to it, to zero."""
     forget = slice(network.hidden_size, 2 * network.hidden_size)
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -129,16 +132,16 @@ def set_forget_bias(network: LSTM | nn.LSTM, value: float) -> None:
 def gradient_norms(network: Network, x: Tensor, generator: torch.Generator) -> Tensor:
     """Mean over the batch of || d loss / d x_t ||; the loss is a random projection of the last step's output.
 
-    Computed in float64 on a copy of the network, without dropout: far back the norms are too small for float32.
+    It is computed on a copy of the network without dropout, in float64: far back, the norms are too small for float32.
 
     Args:
-        network: reads forwards only, batch first; any number of layers.
+        network: unidirectional, batch first; any number of layers.
         x: (batch, steps, input_size)
-        generator: draws the projection, a vector of norm 1; the same seed, the same loss.
+        generator: draws the projection, a vector of norm 1; the same seed gives the same loss.
     Returns:
         (steps,), float64, by distance: index 0 is the last step, index steps - 1 the first.
     Raises:
-        ConfigError: the network reads backwards too, or isn't batch first.
+        ConfigError: the network is bidirectional or not batch first, or `x` has another shape.
     """
     if not isinstance(network, LSTM) and not network.batch_first:
         raise ConfigError("batch_first=False, expected a network that takes (batch, steps, input_size)")
@@ -155,7 +158,7 @@ def gradient_norms(network: Network, x: Tensor, generator: torch.Generator) -> T
 
 
 def adding_problem(batch: int, steps: int, generator: torch.Generator) -> AddingProblem:
-    """Numbers from 0 to 1, of which two are marked, one in each half of the sequence; their sum is the target.
+    """Draw numbers from 0 to 1 and mark one in each half of the sequence; the sum of the two is the target.
 
     Source: Hochreiter and Schmidhuber 1997, experiment 4, with the marks as in Arjovsky, Shah and Bengio 2016.
     """
@@ -169,19 +172,19 @@ def adding_problem(batch: int, steps: int, generator: torch.Generator) -> Adding
 
 
 def squared_error(network: nn.Module, read_out: nn.Module, problem: AddingProblem) -> Tensor:
-    """Mean squared error of the sum read off the last step's output."""
+    """Mean squared error of the sum that `read_out` predicts from the last step's output."""
     output, _ = network(problem.x)
     return (read_out(output[:, -1])[:, 0] - problem.target).square().mean()
 
 
 def train_adding(kind: Kind, config: AddingConfig) -> Trained:
-    """Train a network and a linear read-out on the adding problem; all else alike for either kind."""
+    """Train a network and a linear read-out on the adding problem, under the same conditions for both kinds."""
     generator = torch.Generator().manual_seed(config.seed)
     network = make_network(kind, config.hidden, generator, config.forget_bias)
     read_out = nn.Linear(config.hidden, 1)
     draw(read_out, config.hidden**-0.5, generator)
     weights = [*network.parameters(), *read_out.parameters()]
-    problems = torch.Generator().manual_seed(config.seed + 1)  # apart, so that both kinds see the same sequences
+    problems = torch.Generator().manual_seed(config.seed + 1)  # separate: both kinds see the same sequences
     optimizer = torch.optim.Adam(weights, config.learning_rate)
     losses = []
     for _ in range(config.updates):
@@ -200,8 +203,8 @@ def train_adding(kind: Kind, config: AddingConfig) -> Trained:
 def make_exploding(steps: int, hidden: int, radius: float, generator: torch.Generator) -> Network:
     """A plain RNN with orthogonal recurrent weights times `radius`, its spectral radius, and no bias.
 
-    The input weights are so small that tanh stays in its straight part: the gradient of the last output with respect
-    to x_t then grows as radius**distance, but for how the few inputs happen to lie among the hidden units.
+    The input weights are so small that tanh stays in its linear part.  The gradient of the last output with respect to
+    x_t then grows as radius**distance, except for the random direction of the few inputs in the hidden space.
     """
     network = make_network("rnn", hidden, generator)
     weights = dict(network.named_parameters())
@@ -216,7 +219,7 @@ def make_exploding(steps: int, hidden: int, radius: float, generator: torch.Gene
 def descend(
     network: nn.Module, read_out: nn.Module, problems: Iterable[AddingProblem], learning_rate: float, clip: float | None
 ) -> Descent:
-    """Update copies of network and read-out once for each problem, by plain gradient descent."""
+    """Update copies of network and read-out once per problem, by plain gradient descent."""
     network, read_out = deepcopy(network), deepcopy(read_out)
     weights = [*network.parameters(), *read_out.parameters()]
     optimizer = torch.optim.SGD(weights, learning_rate)
@@ -244,7 +247,7 @@ def explode(
     learning_rate: float = 0.05,
     seed: int = 0,
 ) -> Explosion:
-    """The same RNN on the same adding problems, the gradient clipped to a norm of `clip` and not."""
+    """Train the same RNN on the same adding problems with the gradient clipped to a norm of `clip`, and without."""
     if radius <= 0 or clip <= 0:
         raise ConfigError(f"radius={radius}, clip={clip}: both must be above 0")
     generator = torch.Generator().manual_seed(seed)

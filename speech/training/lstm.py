@@ -1,4 +1,4 @@
-"""The LSTM written from its equations, with every gate in sight, and a plain RNN for contrast.
+"""The LSTM written out from its equations, so that every gate can be inspected, and a plain RNN for comparison.
 
 At each step t, from the input x_t, the previous hidden state h_{t-1} and the previous cell state C_{t-1}:
 
@@ -9,8 +9,8 @@ At each step t, from the input x_t, the previous hidden state h_{t-1} and the pr
     output gate   o_t  = sigmoid(W_o . [h_{t-1}, x_t] + b_o)
     hidden state  h_t  = o_t * tanh(C_t)
 
-`torch.nn.LSTM` is the fast path; a state dict fits either.  It keeps W and b of the four gates stacked in the
-order input, forget, candidate, output, the part for x_t (`ih`) apart from the part for h_{t-1} (`hh`).
+`torch.nn.LSTM` is the fast version; state dicts are interchangeable.  It stacks W and b of the four gates in the order
+input, forget, candidate, output, with separate weights for x_t (`ih`) and for h_{t-1} (`hh`).
 
 Source: Hochreiter and Schmidhuber 1997; the forget gate: Gers, Schmidhuber and Cummins 2000.
 """
@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 @dataclass(frozen=True)
 class Gates:
-    """What happened in one LSTM layer and direction: each (batch, steps, hidden), in the order of time."""
+    """Activations of one LSTM layer and direction: each (batch, steps, hidden), in time order."""
 
     forget: Tensor
     input: Tensor
@@ -36,7 +36,7 @@ class Gates:
 
 
 State = tuple[Tensor, ...]
-"""What a cell hands on to the next step: (h_t, C_t) of an LSTM, (h_t,) of an RNN, each (batch, hidden)."""
+"""State that a cell passes to the next step: (h_t, C_t) of an LSTM, (h_t,) of an RNN, each (batch, hidden)."""
 
 
 class LSTMCell(nn.Module):
@@ -64,7 +64,7 @@ class LSTMCell(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
     def combine(self, x: Tensor, h: Tensor) -> Tensor:
-        """W . [h_{t-1}, x_t] + b of all gates at once: (batch, n_gates * hidden)."""
+        """W . [h_{t-1}, x_t] + b for all gates at once: (batch, n_gates * hidden)."""
         return x @ self.weight_ih.T + self.bias_ih + h @ self.weight_hh.T + self.bias_hh
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, ...]:
@@ -92,14 +92,14 @@ class LSTM(nn.Module):
     """Stacked, optionally bidirectional LSTM; arguments, results and state dict as `torch.nn.LSTM`, batch first.
 
     Args:
-        input_size, hidden_size, num_layers: as named.
-        dropout: between the layers, in training.
-        bidirectional: a second cell in each layer reads the sequence backwards; outputs are joined.
+        input_size, hidden_size, num_layers: as in `torch.nn.LSTM`.
+        dropout: probability between the layers, in training.
+        bidirectional: add a second cell to each layer that reads the sequence backwards; outputs are concatenated.
     Args of forward:
         x: (batch, steps, input_size), or a PackedSequence of such.
     Returns of forward:
-        output (batch, steps, directions * hidden), packed if x was; the last state of each layer and direction,
-        (layers * directions, batch, hidden) each: (h_n, C_n).
+        output (batch, steps, directions * hidden), packed if x is packed;
+        (h_n, C_n), the last state of each layer and direction, (layers * directions, batch, hidden) each.
     """
 
     cell = LSTMCell
@@ -124,7 +124,7 @@ class LSTM(nn.Module):
         return output, states if len(states) > 1 else states[0]
 
     def gates(self, x: Tensor | PackedSequence) -> list[Gates]:
-        """The activations of every layer and direction: l0, l0_reverse, l1, ...  Of an LSTM only."""
+        """The activations of every layer and direction: l0, l0_reverse, l1, ...  An RNN has none."""
         _, _, traces = self._run(x)
         return [Gates(f, i, c, cell, o, h) for h, cell, f, i, c, o in traces]
 
@@ -151,7 +151,7 @@ class LSTM(nn.Module):
     def _run_cell(
         self, cell: LSTMCell, x: Tensor, lengths: Tensor, backwards: bool
     ) -> tuple[tuple[Tensor, ...], State]:
-        """One cell over all steps: what it gave at each, zeros behind a sequence's end, and its last state."""
+        """Run one cell over all steps; return its values, zero after a sequence's end, and its last state."""
         batch, steps = x.shape[:2]
         inside = (torch.arange(steps) < lengths[:, None]).to(x.device)[..., None]  # (batch, steps, 1)
         state: State = (x.new_zeros(batch, self.hidden_size),) * cell.n_states

@@ -1,4 +1,4 @@
-"""Drawing from the corpus, many at a time: words by source, pieces of speech, sounds, noise."""
+"""Draws from the corpus, many at a time: words by source, pieces of speech, sounds, noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from speech.training.corpus import CUT, SPOKEN, Corpus, speaker_of
 from speech.training.plan import Elements, plan_noises
 
 NEAR_FRAMES = 12
-"""Frames within which the weakest one is looked for when speech is cut: 120 ms."""
+"""Speech is cut at the weakest of this many frames: 120 ms."""
 QUIETEST_RMS = 1e-4
-"""RMS below which a sound is not amplified any further."""
+"""Smallest RMS that is assumed for a sound, which limits its gain."""
 MOST_VOICES = 4
-"""Most recordings of speech that make one babble."""
+"""Largest number of voices in babble noise."""
 
 
 @dataclass(frozen=True)
 class SourceMix:
-    """How much of each word comes from which source."""
+    """Share of each source in the recordings of a word."""
 
     voices: float = 0.08
-    """Share of neural voices in a word with plenty of recordings."""
+    """Share of neural voices for a word with at least `rare` recordings."""
     voices_rare: float = 0.25
-    """The same for words with fewer than `rare` recordings, where they add speakers."""
+    """The same for words with fewer than `rare` recordings, where these voices add speakers."""
     synthetic: float = 0.05
-    """Share of other synthetic voices in a word with plenty of recordings."""
+    """Share of other synthetic voices for a word with at least `rare` recordings."""
     synthetic_rare: float = 0.10
     """The same for words with fewer than `rare` recordings."""
     rare: int = 500
-    """Recordings under which a word counts as rare; a word outside the ten needs this many for a class."""
+    """A word with fewer recordings is rare; words other than the commands need this many to become a class."""
 
     def __post_init__(self) -> None:
         for field in ("voices", "voices_rare", "synthetic", "synthetic_rare"):
@@ -45,7 +45,7 @@ class SourceMix:
 
 @dataclass(frozen=True)
 class Sounds:
-    """Stretches of recordings; three arrays (sounds,)."""
+    """Sections of recordings: index, first sample, one past the last; three arrays (sounds,)."""
 
     recording: Numbers
     start: Numbers
@@ -59,7 +59,7 @@ class Sounds:
 
 
 def joined(sounds: Sequence[Sounds]) -> Sounds:
-    """Several lots of sounds, one after the other."""
+    """Concatenate several lots of sounds."""
     none = np.zeros(0, np.int64)
     return Sounds(
         np.concatenate([none, *(s.recording for s in sounds)]),
@@ -69,10 +69,10 @@ def joined(sounds: Sequence[Sounds]) -> Sounds:
 
 
 class Groups:
-    """Items by key, to draw one of a key's items for many keys at once.
+    """Items grouped by key, for drawing one item for each of many keys at once.
 
     Args:
-        keys: (items,) in 0..n_keys - 1.
+        keys: (items,) key of each item, in 0..n_keys - 1.
         items: (items,)
     """
 
@@ -87,19 +87,19 @@ class Groups:
         return self.items[self.first[key] : self.first[key] + self.count[key]]
 
     def draw(self, keys: Numbers, rng: np.random.Generator) -> Numbers:
-        """One item of each key; every key must have some."""
+        """Draw one item for each of `keys`; every key must have at least one."""
         number = (rng.random(len(keys)) * self.count[keys]).astype(np.int64)
         return self.items[self.first[keys] + number]
 
 
 class Material:
-    """What there is to draw from in one part of the corpus.
+    """The recordings of one part of the corpus, prepared for drawing.
 
     Args:
         corpus: all recordings.
         part: training or validation.
-        mix: how much of each word comes from which source.
-        commands: the words that matter most.
+        mix: share of each source in the recordings of a word.
+        commands: the main words of the vocabulary.
     """
 
     def __init__(self, corpus: Corpus, part: str, mix: SourceMix, commands: Sequence[str]) -> None:
@@ -108,14 +108,14 @@ class Material:
         self.words = tuple(sorted({corpus.recordings[i].word for i in spoken}))
         number = {word: n for n, word in enumerate(self.words)}
         self.word = np.full(len(corpus), -1, np.int64)
-        """(recordings,) which of `words` is said; -1 where none is."""
+        """(recordings,) index into `words`; -1 if no word is said."""
         self.word[spoken] = [number[corpus.recordings[i].word] for i in spoken]
         source = np.array([SPOKEN.index(corpus.recordings[i].source) for i in spoken], np.int64)
         chosen = np.array(spoken, np.int64)
         n_words = len(self.words)
         self._spoken = Groups(source * n_words + self.word[chosen], chosen, len(SPOKEN) * n_words)
         self.counts = self._spoken.count.reshape(len(SPOKEN), n_words)
-        """(sources, words) how many recordings there are."""
+        """(sources, words) number of recordings."""
         self.shares = self._shares()
         people = sorted({speaker_of(corpus.recordings[i].path) for i in spoken if source_is_real(corpus, i)})
         name = {speaker: n for n, speaker in enumerate(people)}
@@ -134,11 +134,11 @@ class Material:
         shares[:, 1] = np.where(rare, mix.voices_rare, mix.voices)
         shares[:, 2] = np.where(rare, mix.synthetic_rare, mix.synthetic)
         shares[:, 0] = 1 - shares.sum(1)
-        shares = np.where(there.T, shares + 1e-9, 0)  # a word that only one source knows comes from there
+        shares = np.where(there.T, shares + 1e-9, 0)  # a word with one source always comes from it
         return shares / shares.sum(1, keepdims=True)
 
     def _group_pieces(self, source: str) -> tuple[Numbers, Groups]:
-        """The recordings of a source that hold a sound, and the numbers of each one's pieces."""
+        """The recordings of a source with pieces, and the indices of their pieces grouped by recording."""
         pieces = self.corpus.pieces
         inside = np.zeros(len(self.corpus), bool)
         inside[self.recordings[source]] = True
@@ -147,15 +147,15 @@ class Material:
         return np.unique(keys), Groups(keys, numbers, len(self.corpus))
 
     def has(self, source: str) -> bool:
-        """Is there anything of this source?"""
+        """Whether there are recordings of this source."""
         return len(self.recordings[source]) > 0
 
     def has_pieces(self, source: str) -> bool:
-        """Did the endpointer find anything in it?"""
+        """Whether the endpointer found utterances in the recordings of this source."""
         return len(self._pieces[source][0]) > 0
 
     def number(self, word: str) -> int:
-        """Which of `words` it is; -1 for none."""
+        """Index of a word in `words`; -1 if it is missing."""
         return self.words.index(word) if word in self.words else -1
 
     def is_rare(self, word: str) -> bool:
@@ -163,35 +163,35 @@ class Material:
         return number < 0 or int(self.counts[0, number]) < self.mix.rare
 
     def whole(self, recordings: Numbers) -> Sounds:
-        """The sound of each recording."""
+        """The bounds of each recording's sound."""
         return Sounds(recordings, self.corpus.start[recordings], self.corpus.end[recordings])
 
     def draw_words(self, words: Numbers, rng: np.random.Generator) -> Numbers:
-        """A recording of each word (numbers in `self.words`), from one source or another."""
+        """Draw a recording of each word (indices into `self.words`), with the source drawn by `shares`."""
         source = (rng.random((len(words), 1)) > self.shares[words].cumsum(1)[:, :-1]).sum(1)
         return self._spoken.draw(source * len(self.words) + words, rng)
 
     def draw_same_speaker(self, recordings: Numbers, rng: np.random.Generator) -> Numbers:
-        """Another recording by the speaker of each one, or the same where the speaker is not known."""
+        """Draw a recording by the speaker of each one; the same recording if the speaker is not known."""
         speaker = self.speaker[recordings]
         other = self._by_speaker.draw(np.maximum(speaker, 0), rng) if len(self._by_speaker.items) else recordings
         return np.where(speaker >= 0, other, recordings)
 
     def draw_evenly(self, word: int, source: int, count: int, rng: np.random.Generator) -> Numbers:
-        """`count` recordings of a word from a source, each about equally often."""
+        """Draw `count` recordings of a word from a source, each about equally often."""
         there = self._spoken.of(source * len(self.words) + word)
         rounds = [rng.permutation(there) for _ in range(-(-count // len(there)))] if count else []
         return np.concatenate([np.zeros(0, np.int64), *rounds])[:count]
 
     def draw_pieces(self, source: str, count: int, rng: np.random.Generator) -> Sounds:
-        """Sounds as an endpointer cuts them out of longer recordings, each recording about equally often."""
+        """Draw utterances cut out of longer recordings; each recording is equally likely."""
         recordings, groups = self._pieces[source]
         number = groups.draw(rng.choice(recordings, count), rng)
         pieces = self.corpus.pieces
         return Sounds(pieces.recording[number], pieces.start[number], pieces.end[number])
 
     def crop_pieces(self, sounds: Sounds, low_s: float, high_s: float, rng: np.random.Generator) -> Sounds:
-        """Of each sound that is longer than `high_s` a stretch of between `low_s` and `high_s`."""
+        """Replace each sound longer than `high_s` by a random section of `low_s` to `high_s`."""
         length = sounds.end - sounds.start
         wanted = (rng.uniform(low_s, high_s, len(sounds)) * SAMPLE_RATE_HZ).astype(np.int64)
         keep = length <= high_s * SAMPLE_RATE_HZ
@@ -200,7 +200,7 @@ class Material:
         return Sounds(sounds.recording, start, start + wanted)
 
     def cut_speech(self, source: str, count: int, low_s: float, high_s: float, rng: np.random.Generator) -> Sounds:
-        """Pieces of between `low_s` and `high_s` of running speech, cut where it is weakest."""
+        """Cut pieces of about `low_s` to `high_s` out of running speech, at the weakest frame near each end."""
         corpus = self.corpus
         longest = round(high_s / 0.01) + 2 * NEAR_FRAMES
         n_frames = corpus.length // FRAME
@@ -218,33 +218,33 @@ class Material:
         return Sounds(recording, start * FRAME, end * FRAME)
 
     def _weakest(self, recording: Numbers, frame: Numbers) -> Numbers:
-        """How many frames after `frame` each recording is weakest, 0 to `NEAR_FRAMES` - 1."""
+        """Offset of the weakest of the `NEAR_FRAMES` frames from `frame` on, for each recording."""
         near = (self.corpus.first_frame[recording] + frame)[:, None] + np.arange(NEAR_FRAMES)
         return self.corpus.power[near].argmin(1)
 
     def stretches(self, source: str, n_samples: Numbers, rng: np.random.Generator) -> Sounds:
-        """A stretch from anywhere of recordings of a source, each `n_samples` long where the recording is."""
+        """Random sections of random recordings of a source, `n_samples` long or as long as a shorter recording."""
         recording = rng.choice(self.recordings[source], len(n_samples))
         length = np.minimum(n_samples, self.corpus.length[recording])
         start = (rng.random(len(n_samples)) * (self.corpus.length[recording] - length + 1)).astype(np.int64)
         return Sounds(recording, start, start + length)
 
     def gain(self, sounds: Sounds, level_db: Reals) -> Reals:
-        """What brings each sound to an RMS of `level_db` below full scale."""
+        """Gain that brings each sound to an RMS of `level_db` dB relative to full scale."""
         rms = self.corpus.rms(sounds.recording, sounds.start, sounds.end)
         return 10 ** (level_db / 20) / np.maximum(rms, QUIETEST_RMS)
 
 
 @dataclass(frozen=True)
 class NoiseMix:
-    """Of what the noise below the words is made; the rest is recorded noise."""
+    """Shares of the kinds of noise that are mixed with the words; the rest is recorded noise."""
 
     babble: float = 0.12
-    """Share of two to four people who talk at once."""
+    """Share of two to four people talking at once."""
     events: float = 0.12
     """Share of barking, clocks, sneezes ..."""
     procedural: float = 0.1
-    """Share of made sounds."""
+    """Share of generated sounds."""
 
     def __post_init__(self) -> None:
         if min(self.babble, self.events, self.procedural) < 0 or self.babble + self.events + self.procedural > 1:
@@ -253,21 +253,21 @@ class NoiseMix:
 
 @dataclass(frozen=True)
 class NoiseDraws:
-    """The noise of many waveforms: up to four recordings each, (waveforms, 4), -1 for none."""
+    """The noise of many waveforms: up to four recordings each, arrays (waveforms, 4); recording -1 for none."""
 
     recording: Numbers
     offset: Numbers
     gain: Reals
 
     def of(self, rows: Numbers, corpus: Corpus, n_samples: int) -> Elements:
-        """The part of a plan that holds the noise of these waveforms."""
+        """The noise of the waveforms `rows`, as elements of a plan with `n_samples` per waveform."""
         row, slot = np.nonzero(self.recording[rows] >= 0)
         recording, offset = self.recording[rows][row, slot], self.offset[rows][row, slot]
         return plan_noises(corpus, row.astype(np.int64), recording, offset, self.gain[rows][row, slot], n_samples)
 
 
 def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Generator) -> NoiseDraws:
-    """Noise for `count` waveforms, each recording at an RMS of 1."""
+    """Draw noise for `count` waveforms; gains bring each recording to an RMS of 1."""
     corpus = material.corpus
     shares = [
         ("babble", mix.babble if material.has("speech") else 0.0),
@@ -296,5 +296,5 @@ def draw_noise(material: Material, mix: NoiseMix, count: int, rng: np.random.Gen
 
 
 def source_is_real(corpus: Corpus, index: int) -> bool:
-    """Did a person say it?"""
+    """Whether recording `index` was spoken by a person of Speech Commands."""
     return corpus.recordings[index].source == "words"

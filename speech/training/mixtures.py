@@ -1,8 +1,8 @@
-"""Sequences of commands put together from single words, for the CTC head.
+"""Sequences of commands assembled from single words, for the CTC head.
 
-A mixture is a row of elements - words, other words, pieces of other speech, short sounds - with gaps between them,
-from slightly overlapping to 1.5 s.  Its transcript holds the words and `_unknown_` for each run of other speech.
-Noise, rooms and levels come on top, from `speech.training.augment`.  A seed gives the same mixtures.
+A mixture is a sequence of elements: words, other words, pieces of other speech, short sounds.  The gaps between them
+range from a slight overlap to 1.5 s.  The transcript holds the words, and `_unknown_` for each run of other speech.
+`speech.training.augment` adds noise, rooms and levels later.  The same seed gives the same mixtures.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,23 @@ from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
 FADE = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)
 MOST_ELEMENTS = 8
-"""Elements that a mixture holds at most."""
+"""Largest number of elements in a mixture."""
 MARGIN_S = (0.02, 0.08)
-"""How much of a recording is heard before and after its word."""
+"""Range of the audio kept before and after the word of a recording."""
 GAPS_S = ((-0.05, 0.0), (0.0, 0.15), (0.15, 0.6), (0.6, 1.5))
 GAP_SHARES = (0.1, 0.3, 0.4, 0.2)
-"""Pauses between two elements, and how often each kind comes: one in ten overlaps slightly."""
+"""Ranges of the pause between two elements and the probability of each; one in ten pairs overlaps slightly."""
 EVENTS = ("procedural", "events")
 """Sources of short sounds."""
 NOTHING = -1
-"""Label of what is not transcribed."""
+"""Label of elements that are not transcribed."""
 
 FIELDS = ("recording", "start", "end")
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A word in a stream."""
+    """A word and its place in a stream."""
 
     word: str
     start_s: float
@@ -48,7 +48,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Audio whose transcript is known."""
+    """Audio with a known transcript."""
 
     waveform: Waveform
     placed: tuple[Placed, ...]
@@ -62,38 +62,38 @@ class Mixture:
 
 @dataclass(frozen=True)
 class MixtureConfig(SourceMix):
-    """What one training epoch of the CTC head is made of."""
+    """Composition of one training epoch of the CTC head."""
 
     batches: int = 60
     """Steps of an epoch."""
     audio_s: float = 512.0
     """Seconds of audio in a batch of one process."""
     lengths_s: tuple[float, ...] = (1.2, 2.0, 3.5, 6.0)
-    """Lengths of the mixtures; all of one batch are equally long."""
+    """Lengths of the mixtures; those of a batch are equally long."""
     command: float = 0.6
-    """Share of elements that are commands; these shares need not sum to one."""
+    """Share of elements that are commands.  The shares down to `event` need not sum to one."""
     command_rare: float = 1.8
-    """How many times as often as another a command with fewer than `rare` recordings is drawn."""
+    """Probability of a command with fewer than `rare` recordings, relative to the other commands."""
     word: float = 0.2
     """Share of elements that are other words of the vocabulary."""
     unknown_word: float = 0.15
-    """The same for words outside it: `_unknown_`."""
+    """The same for words outside the vocabulary: `_unknown_`."""
     speech: float = 0.15
     """The same for pieces of running speech, up to 2 s: `_unknown_`."""
     event: float = 0.06
     """The same for short sounds, which are not transcribed."""
     repeat: float = 0.1
-    """Share of words that are said once more."""
+    """Probability that an element repeats the last word."""
     one_speaker: float = 0.25
-    """Share of mixtures in which one speaker says all the words."""
+    """Share of mixtures whose words of the vocabulary come from one speaker."""
     empty: float = 0.06
-    """Share of mixtures that hold noise only."""
+    """Share of mixtures with noise only."""
     running: float = 0.22
-    """Share of mixtures that are running speech without a command from end to end."""
+    """Share of mixtures with running speech from end to end and no command."""
     speed: float = 0.2
-    """Largest relative change of a mixture's speed, which moves pitch and formants along."""
+    """Largest relative change of a mixture's speed, which also changes pitch and formants."""
     level_db: float = 5.0
-    """Largest difference of an element's level from the mixture's."""
+    """Largest difference of an element's level from the nominal one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,9 +114,9 @@ class Mixtures(Movable):
 
     plan: Plan
     targets: Tensor
-    """(batch, most words) tokens, padded with 0."""
+    """(batch, longest transcript) tokens, padded with 0."""
     n_targets: Tensor
-    """(batch,)"""
+    """(batch,) lengths of the transcripts."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Row:
 
     sounds: Sounds
     margin: Numbers
-    """Samples of the recording that are heard before and after the sound."""
+    """(2, mixtures, elements) samples of the recording that are kept before and after the sound."""
     label: Numbers
-    """Number of the token; `NOTHING` for what is not transcribed."""
+    """Index of the token; `NOTHING` for elements that are not transcribed."""
     speed: Reals
     gain: Reals
 
@@ -138,6 +138,7 @@ class MixtureMaker:
     Args:
         material: the training part.
         labels: tokens; words outside them are `_unknown_`.
+        config: composition of the mixtures.
     """
 
     def __init__(self, material: Material, labels: Sequence[str], config: MixtureConfig) -> None:
@@ -168,7 +169,7 @@ class MixtureMaker:
         self.likely = weights / weights.sum()
 
     def make(self, length: int, size: int, rng: np.random.Generator) -> tuple[Plan, Tensor, Tensor]:
-        """`size` mixtures of `length` samples: the plan without noise, targets, their numbers."""
+        """Draw `size` mixtures of `length` samples; return the plan without noise, the targets and their lengths."""
         row = self._elements(size, rng)
         offset, fits = lay_in_a_row(self._n_samples(row), self._gaps(size, rng), length, rng)
         wanted = np.where(rng.random(size) < 0.6, MOST_ELEMENTS, rng.integers(1, MOST_ELEMENTS, size))
@@ -182,7 +183,7 @@ class MixtureMaker:
         return self._plan(row, offset, fits, length), torch.from_numpy(tokens), torch.from_numpy(n_tokens)
 
     def _elements(self, size: int, rng: np.random.Generator) -> Row:
-        """Eight elements for each mixture."""
+        """Draw `MOST_ELEMENTS` elements for each mixture."""
         config, material = self.config, self.material
         kinds = rng.choice(len(self.kinds), (size, MOST_ELEMENTS), p=self.shares)
         one_speaker = rng.random(size) < config.one_speaker
@@ -218,7 +219,7 @@ class MixtureMaker:
         last: Numbers,
         rng: np.random.Generator,
     ) -> Numbers:
-        """(mixtures,) a recording of a word where one is to be said, else -1."""
+        """Draw a recording (mixtures,) for each element that is a word; -1 for the other kinds."""
         material, n = self.material, len(kinds)
         word = np.full(n, -1)
         for number, kind in enumerate(self.kinds[:3]):
@@ -233,7 +234,7 @@ class MixtureMaker:
         return np.where(word >= 0, np.where(keeps, same, drawn), -1)
 
     def _others(self, kinds: Numbers, rng: np.random.Generator) -> Sounds:
-        """(mixtures,) a piece of speech or a short sound, whichever is to come."""
+        """Draw the sounds (mixtures,) of elements that are a piece of speech or a short sound."""
         material, n = self.material, len(kinds)
         none = np.zeros(n, np.int64)
         found = Sounds(none, none, none)
@@ -249,7 +250,7 @@ class MixtureMaker:
     def _running(
         self, row: Row, offset: Numbers, chosen: NDArray[np.bool_], length: int, rng: np.random.Generator
     ) -> tuple[Row, Numbers]:
-        """The first element of these mixtures is running speech from end to end."""
+        """Replace the first element of the `chosen` mixtures by running speech from end to end, in place."""
         speech = self.material.stretches("speech", np.full(len(chosen), length), rng)
         level_db = SPEECH_DB + self.config.level_db * rng.uniform(-1, 1, len(chosen))
         pairs = (
@@ -267,7 +268,7 @@ class MixtureMaker:
         return row, offset
 
     def _bounds(self, row: Row) -> tuple[Numbers, Numbers]:
-        """First and last sample of each element in its recording, with its margins."""
+        """First sample of each element in its recording and one past the last, margins included."""
         length = self.material.corpus.length[row.sounds.recording]
         start = np.maximum(row.sounds.start - row.margin[0], 0)
         return start, np.minimum(row.sounds.end + row.margin[1], length)
@@ -300,10 +301,14 @@ class MixtureMaker:
 def lay_in_a_row(
     n_samples: Numbers, gaps: Numbers, length: int, rng: np.random.Generator
 ) -> tuple[Numbers, NDArray[np.bool_]]:
-    """Where each element begins, and which of them fit; what is left over is split before and after them.
+    """Place elements in sequence; a random part of the remaining time goes before them, the rest after.
 
     Args:
-        n_samples, gaps: (mixtures, elements), each gap before its element; the first one does not count.
+        n_samples: (mixtures, elements) length of each element.
+        gaps: (mixtures, elements) gap before each element; the first gap is ignored.
+        length: samples of a mixture.
+    Returns:
+        first sample of each element, and which elements fit; both (mixtures, elements).
     """
     gaps = np.where(np.arange(gaps.shape[1]) == 0, 0, gaps)
     end = np.cumsum(gaps + n_samples, 1)
@@ -314,9 +319,9 @@ def lay_in_a_row(
 
 
 def transcripts(labels: Numbers, unknown: int) -> tuple[Numbers, Numbers]:
-    """Labels of elements (mixtures, elements) -> tokens padded with 0, and how many there are (mixtures,).
+    """Labels of elements (mixtures, elements) -> tokens padded with 0, and their numbers (mixtures,).
 
-    What is not transcribed is left out; `_unknown_` after `_unknown_` is one token.
+    Elements labelled `NOTHING` are left out; a run of `_unknown_` is one token.
     """
     keep = labels != NOTHING
     before = np.full(len(labels), NOTHING)
@@ -331,13 +336,13 @@ def transcripts(labels: Numbers, unknown: int) -> tuple[Numbers, Numbers]:
 
 
 class MixtureBatches(Dataset[Mixtures]):
-    """One epoch of batches, drawn anew from `seed` and `epoch`.
+    """The batches of one epoch, determined by `seed` and `epoch`.
 
     Args:
         material: the training part.
         labels: tokens.
-        config, noise: what the mixtures and the noise below them are made of.
-        share: number of this process and how many there are: each makes its own mixtures, equally long ones.
+        config, noise: composition of the mixtures and of the noise that is mixed in.
+        share: index of this process and number of processes.  Each makes its own mixtures; their lengths agree.
     """
 
     def __init__(
@@ -370,7 +375,7 @@ class MixtureBatches(Dataset[Mixtures]):
 
 
 def encode(transcripts: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Transcripts -> token numbers (batch, most words) padded with 0, and how many there are (batch,)."""
+    """Transcripts -> token indices (batch, longest transcript) padded with 0, and their numbers (batch,)."""
     number = {label: n for n, label in enumerate(labels)}
     n_words = torch.tensor([len(t) for t in transcripts])
     targets = torch.zeros(len(transcripts), max(1, int(n_words.max())), dtype=torch.long)
@@ -380,7 +385,7 @@ def encode(transcripts: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple
 
 
 class FixedPool:
-    """The recorded words of one part, to draw from."""
+    """Draws recorded words of one part."""
 
     def __init__(self, corpus: Corpus, part: str) -> None:
         self.corpus = corpus
@@ -392,22 +397,22 @@ class FixedPool:
                 self._by_speaker.setdefault(speaker_of(recording.path), []).append(i)
 
     def draw(self, word: str, rng: np.random.Generator) -> int:
-        """A recording of a word."""
+        """Draw a recording of a word."""
         return pick(self._clips[word], rng)
 
     def draw_same_speaker(self, like: int, rng: np.random.Generator) -> int:
-        """Another recording by the speaker of recording `like`."""
+        """Draw a recording by the speaker of recording `like`."""
         return pick(self._by_speaker[speaker_of(self.corpus.recordings[like].path)], rng)
 
 
 def pick(items: list[int], rng: np.random.Generator) -> int:
-    """One of many."""
+    """Draw one item."""
     return items[rng.integers(len(items))]
 
 
 @dataclass(frozen=True)
 class Element:
-    """What stands in a mixture: its sound, what is transcribed of it ("" for nothing) and where that lies in it."""
+    """An element of a mixture: its audio, its label ("" if it is not transcribed) and the bounds of its word."""
 
     waveform: Waveform
     label: str
@@ -416,7 +421,7 @@ class Element:
 
 
 def trim(clip: Waveform, bounds: tuple[int, int], rng: np.random.Generator) -> tuple[Waveform, int, int]:
-    """A clip cut to its word (`bounds`) with 20 to 80 ms around it and soft ends; where the word lies in the cut."""
+    """Cut a clip to its word (`bounds`) with faded margins of 20 to 80 ms; return it and the word's bounds in it."""
     start, end = bounds
     before, after = (int(m) for m in rng.uniform(0.02, 0.08, 2) * SAMPLE_RATE_HZ)
     begin = max(0, start - before)
@@ -428,7 +433,7 @@ def trim(clip: Waveform, bounds: tuple[int, int], rng: np.random.Generator) -> t
 
 
 def lay(elements: Sequence[Element], gaps_s: Sequence[float], length: int, rng: np.random.Generator) -> Mixture:
-    """Elements in a row, each gap before its element, as many as fit; what is left over is split before and behind."""
+    """Place as many elements as fit in sequence, each after its gap; the remaining time is split at random."""
     begin: list[int] = []
     at = 0
     for element, gap_s in zip(elements, gaps_s, strict=True):
@@ -457,10 +462,15 @@ def fixed_mixtures(
     sizes: tuple[int, int] = (1, 6),
     gaps_s: tuple[float, float] = (0.1, 0.8),
 ) -> list[Mixture]:
-    """The same `n` mixtures of real words for a seed, to measure on.
+    """Make `n` mixtures of recorded words for evaluation; the same seed gives the same mixtures.
 
-    Each holds `sizes` words (both ends included) with `gaps_s` between them, half of them by one speaker where
-    he has said enough, 0.3 to 0.6 s of nothing before and 0.8 s behind.
+    Every second mixture draws from one speaker and drops words outside `words`, so it may be shorter; if none is left,
+    it keeps several speakers.  0.3 to 0.6 s of silence come first, 0.8 s last.
+
+    Args:
+        words: vocabulary to draw from.
+        sizes: smallest and largest number of words.
+        gaps_s: range of the gaps between words.
     """
     rng = np.random.default_rng(seed)
     pool = FixedPool(corpus, part)

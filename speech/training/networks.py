@@ -1,4 +1,4 @@
-"""The encoder (convolutions, stacked bidirectional LSTM) and its heads."""
+"""The encoder (convolutions, stacked bidirectional LSTM) and the heads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from speech.errors import ConfigError
 from speech.training.lstm import LSTM
 
 LSTMKind = Literal["torch", "equations", "rnn"]
-"""The fast LSTM; the one written from its equations, which takes the same weights; a plain RNN for contrast."""
+"""The fast LSTM; the one written out from its equations, with the same weights; a plain RNN for comparison."""
 
 
 Normalisation = Literal["none", "mean", "mean_variance"]
-"""What is taken from the MFCC of each utterance: nothing; the mean over time; the mean and the deviation."""
+"""How the MFCC of each utterance are normalised: not at all, by the mean over time, by mean and deviation."""
 
 DEVIATION_FLOOR = 1.0
-"""Added, squared, to the variance over time (MFCC units): white noise deviates by 0.5 to 1, a word by 0.7 to 20."""
+"""Its square is added to the variance over time.  In MFCC, white noise deviates by 0.5 to 1, a word by 0.7 to 20."""
 ATTENTION_UNITS = 64
 """Width of the layer that scores each step for the attention."""
 WORD_SCALE = 16.0
-"""What the training-only layer multiplies its cosines by at first; learned.  Source: Wang et al. 2017, NormFace."""
+"""Initial factor of the cosines in the training-only layer; it is learned.  Source: Wang et al. 2017, NormFace."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class NetworkConfig:
     """Size of the encoder and of the pooling."""
 
     cmn: Normalisation = "mean"
-    """Cepstral mean (and variance) normalisation of each utterance: it removes the colour of a microphone."""
+    """Cepstral mean (and variance) normalisation of each utterance: it removes the colouring by the microphone."""
     channels: int = 128
-    """Channels of the first convolution over time, which sees the MFCC frames."""
+    """Channels of the first convolution over time; its input is the MFCC."""
     stride: int = 2
-    """Frames that the first convolution moves on by."""
+    """Stride of the first convolution, in frames."""
     stacking_channels: int = 160
-    """Channels of the second convolution: the width of the LSTM's input."""
+    """Channels of the second convolution, and size of the LSTM's input."""
     stacking: int = 2
-    """Frames of the first convolution that the second one moves on by (frame stacking)."""
+    """Stride of the second convolution, in outputs of the first (frame stacking)."""
     blocks: int = 0
-    """Residual blocks of separable convolutions over time between these two and the LSTM."""
+    """Residual blocks of separable convolutions over time between the second convolution and the LSTM."""
     block_kernel: int = 9
-    """Steps that each block sees at once; odd."""
+    """Kernel length of each block, in steps; odd."""
     hidden: int = 160
     """LSTM units in each direction."""
     layers: int = 2
     """Stacked bidirectional LSTM layers."""
     attention_heads: int = 1
-    """Distributions over time that the classifier pools with; their means are concatenated."""
+    """Attention distributions over time in the classifier; their weighted means are concatenated."""
     embedding: int = 0
-    """Length of the pooled vector after a linear layer; 0 leaves that layer out."""
+    """Output size of a linear layer after the pooling; 0 for no such layer."""
     dropout: float = 0.2
     """Probability of dropping a value between the layers and before the head."""
 
@@ -72,17 +72,17 @@ class NetworkConfig:
 
     @property
     def n_pooled(self) -> int:
-        """Length of the vector that the class layer sees, and that a bundle gives as `embedding`."""
+        """Length of the class layer's input, which a bundle outputs as `embedding`."""
         return self.embedding or self.attention_heads * 2 * self.hidden
 
 
 class UtteranceNorm(nn.Module):
-    """Takes the mean over time from each coefficient of each utterance and, if asked, divides by the deviation.
+    """Subtracts each coefficient's mean over the utterance and, for `mean_variance`, divides by its deviation.
 
     Args of forward:
         features: (batch, frames, n_features), each item one whole utterance
     Returns of forward:
-        the same shape; the deviation divided by is sqrt(variance + DEVIATION_FLOOR ** 2)
+        the same shape; the deviation is sqrt(variance + DEVIATION_FLOOR ** 2)
 
     Source: Furui 1981 (the mean); Viikki and Laurila 1998 (the deviation).
     """
@@ -94,7 +94,7 @@ class UtteranceNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.kind == "none":
             return features
-        change = features - features[:, :1]  # so that of digital silence nothing is left, not even rounding
+        change = features - features[:, :1]  # digital silence becomes exactly 0, without rounding errors
         centred = change - change.mean(1, keepdim=True)
         if self.kind == "mean":
             return centred
@@ -103,12 +103,12 @@ class UtteranceNorm(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A residual block: a convolution of each channel over time, one across the channels at each step.
+    """A residual block: a convolution over time in each channel, then one across the channels at each step.
 
     Args of forward:
         x: (batch, channels, steps)
     Returns of forward:
-        the same shape; beyond the ends of the utterance lie zeros
+        the same shape; the utterance is padded with zeros
 
     Source: Majumdar and Ginsburg 2020, MatchboxNet.
     """
@@ -128,7 +128,7 @@ class SeparableBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Convolutions over time that thin the frames out, then the stacked bidirectional LSTM.
+    """Convolutions over time that reduce the frame rate, then the stacked bidirectional LSTM.
 
     Args of forward:
         features: (batch, frames, n_features), each item one whole utterance
@@ -158,17 +158,17 @@ class Encoder(nn.Module):
         self.lstm: nn.Module = kind(width, config.hidden, config.layers, dropout=between, **options)
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in self.lstm.named_parameters():
-            if "bias_ih" in name and lstm != "rnn":  # a forget gate that starts open lets gradients through time
+            if "bias_ih" in name and lstm != "rnn":  # an open forget gate lets gradients flow back in time
                 parameter.data[config.hidden : 2 * config.hidden] = 1.0
 
     @staticmethod
     def timing(config: NetworkConfig, hop_s: float, window_s: float) -> tuple[float, float]:
-        """Distance of two steps and the middle of the first one, in seconds, for frames of `window_s` every `hop_s`."""
-        middle = 2 + config.stride  # the kernels are five and three frames long; the blocks see as much on either side
+        """Distance between steps and centre of the first, in seconds, for frames of `window_s` every `hop_s`."""
+        middle = 2 + config.stride  # the kernels have lengths 5 and 3; the blocks are centred
         return config.stride * config.stacking * hop_s, middle * hop_s + window_s / 2
 
     def steps(self, features: Tensor) -> Tensor:
-        """What the LSTM reads: (batch, frames, n_features) -> (batch, steps, stacking_channels)."""
+        """The LSTM's input: (batch, frames, n_features) -> (batch, steps, stacking_channels)."""
         normalised = self.normalize(self.cmn(features).transpose(1, 2))  # (batch, n_features, frames)
         thinned: Tensor = self.blocks(self.thin(normalised))
         return thinned.transpose(1, 2)
@@ -185,7 +185,7 @@ class AttentionPooling(nn.Module):
         hidden: (batch, steps, n_hidden)
     Returns of forward:
         pooled (batch, heads * n_hidden), one head after the other;
-        attention (batch, heads, steps), that of each head sums to one over the steps
+        attention (batch, heads, steps); each head's weights sum to one over the steps
 
     Source: Lin et al. 2017, A Structured Self-attentive Sentence Embedding.
     """
@@ -221,15 +221,15 @@ class CosineLayer(nn.Module):
 class Network(nn.Module, ABC):
     """Encoder and head: features in, logits out.
 
-    A network of another head derives from this and is entered in `NETWORKS`.
+    The network of a new head derives from this class and is entered in `NETWORKS`.
     """
 
     name: ClassVar[str]
-    """Of the head, as in `speech.heads`."""
+    """Name of the head, as in `speech.heads`."""
     window_s: ClassVar[float]
-    """Length of the waveforms that it is trained on, in seconds."""
+    """Length of the training waveforms, in seconds."""
     axes: ClassVar[Mapping[str, Mapping[int, str]]]
-    """Axes of its outputs whose length differs from call to call."""
+    """Axes of variable length, for each output."""
     encoder: "Encoder"
 
     @abstractmethod
@@ -240,7 +240,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def outputs(self, features: Tensor) -> dict[str, Tensor]:
-        """What a bundle gives of features (batch, frames, n_features), by the names in `axes`; `scores` are logits."""
+        """Outputs for features (batch, frames, n_features), named as in `axes`; `scores` are logits."""
 
     def forward(self, features: Tensor) -> Tensor:
         return self.outputs(features)["scores"]
@@ -250,8 +250,8 @@ class Classifier(Network):
     """Encoder, attention pooling and one score for each class.
 
     Args:
-        n_words: rows of a second, training-only layer that tells words apart by the direction of their embedding, so
-            that words the classes do not know lie apart from each other too; 0 leaves it out.
+        n_words: outputs of a second, training-only layer that separates words by the direction of their embedding, so
+            that words outside the classes are separated from each other too; 0 for no such layer.
     Args of forward:
         features: (batch, frames, n_features), each item one whole utterance
     Returns of forward:
@@ -274,12 +274,12 @@ class Classifier(Network):
         self.words = CosineLayer(config.n_pooled, n_words) if n_words else None
 
     def pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedding, (batch, n_pooled), which the class layer sees, and the attention (batch, heads, steps)."""
+        """The class layer's input, the embedding (batch, n_pooled), and the attention (batch, heads, steps)."""
         pooled, attention = self.pool(self.encoder(features))
         return self.project(pooled), attention
 
     def embedding(self, features: Tensor) -> Tensor:
-        """The vector that the class layer sees: (batch, n_pooled)."""
+        """The class layer's input: (batch, n_pooled)."""
         return self.pooled(features)[0]
 
     def both(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,10 +296,10 @@ class Classifier(Network):
 
 
 class Transcriber(Network):
-    """Encoder and CTC head: at each step a posterior for every token.
+    """Encoder and CTC head: logits of every token at each step.
 
     Args:
-        n_words: without effect.
+        n_words: has no effect.
     Args of forward:
         features: (batch, frames, n_features)
     Returns of forward:

@@ -1,7 +1,7 @@
-"""What a batch of waveforms is made of, as numbers; and making it from the bank of samples, on any device.
+"""Plans for batches of waveforms, and their rendering from the bank of samples on any device.
 
-A plan is cheap to draw (numpy) and small to move.  Rendering it is a few gathers in torch, without a loop over the
-examples, so that a GPU that holds the bank is kept busy by one process.
+A plan lists which cut of which recording goes where.  It is cheap to draw (numpy) and small to move.  Rendering takes
+a few gathers in torch without a loop over the examples, so one process keeps a GPU that holds the bank busy.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from speech.training.corpus import Corpus
 FADE = SAMPLE_RATE_HZ // 100
 """Samples over which each element fades in and out: 10 ms."""
 BLOCK = SAMPLE_RATE_HZ // 20
-"""Samples that are rendered with one set of numbers: 50 ms."""
+"""Elements are rendered in blocks of this many samples: 50 ms."""
 INT16 = 32768.0
 
 
 class Movable:
-    """A dataclass of tensors, and of others like it, that moves to a device as a whole."""
+    """A dataclass whose tensors, nested ones included, move to a device together."""
 
     def to(self, device: torch.device | str) -> Self:
         moved = {
@@ -36,22 +36,22 @@ class Movable:
 
 @dataclass(frozen=True)
 class Elements(Movable):
-    """Cuts of recordings and where each goes; all (elements,)."""
+    """Cuts of recordings and their places in a batch; tensors (elements,)."""
 
     row: Tensor
-    """The waveform of the batch that it is part of."""
+    """Index of the waveform in the batch."""
     place: Tensor
-    """Its first sample there."""
+    """First sample in that waveform."""
     begin: Tensor
-    """Its first sample in the bank."""
+    """First sample in the bank."""
     length: Tensor
-    """Samples that are taken from the bank."""
+    """Samples taken from the bank."""
     n_samples: Tensor
-    """Samples that it takes there: 1 + (length - 1) // speed."""
+    """Samples in the waveform: 1 + (length - 1) // speed."""
     speed: Tensor
     gain: Tensor
     n_blocks: int
-    """Blocks of `BLOCK` samples that hold all of them, each element from a block's beginning."""
+    """Blocks of `BLOCK` samples for all elements; each element begins a new block."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Plan(Movable):
     n_samples: int
     elements: Elements
     noises: Elements
-    """What is mixed in later: at speed 1, not faded."""
+    """Noise that is mixed in later, at speed 1 and without fades."""
 
 
 def plan_elements(
@@ -75,7 +75,7 @@ def plan_elements(
     speed: Reals,
     gain: Reals,
 ) -> Elements:
-    """Elements from `start` to `end` of each recording; empty ones are left out."""
+    """Make elements from `start` to `end` of each recording, clipped to its bounds; empty ones are left out."""
     start, end = np.maximum(start, 0), np.minimum(end, corpus.length[recording])
     used = end > start
     length = (end - start)[used]
@@ -95,9 +95,9 @@ def plan_elements(
 def plan_noises(
     corpus: Corpus, row: Numbers, recording: Numbers, offset: Numbers, gain: Reals, n_samples: int
 ) -> Elements:
-    """Recordings from `offset` on, as long as the waveform is, from the beginning again where they end."""
+    """Make noise of `n_samples` from `offset` of each recording on; a recording that ends is repeated."""
     length = corpus.length[recording]
-    rounds = -(-(offset + n_samples) // length)  # how often each is begun
+    rounds = -(-(offset + n_samples) // length)  # how often each is started
     which = np.repeat(np.arange(len(row)), rounds)
     number = np.arange(len(which)) - np.repeat(np.cumsum(rounds) - rounds, rounds)
     start = np.where(number == 0, offset[which], 0)
@@ -107,15 +107,16 @@ def plan_noises(
 
 
 def played(length: Numbers, speed: Reals) -> Numbers:
-    """Samples that `length` samples give when they are played `speed` times as fast."""
-    single = speed.astype(np.float32).astype(np.float64)  # as it is rendered
+    """Number of samples after `length` samples are played `speed` times as fast."""
+    single = speed.astype(np.float32).astype(np.float64)  # the precision used in rendering
     return 1 + np.floor((length - 1) / single).astype(np.int64)
 
 
 def render(plan: Plan, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """The waveforms and the noise to go with them: two times (n_rows, n_samples), on the device of `bank`.
+    """Render the waveforms and their noise: each (n_rows, n_samples), on the device of `bank`.
 
-    Speed changes by linear interpolation; each element fades in and out within 10 ms; elements that overlap are added.
+    Speed is changed by linear interpolation.  Each element fades in and out within 10 ms.  Overlapping elements are
+    added.
 
     Args:
         plan: on the device of `bank`.
@@ -126,9 +127,9 @@ def render(plan: Plan, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def play(elements: Elements, bank: Tensor, shape: tuple[int, int], faded: bool) -> Tensor:
-    """All elements at their places of a batch of zeros, block by block; what lies outside is left out.
+    """Add all elements at their places to a batch of zeros; samples outside the batch are dropped.
 
-    Elements that are not faded are taken to have speed 1.
+    With `faded` false, elements have no fades and their speed is taken as 1.
     """
     n_rows, n_samples = shape
     canvas = torch.zeros(n_rows * n_samples, device=bank.device)
@@ -157,8 +158,8 @@ def play(elements: Elements, bank: Tensor, shape: tuple[int, int], faded: bool) 
 
 
 def resample(elements: Elements, bank: Tensor, within: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """The samples that lie at `within * speed` of each element: (blocks, BLOCK)."""
-    ahead = within * (of(elements.speed) - 1)  # how far before the same sample at speed 1; small, hence exact
+    """Interpolate each element at its positions `within * speed`: (blocks, BLOCK)."""
+    ahead = within * (of(elements.speed) - 1)  # offset from the position at speed 1; small, hence precise
     low = ahead.floor()
     last = of(elements.begin + elements.length - 1)
     first = torch.minimum(of(elements.begin) + within + low.long(), last)
@@ -168,11 +169,11 @@ def resample(elements: Elements, bank: Tensor, within: Tensor, of: Callable[[Ten
 
 
 def no_noise() -> Elements:
-    """For waveforms that stay as they are."""
+    """Empty elements, for waveforms without noise."""
     none = torch.zeros(0, dtype=torch.long)
     return Elements(none, none, none, none, none, none.float(), none.float(), 0)
 
 
 def as_bank(corpus: Corpus, device: torch.device | str) -> Tensor:
-    """All samples of the corpus on a device, int16; on the CPU they stay in the file."""
+    """Move all samples of the corpus to a device as int16; on the CPU they stay memory-mapped."""
     return torch.from_numpy(np.asarray(corpus.samples)).to(device)

@@ -1,4 +1,4 @@
-"""Posteriors of networks that saw more data, as soft targets for the recordings of their words."""
+"""Posteriors of networks that were trained on more data, as soft targets for recorded words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from speech.training.clips import Numbers, Reals
 from speech.training.corpus import Recording
 
 LEAST = 0.05
-"""Posterior of the true word that at least one teacher must give; else the recording counts half, by its label."""
+"""If no teacher gives the true word a higher posterior, the recording is doubted: its target is its label alone."""
 DOUBTED = 0.5
-"""Weight of such a recording."""
+"""Weight of a doubted recording in the loss."""
 NAMES = ("names", "kwt1", "kwt1_labels", "bcres2", "bcres2_labels")
 
 Posteriors = NDArray[np.float32]
@@ -23,11 +23,11 @@ Posteriors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the teachers answer to each recording.
+    """The teachers' posteriors for each recording.
 
     Attributes:
-        posteriors: (recordings + 1, classes), zeros where they have none; the last row is that of no recording.
-        weight: (recordings + 1,)
+        posteriors: (recordings + 1, classes), zeros where there are none; the last row belongs to index -1.
+        weight: (recordings + 1,) weight of each recording in the loss.
     """
 
     posteriors: Posteriors
@@ -40,18 +40,18 @@ class Teacher:
         object.__setattr__(self, "weight", np.ones(1, np.float32) if weight is None else weight)
 
     def of(self, recordings: Numbers) -> tuple[Posteriors, Posteriors]:
-        """Posteriors (recordings, classes) and weights (recordings,); -1 for no recording."""
+        """Posteriors (recordings, classes) and weights (recordings,) of recordings by index; -1 for no recording."""
         rows = np.where(len(self.weight) > 1, recordings, -1)
         return self.posteriors[rows], self.weight[rows]
 
 
 def read_teacher(path: Path, recordings: Sequence[Recording], labels: Sequence[str]) -> Teacher:
-    """The teachers' posteriors over `labels` for the recorded words among `recordings`.
+    """Read the teachers' posteriors over `labels` for the recorded words among `recordings`.
 
     Args:
-        path: an archive of `names` ("word/file"), `kwt1` (names, 12), `bcres2` (names, 35) and the labels of both.
+        path: archive with `names` ("word/file"), `kwt1` (names, 12), `bcres2` (names, 35) and the labels of both.
     Raises:
-        DataError: the file is missing or holds something else.
+        DataError: the file is missing or holds other arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -82,8 +82,8 @@ def map_posteriors(
 ) -> Reals:
     """Mean of two teachers over `labels`: (clips, 12) and (clips, 35) -> (clips, labels).
 
-    The mean is taken over the classes of the first; what `_unknown_` gets is divided among the words of `labels` that
-    only the second one knows and `_unknown_` itself, as the second one says.
+    The mean is taken over the classes of the first teacher.  The mean for `_unknown_` is then divided among `_unknown_`
+    and the words of `labels` that only the second teacher knows, in proportion to its posteriors.
     """
     commands = [label for label in kwt1_labels if label not in (UNKNOWN, SILENCE)]
     kwt1, bcres2 = kwt1 / kwt1.sum(1, keepdims=True), bcres2 / bcres2.sum(1, keepdims=True)
@@ -93,20 +93,20 @@ def map_posteriors(
         mapped[:, labels.index(command)] = both / 2
     mapped[:, labels.index(SILENCE)] = kwt1[:, kwt1_labels.index(SILENCE)] / 2
     others = np.array([label not in commands for label in bcres2_labels])
-    outside = bcres2[:, others].sum(1)  # what the second one gives to no command
+    outside = bcres2[:, others].sum(1)  # the second teacher's posterior of all other words
     unknown = (kwt1[:, kwt1_labels.index(UNKNOWN)] + outside) / 2
     for column, word in enumerate(bcres2_labels):
         if word not in commands:
             target = labels.index(word if word in labels else UNKNOWN)
             mapped[:, target] += unknown * bcres2[:, column] / np.maximum(outside, 1e-9)
-    mapped[:, labels.index(UNKNOWN)] += np.maximum(1 - mapped.sum(1), 0)  # where the second one sees no other word
+    mapped[:, labels.index(UNKNOWN)] += np.maximum(1 - mapped.sum(1), 0)  # where the second teacher finds no other word
     return mapped / mapped.sum(1, keepdims=True)
 
 
 def true_posterior(
     kwt1: Reals, kwt1_labels: Sequence[str], bcres2: Reals, bcres2_labels: Sequence[str], words: Sequence[str]
 ) -> Reals:
-    """The higher of what the two teachers give to the word that is said: (clips,)."""
+    """The higher of the two teachers' posteriors for the word that is said: (clips,)."""
     rows = np.arange(len(words))
     first = np.array([kwt1_labels.index(w if w in kwt1_labels else UNKNOWN) for w in words], np.int64)
     known = np.array([w in bcres2_labels for w in words], bool)
