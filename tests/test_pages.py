@@ -93,6 +93,7 @@ ELSEWHERE = {
     "--record",
     "--thresholds",
     "--wake",
+    "--version",
 }
 """Options whose commands run in other tests, with the files or devices that they need."""
 
