@@ -60,12 +60,12 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reported() -> list[str]:
     return []
 
 
 def test_a_file_runs_commands_that_know_the_detection(
-    tmp_path: Path, told: list[str], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, reported: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "note.py"
     script.write_text(
@@ -79,7 +79,7 @@ def test_a_file_runs_commands_that_know_the_detection(
         f"[left]\nrun = [{sys.executable!r}, {str(script)!r}]\n"
         f'[stop]\nrun = "echo $SPEECH_WORD > {tmp_path / "stop"}"\nshell = true\nmin_confidence = 0.9\n'
     )
-    with Actions.load(path, WORDS, told.append) as actions:
+    with Actions.load(path, WORDS, reported.append) as actions:
         actions(heard("stop", confidence=0.89))
         actions(heard("right"))
         actions(heard("left"))
@@ -88,7 +88,7 @@ def test_a_file_runs_commands_that_know_the_detection(
         "SPEECH_CONFIDENCE=0.950 SPEECH_END_S=1.900 SPEECH_START_S=1.500 SPEECH_WORD=left"
     )
     assert (tmp_path / "stop").read_text().strip() == "stop"
-    assert told == []
+    assert reported == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -102,61 +102,63 @@ def test_a_file_runs_commands_that_know_the_detection(
     ],
     ids=["plain", "ignores SIGTERM", "its child ignores SIGTERM"],
 )
-def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, told: list[str], script: str) -> None:
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, reported: list[str], script: str) -> None:
     note = tmp_path / "pids"
     command = sh(script.format(note=f"echo $! $$ > {note}"))
-    with Actions({"left": Action(command, timeout_s=2.0)}, tell=told.append) as actions:
+    with Actions({"left": Action(command, timeout_s=2.0)}, tell=reported.append) as actions:
         begin = time.monotonic()
         actions(heard())
-        assert told == [], "it returns at once"
+        assert reported == [], "it returns at once"
         child, parent = pids(note, 2)
         assert is_alive(child)
         assert is_alive(parent)
         actions.finish()
-        assert told == ["action left: killed after 2 s"]
+        assert reported == ["action left: killed after 2 s"]
         assert time.monotonic() - begin < DEADLINE_S
         wait_for(lambda: not is_alive(child) and not is_alive(parent))
 
 
 @posix
-def test_what_a_command_leaves_behind_with_its_output_belongs_to_it(tmp_path: Path, told: list[str]) -> None:
+def test_what_a_command_leaves_behind_with_its_output_belongs_to_it(tmp_path: Path, reported: list[str]) -> None:
     note = tmp_path / "pids"
-    with Actions({"left": Action(sh(f"sleep 100 & echo $! > {note}"), timeout_s=2.0)}, tell=told.append) as actions:
+    with Actions({"left": Action(sh(f"sleep 100 & echo $! > {note}"), timeout_s=2.0)}, tell=reported.append) as actions:
         actions(heard())
-    assert told == ["action left: killed after 2 s"]
+    assert reported == ["action left: killed after 2 s"]
     wait_for(lambda: not is_alive(pids(note, 1)[0]))
 
 
 @posix
-def test_one_that_left_the_group_with_the_output_holds_up_nothing(tmp_path: Path, told: list[str]) -> None:
+def test_one_that_left_the_group_with_the_output_holds_up_nothing(tmp_path: Path, reported: list[str]) -> None:
     note = tmp_path / "pids"
     script = f"import os, time; os.setsid(); open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     command = sh(f'"{sys.executable}" -S -c "{script}" & sleep 100')
-    with Actions({"left": Action(command, timeout_s=100)}, tell=told.append) as actions:
+    with Actions({"left": Action(command, timeout_s=100)}, tell=reported.append) as actions:
         actions(heard())
         (escaped,) = pids(note, 1)
         begin = time.monotonic()
         actions.close()
     assert time.monotonic() - begin < DEADLINE_S
-    assert told == ["action left: ended early"]
+    assert reported == ["action left: ended early"]
     assert is_alive(escaped)
     os.kill(escaped, signal.SIGKILL)
 
 
 @posix
-def test_a_command_does_not_read_our_standard_input(told: list[str]) -> None:
+def test_a_command_does_not_read_our_standard_input(reported: list[str]) -> None:
     reading, writing = os.pipe()
     ours = os.dup(0)
     try:
         os.dup2(reading, 0)
         os.write(writing, b"audio")
-        with Actions({"left": Action(sh('test -z "$(head -c 5)"'), timeout_s=DEADLINE_S)}, tell=told.append) as actions:
+        with Actions(
+            {"left": Action(sh('test -z "$(head -c 5)"'), timeout_s=DEADLINE_S)}, tell=reported.append
+        ) as actions:
             actions(heard())
     finally:
         os.dup2(ours, 0)
         for number in (ours, reading, writing):
             os.close(number)
-    assert told == []
+    assert reported == []
 
 
 @posix
@@ -171,34 +173,34 @@ def test_a_command_does_not_read_our_standard_input(told: list[str]) -> None:
         (("sh", "-c", "\0"), "ValueError: embedded null byte"),
     ],
 )
-def test_a_command_that_fails_is_told_in_one_line(told: list[str], command: tuple[str, ...], line: str) -> None:
-    with Actions({"left": Action(command)}, tell=told.append) as actions:
+def test_a_command_that_fails_is_reported_in_one_line(reported: list[str], command: tuple[str, ...], line: str) -> None:
+    with Actions({"left": Action(command)}, tell=reported.append) as actions:
         actions(heard())
-    assert told == [f"action left: {line}"]
+    assert reported == [f"action left: {line}"]
 
 
 @posix
-def test_a_long_message_is_clipped(told: list[str]) -> None:
-    with Actions({"left": Action(sh("printf '%5000s' | tr ' ' x >&2; exit 1"))}, tell=told.append) as actions:
+def test_a_long_message_is_clipped(reported: list[str]) -> None:
+    with Actions({"left": Action(sh("printf '%5000s' | tr ' ' x >&2; exit 1"))}, tell=reported.append) as actions:
         actions(heard())
-    assert told == ["action left: " + "exit status 1: ".ljust(module.MESSAGE_LENGTH - 1, "x") + "…"]
+    assert reported == ["action left: " + "exit status 1: ".ljust(module.MESSAGE_LENGTH - 1, "x") + "…"]
 
 
 @posix
-def test_a_program_that_vanishes_later_is_told(tmp_path: Path, told: list[str]) -> None:
+def test_a_program_that_vanishes_later_is_reported(tmp_path: Path, reported: list[str]) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    with Actions({"left": Action([str(program)])}, tell=told.append) as actions:
+    with Actions({"left": Action([str(program)])}, tell=reported.append) as actions:
         program.unlink()
         actions(heard())
-    assert len(told) == 1
-    assert told[0].startswith("action left: FileNotFoundError:")
+    assert len(reported) == 1
+    assert reported[0].startswith("action left: FileNotFoundError:")
 
 
 @posix
 def test_a_flood_is_drained_and_not_kept(
-    told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    reported: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tails: list[module._Tail] = []
     n_read = 0
@@ -223,18 +225,18 @@ def test_a_flood_is_drained_and_not_kept(
 
     monkeypatch.setattr(module, "_Tail", Tail)
     flood = sh("yes good & yes bad >&2")
-    with Actions({"left": Action(flood, timeout_s=2.0)}, tell=told.append) as actions:
+    with Actions({"left": Action(flood, timeout_s=2.0)}, tell=reported.append) as actions:
         actions(heard())
-    assert told == ["action left: killed after 2 s"]
+    assert reported == ["action left: killed after 2 s"]
     assert n_read > 20 * module.TAIL_BYTES
     assert [len(tail.kept) for tail in tails] == [module.TAIL_BYTES] * 2
     assert not any(tail.is_alive() for tail in tails)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_cool_down_is_counted_in_audio(told: list[str]) -> None:
+def test_the_cool_down_is_counted_in_audio(reported: list[str]) -> None:
     times: list[float] = []
-    with Actions({"left": Action(lambda d: times.append(d.at_s), cooldown_s=1.5)}, tell=told.append) as actions:
+    with Actions({"left": Action(lambda d: times.append(d.at_s), cooldown_s=1.5)}, tell=reported.append) as actions:
 
         def hear(at_s: float) -> None:
             actions(heard(at_s=at_s))
@@ -247,45 +249,47 @@ def test_the_cool_down_is_counted_in_audio(told: list[str]) -> None:
         actions.reset()
         hear(1.2)
         assert times == [2.0, 3.5, 5.0, 1.0, 1.2]
-    assert told == []
+    assert reported == []
 
 
 @posix
-def test_what_still_runs_is_not_started_again_and_that_is_told_once(tmp_path: Path, told: list[str]) -> None:
+def test_what_still_runs_is_not_started_again_and_that_is_reported_once(tmp_path: Path, reported: list[str]) -> None:
     note = tmp_path / "note"
     command = sh(f"echo $SPEECH_END_S >> {note}; until test -e {tmp_path / 'go'}; do sleep 0.02; done")
-    with Actions({"left": Action(command, cooldown_s=0)}, tell=told.append) as actions:
+    with Actions({"left": Action(command, cooldown_s=0)}, tell=reported.append) as actions:
         for at_s in (1, 2, 3):
             actions(heard(at_s=at_s))
-        assert told == ["action left: still running, skipped"]
+        assert reported == ["action left: still running, skipped"]
         (tmp_path / "go").touch()
         actions.finish()
         actions(heard(at_s=4))
     assert note.read_text().split() == ["0.900", "3.900"]
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 @posix
-def test_words_do_not_wait_for_each_other(tmp_path: Path, told: list[str]) -> None:
+def test_words_do_not_wait_for_each_other(tmp_path: Path, reported: list[str]) -> None:
     done = threading.Event()
     with Actions(
-        {"left": Action(sh("sleep 100"), timeout_s=100), "right": lambda _: done.set()}, tell=told.append
+        {"left": Action(sh("sleep 100"), timeout_s=100), "right": lambda _: done.set()}, tell=reported.append
     ) as a:
         a(heard("left"))
         a(heard("right"))
         assert done.wait(DEADLINE_S)
         a.close()
-    assert told == ["action left: ended early"]
+    assert reported == ["action left: ended early"]
 
 
 @posix
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_an_exception_ends_what_runs_and_leaves_no_children(tmp_path: Path, told: list[str], stubborn: bool) -> None:
+def test_an_exception_ends_what_runs_and_leaves_no_children(
+    tmp_path: Path, reported: list[str], stubborn: bool
+) -> None:
     note = tmp_path / "pids"
     trap = "trap '' TERM; " if stubborn else ""
     threads = threading.active_count()
     command = sh(f"{trap}sleep 100 & echo $! $$ > {note}; wait; sleep 100")
-    actions = Actions({"left": Action(command)}, tell=told.append)
+    actions = Actions({"left": Action(command)}, tell=reported.append)
 
     def interrupted() -> None:
         with actions:
@@ -297,7 +301,7 @@ def test_an_exception_ends_what_runs_and_leaves_no_children(tmp_path: Path, told
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert time.monotonic() - begin < DEADLINE_S
-    assert told == ["action left: ended early"]
+    assert reported == ["action left: ended early"]
     wait_for(lambda: not any(map(is_alive, found)))
     with pytest.raises(ChildProcessError):
         os.waitpid(found[1], os.WNOHANG)  # it has been reaped
@@ -307,27 +311,27 @@ def test_an_exception_ends_what_runs_and_leaves_no_children(tmp_path: Path, told
     assert threading.active_count() == threads, "closed means closed"
 
 
-def test_a_function_that_raises_is_told(told: list[str]) -> None:
+def test_a_function_that_raises_is_reported(reported: list[str]) -> None:
     def fail(detection: Detection) -> None:
         raise ValueError(f"no {detection.word}\nhere")
 
-    with Actions({"left": fail}, tell=told.append) as actions:
+    with Actions({"left": fail}, tell=reported.append) as actions:
         actions(heard())
         actions.finish()
         actions(heard(at_s=9))
-    assert told == ["action left: ValueError: no left here"] * 2
+    assert reported == ["action left: ValueError: no left here"] * 2
 
 
-def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(told: list[str]) -> None:
+def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(reported: list[str]) -> None:
     go = threading.Event()
-    actions = Actions({"left": Action(lambda _: go.wait(2 * DEADLINE_S), cooldown_s=0)}, tell=told.append)
+    actions = Actions({"left": Action(lambda _: go.wait(2 * DEADLINE_S), cooldown_s=0)}, tell=reported.append)
     begin = time.monotonic()
     actions(heard(at_s=1))
     actions(heard(at_s=2))
     actions.close()
     go.set()
     assert time.monotonic() - begin < DEADLINE_S
-    assert told == ["action left: still running, skipped", "action left: does not end, left behind"]
+    assert reported == ["action left: still running, skipped", "action left: does not end, left behind"]
 
 
 def test_lines_go_to_stderr_by_default(capfd: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,7 @@ def test_a_reset_gate_remembers_nothing() -> None:
 # Voice activity
 
 
-def test_speech_is_told_from_silence_and_noise(demo: np.ndarray) -> None:
+def test_speech_is_distinguished_from_silence_and_noise(demo: np.ndarray) -> None:
     voice = VoiceActivity()
     in_demo = np.array([voice.push(hop) for hop in hops(demo)])
     assert ((in_demo >= 0) & (in_demo <= 1)).all()

@@ -124,14 +124,14 @@ def test_pocketsphinx_hears_what_is_said_in_the_demo(search: str) -> None:
     assert found[:3] == ["yes", "no", "up"]
 
 
-def test_missing_pocketsphinx_and_wrong_bundles_are_told_in_a_line(
+def test_missing_pocketsphinx_and_wrong_bundles_are_reported_in_one_line(
     root: Path, tone_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(against_pocketsphinx, "find_spec", lambda _: None)
     assert against_pocketsphinx.main(["--data.root", str(root)]) == 1
-    told = capsys.readouterr().err
-    assert "uv sync --group bench" in told
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert "uv sync --group bench" in reported
+    assert reported.count("\n") == 1
     monkeypatch.setattr(against_pocketsphinx, "find_spec", lambda name: name)
     assert against_pocketsphinx.main(["--data.root", str(root), "--model", str(tone_bundle)]) == 1
     assert "recognises single words" in capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_missing_pocketsphinx_and_wrong_bundles_are_told_in_a_line(
         against_pocketsphinx.main(["--data.root", str(root), "--n", "0"])
 
 
-def test_missing_commands_are_told(corpus: Corpus, tmp_path: Path) -> None:
+def test_missing_commands_are_reported(corpus: Corpus, tmp_path: Path) -> None:
     few = Corpus([r for r in corpus.recordings if r.word != "left"], tmp_path)
     with pytest.raises(DataError, match="all commands"):
         compare(lambda _: [], {"deaf": lambda _: []}, few, "validation", 2, KEYWORDS)

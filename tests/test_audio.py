@@ -155,7 +155,7 @@ def test_blocks_of_a_few_samples_keep_their_channels() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 20), (9, 64), (100, 200), (0,), (4, 0), ()])
-def test_a_layout_that_can_not_be_told_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_layout_that_can_not_be_inferred_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(AudioError, match="shape"):
         as_mono(np.zeros(shape))
 
@@ -170,7 +170,7 @@ def test_a_layout_that_can_not_be_told_is_refused(shape: tuple[int, ...]) -> Non
         (np.zeros(4, complex), "complex128"),
     ],
 )
-def test_what_is_no_audio_is_told_in_one_line(samples: object, message: str) -> None:
+def test_what_is_no_audio_is_reported_in_one_line(samples: object, message: str) -> None:
     with pytest.raises(AudioError, match=message) as caught:
         as_mono(samples)
     assert "\n" not in str(caught.value)
@@ -225,11 +225,11 @@ class Pipe:
 def test_a_piped_container_is_what_the_file_is(tmp_path: Path, container: str, subtype: str) -> None:
     data = encoded(container, subtype)
     (tmp_path / "file").write_bytes(data)
-    told: list[str] = []
-    recording = open_stream(Pipe(data).read, "pipe", RawFormat(), tell=told.append)
+    reported: list[str] = []
+    recording = open_stream(Pipe(data).read, "pipe", RawFormat(), tell=reported.append)
     piped = np.concatenate(list(recording.blocks(16000)))
     np.testing.assert_allclose(piped, read(tmp_path / "file", 16000), atol=1e-6)
-    assert len(told) == (container in NEEDS_THE_END)
+    assert len(reported) == (container in NEEDS_THE_END)
 
 
 @pytest.mark.parametrize(("container", "subtype"), [c for c in CONTAINERS if c[0] not in NEEDS_THE_END])
@@ -384,7 +384,7 @@ def test_formats_that_can_not_be_read_are_named_with_the_way_out(
         opened()
 
 
-def test_a_file_with_a_hole_is_told_after_what_was_read(tmp_path: Path) -> None:
+def test_a_file_with_a_hole_is_reported_after_what_was_read(tmp_path: Path) -> None:
     data = bytearray(encoded("FLAC", "PCM_16", 10))
     data[len(data) // 2 : len(data) // 2 + 20000] = bytes(20000)
     (tmp_path / "hole").write_bytes(data)

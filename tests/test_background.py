@@ -23,7 +23,7 @@ SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reported() -> list[str]:
     return []
 
 
@@ -47,20 +47,20 @@ def endless() -> Iterator[Block]:
         time.sleep(0.001)
 
 
-def test_a_recording_is_heard_in_a_thread_of_its_own(told: list[str]) -> None:
+def test_a_recording_is_heard_in_a_thread_of_its_own(reported: list[str]) -> None:
     found: list[tuple[str, int]] = []
     background = listen_in_background(
-        lambda d: found.append((d.word, threading.get_ident())), None, demo(), told.append
+        lambda d: found.append((d.word, threading.get_ident())), None, demo(), reported.append
     )
     background.wait(DEADLINE_S)
     assert not background.is_running
     assert [word for word, _ in found] == SPOKEN
     assert {thread for _, thread in found} & {threading.get_ident()} == set()
-    assert (told, background.error) == ([], None)
+    assert (reported, background.error) == ([], None)
     background.stop()
 
 
-def test_a_callback_that_fails_is_reported_and_survived(told: list[str]) -> None:
+def test_a_callback_that_fails_is_reported_and_survived(reported: list[str]) -> None:
     found: list[str] = []
 
     def fail(detection: Detection) -> None:
@@ -68,24 +68,27 @@ def test_a_callback_that_fails_is_reported_and_survived(told: list[str]) -> None
         if detection.word in ("no", "up"):
             raise ValueError(f"can't {detection.word}\nat all")
 
-    listen_in_background(fail, None, demo(), told.append).wait(DEADLINE_S)
+    listen_in_background(fail, None, demo(), reported.append).wait(DEADLINE_S)
     assert found == SPOKEN
-    assert told == ["callback for 'no': ValueError: can't no at all", "callback for 'up': ValueError: can't up at all"]
+    assert reported == [
+        "callback for 'no': ValueError: can't no at all",
+        "callback for 'up': ValueError: can't up at all",
+    ]
 
 
-def test_a_source_that_fails_ends_it_with_one_line(told: list[str]) -> None:
+def test_a_source_that_fails_ends_it_with_one_line(reported: list[str]) -> None:
     def broken() -> Iterator[Block]:
         yield np.zeros(640, np.float32)
         raise AudioError("the cable is torn")
 
-    background = listen_in_background(print, None, broken(), told.append)
+    background = listen_in_background(print, None, broken(), reported.append)
     background.wait(DEADLINE_S)
-    assert told == ["error: the cable is torn"]
+    assert reported == ["error: the cable is torn"]
     assert isinstance(background.error, AudioError)
 
 
-def test_it_stops_from_anywhere(told: list[str]) -> None:
-    with listen_in_background(print, None, endless(), told.append) as background:
+def test_it_stops_from_anywhere(reported: list[str]) -> None:
+    with listen_in_background(print, None, endless(), reported.append) as background:
         assert background.is_running
     assert not background.is_running
 
@@ -101,14 +104,14 @@ def test_it_stops_from_anywhere(told: list[str]) -> None:
         begin.wait()
         yield from demo()
 
-    background = listen_in_background(stop_at_up, None, when_begun(), told.append)
+    background = listen_in_background(stop_at_up, None, when_begun(), reported.append)
     begin.set()
     background.wait(DEADLINE_S)
     assert found == ["yes", "no", "up"]
-    assert (told, background.error) == ([], None)
+    assert (reported, background.error) == ([], None)
 
 
-def test_what_comes_while_it_pauses_is_not_heard(told: list[str]) -> None:
+def test_what_comes_while_it_pauses_is_not_heard(reported: list[str]) -> None:
     found: list[str] = []
 
     def pause_after_up(detection: Detection) -> None:
@@ -126,37 +129,39 @@ def test_what_comes_while_it_pauses_is_not_heard(told: list[str]) -> None:
         yield np.zeros(640, np.float32)
         yield from demo()
 
-    background = listen_in_background(pause_after_up, None, blocks(), told.append)
+    background = listen_in_background(pause_after_up, None, blocks(), reported.append)
     begin.set()
     background.wait(DEADLINE_S)
     assert found == ["yes", "no", "up"] * 2
-    assert told == []
+    assert reported == []
 
 
-def test_a_microphone_that_can_not_be_opened_is_an_error_at_once(portaudio: FakePortAudio, told: list[str]) -> None:
+def test_a_microphone_that_can_not_be_opened_is_an_error_at_once(portaudio: FakePortAudio, reported: list[str]) -> None:
     portaudio.devices = portaudio._seen = []
     with pytest.raises(DeviceError, match="no input device"):
-        listen_in_background(print, source=Microphone(tell=told.append), tell=told.append)
-    assert told == []
+        listen_in_background(print, source=Microphone(tell=reported.append), tell=reported.append)
+    assert reported == []
 
 
 def test_a_microphone_is_open_when_it_returns_and_closed_when_it_has_stopped(
-    portaudio: FakePortAudio, told: list[str]
+    portaudio: FakePortAudio, reported: list[str]
 ) -> None:
-    background = listen_in_background(print, source=Microphone(tell=told.append), tell=told.append)
+    background = listen_in_background(print, source=Microphone(tell=reported.append), tell=reported.append)
     assert [stream.closed for stream in portaudio.streams] == [False]
     portaudio.deliver(3)
     background.stop()
     assert [stream.closed for stream in portaudio.streams] == [True]
-    assert (told, background.error) == ([], None)
+    assert (reported, background.error) == ([], None)
 
 
-def test_a_microphone_that_is_waited_for_holds_up_nothing(portaudio: FakePortAudio, told: list[str]) -> None:
+def test_a_microphone_that_is_waited_for_holds_up_nothing(portaudio: FakePortAudio, reported: list[str]) -> None:
     unplugged, portaudio.devices = portaudio.devices, []
     portaudio._seen = []
     for is_plugged_in in (False, True):
-        background = listen_in_background(print, source=Microphone(tell=told.append, wait=True), tell=told.append)
-        wait_for(lambda: told)
+        background = listen_in_background(
+            print, source=Microphone(tell=reported.append, wait=True), tell=reported.append
+        )
+        wait_for(lambda: reported)
         if is_plugged_in:
             portaudio.devices = unplugged
             wait_for(lambda: portaudio.streams)
@@ -164,8 +169,8 @@ def test_a_microphone_that_is_waited_for_holds_up_nothing(portaudio: FakePortAud
         background.stop()
         assert not background.is_running
         assert background.error is None
-        assert len(told) == 1
-        assert told.pop().endswith("waiting for it")
+        assert len(reported) == 1
+        assert reported.pop().endswith("waiting for it")
     assert all(stream.closed for stream in portaudio.streams)
 
 
@@ -219,7 +224,7 @@ def test_asyncio_leaves_no_thread_behind(way: str) -> None:
     wait_for(lambda: "speech" not in [thread.name for thread in threading.enumerate()])
 
 
-def test_asyncio_gets_the_error_of_its_source(told: list[str]) -> None:
+def test_asyncio_gets_the_error_of_its_source(reported: list[str]) -> None:
     def broken() -> Iterator[Block]:
         yield from demo()
         raise AudioError("the cable is torn")
@@ -227,7 +232,7 @@ def test_asyncio_gets_the_error_of_its_source(told: list[str]) -> None:
     found = []
 
     async def main() -> None:
-        async for detection in listen_async(source=broken(), tell=told.append):
+        async for detection in listen_async(source=broken(), tell=reported.append):
             found.append(detection.word)
 
     with pytest.raises(AudioError, match="torn"):

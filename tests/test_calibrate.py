@@ -204,7 +204,7 @@ def test_files_in_thresholds_out(
     assert "budget 100" in capsys.readouterr().out
 
 
-def test_folders_are_searched_and_bad_files_passed_over(
+def test_folders_are_searched_and_bad_files_skipped(
     wav: Path, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deep = wav.parent / "evening" / "kitchen"
@@ -215,9 +215,9 @@ def test_folders_are_searched_and_bad_files_passed_over(
     target = tmp_path / "t.toml"
     options = ["--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
     assert main(["--audio", str(deep.parent), *options]) == 1
-    told = capsys.readouterr().err
-    assert sum("broken.flac" in line for line in told.splitlines()) == 1
-    assert "notes.txt" not in told
+    reported = capsys.readouterr().err
+    assert sum("broken.flac" in line for line in reported.splitlines()) == 1
+    assert "notes.txt" not in reported
     assert load_thresholds(target, WORDS), "the others count"
 
 
@@ -234,13 +234,13 @@ def test_audio_that_says_nothing(
         soundfile.write(tmp_path / "audio/a.wav", noise, RATE)
     target = tmp_path / "t.toml"
     assert main(["--audio", str(tmp_path / "audio"), "--model", str(tone_bundle), "--output", str(target)]) == 1
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert words in reported
+    assert reported.count("\n") == 1
     assert not target.exists()
 
 
-def test_what_a_short_quiet_evening_shows_is_told(
+def test_what_a_short_quiet_evening_shows_is_reported(
     tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(tmp_path / "a.wav", 0.001 * np.random.default_rng(0).standard_normal(90 * RATE), RATE)
@@ -251,7 +251,7 @@ def test_what_a_short_quiet_evening_shows_is_told(
     assert "takes 6.0 h" in captured.err
 
 
-def test_a_stubborn_word_is_told(
+def test_a_stubborn_word_is_reported(
     tone: Tone, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(tmp_path / "a.wav", np.concatenate([np.zeros(70 * RATE, np.float32), tone(300, 0.5)]), RATE)
@@ -308,7 +308,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
         main(arguments)
 
 
-def test_strange_words_are_told_before_anything_is_recorded(
+def test_strange_words_are_reported_before_anything_is_recorded(
     tone_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "from_microphone", None)
@@ -336,9 +336,11 @@ class FakeMicrophone:
         raise AssertionError("Ctrl-C was ignored")
 
 
-@pytest.mark.parametrize(("minutes", "told"), [("60", "ended after 2.0 min"), ("1.5", "listening on Fake for 1.5 min")])
+@pytest.mark.parametrize(
+    ("minutes", "reported"), [("60", "ended after 2.0 min"), ("1.5", "listening on Fake for 1.5 min")]
+)
 def test_what_the_microphone_heard_before_ctrl_c_counts(
-    minutes: str, told: str, room: np.ndarray, tone_bundle: Path, tmp_path: Path,
+    minutes: str, reported: str, room: np.ndarray, tone_bundle: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     FakeMicrophone.audio = room
@@ -347,7 +349,7 @@ def test_what_the_microphone_heard_before_ctrl_c_counts(
     arguments = ["--minutes", minutes, "--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
     assert main([*arguments, "--json"]) == 0
     captured = capsys.readouterr()
-    assert told in captured.err
+    assert reported in captured.err
     assert json.loads(captured.out)["hours"] == pytest.approx(
         min(float(minutes) / 60, len(room) / RATE / 3600), rel=0.02
     )
@@ -393,9 +395,9 @@ def test_ctrl_c_in_files_ends_in_one_line(wav: Path, tone_bundle: Path, tmp_path
     process.stdout.readline()
     wait_until_it_reads(process.pid)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, reported = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert told == "interrupted; nothing was saved\n"
+    assert reported == "interrupted; nothing was saved\n"
 
 
 def test_paths_named_twice_count_once(wav: Path) -> None:

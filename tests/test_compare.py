@@ -32,7 +32,7 @@ def test_variants_are_trained_alike_and_compared(
     assert all("keyword: 20\n" in config for config in configs), "what is not of a variant goes to all"
 
 
-def test_a_variant_that_fails_is_told(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_variant_that_fails_is_reported(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     variants = tmp_path / "variants.yaml"
     variants.write_text("wrong: {model.network.hidden: 0}\n")
     arguments = [str(variants), "--config", SMOKE, "--out", str(tmp_path / "out"), "--data.root", str(root)]
@@ -43,7 +43,7 @@ def test_a_variant_that_fails_is_told(root: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "base: 3\n", "base: {a: [\n"])
-def test_what_is_no_list_of_variants_is_told(tmp_path: Path, text: str) -> None:
+def test_what_is_no_list_of_variants_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "variants.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"variants\.yaml"):

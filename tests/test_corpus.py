@@ -23,7 +23,7 @@ from speech.training.corpus import (
 )
 
 
-def test_no_speaker_stands_in_two_parts(root: Path) -> None:
+def test_no_speaker_is_in_two_parts(root: Path) -> None:
     for held_out in (0.0, 0.5):
         recordings = index_words(root, held_out)
         parts = {
@@ -137,7 +137,7 @@ def test_a_crop_of_a_short_recording_goes_round(corpus: Corpus) -> None:
     assert corpus.crop(room, np.random.default_rng(0), 3 * CLIP).shape == (3 * CLIP,)
 
 
-def test_missing_data_is_told(tmp_path: Path) -> None:
+def test_missing_data_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"validation_list\.txt is missing; .*--data\.download true"):
         index_words(tmp_path, 0.0)
 

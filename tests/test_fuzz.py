@@ -198,10 +198,10 @@ def problem(case: Case, answer: dict[str, object]) -> str | None:
         return "a traceback"
     if float(str(answer["seconds"])) > MOST_S:
         return f"took {answer['seconds']} s"
-    told = [line for line in errors.splitlines() if "error: " in line]
-    if bool(told) != (status != 0):
-        return f"status {status} with {told}"
-    if any(len(line) > 1000 for line in told):
+    reported = [line for line in errors.splitlines() if "error: " in line]
+    if bool(reported) != (status != 0):
+        return f"status {status} with {reported}"
+    if any(len(line) > 1000 for line in reported):
         return "an error of more than 1000 characters"
     if case.audio and status == 0:
         found = [json.loads(line)["word"] for line in output.splitlines()]

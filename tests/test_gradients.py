@@ -184,15 +184,17 @@ def test_the_command_prints_and_writes_the_same_figures(tmp_path: Path, capsys: 
         (["--seed", "-1"], "seed=-1"),
     ],
 )
-def test_a_wrong_size_is_told_in_one_line(wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_size_is_reported_in_one_line(
+    wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert gradients.main(wrong) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert message in told
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("error: ")
+    assert message in reported
+    assert reported.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(
+def test_a_place_that_cannot_be_written_is_reported_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

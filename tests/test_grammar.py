@@ -137,7 +137,7 @@ def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
         ("left? " * 3000, "too many transitions"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_line_with_its_place(text: str, message: str) -> None:
+def test_a_mistake_is_reported_in_one_line_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         Grammar.parse(text, WORDS)
     assert "\n" not in str(caught.value)

@@ -114,7 +114,7 @@ def test_the_command_line_draws(
     assert path == str(picture)
 
 
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     bundle: Path, tone_bundle: Path, demo: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recordings = {"empty": np.zeros(0), "short": np.zeros(RATE), "silence": np.zeros(3 * RATE), "demo": demo}

@@ -91,8 +91,10 @@ def test_an_application_is_checked_against_the_types(installed: Path, tmp_path: 
     config.write_text("[mypy]\nstrict = True\n")
     check = [sys.executable, "-m", "mypy", "--config-file", config, "--python-executable", installed, app]
     app.write_text(APP.replace("WRONG", ""))
-    told = run(*check, cwd=tmp_path).stdout
-    revealed = [line.rpartition("Revealed type is ")[2].strip('"') for line in told.splitlines() if "Revealed" in line]
+    reported = run(*check, cwd=tmp_path).stdout
+    revealed = [
+        line.rpartition("Revealed type is ")[2].strip('"') for line in reported.splitlines() if "Revealed" in line
+    ]
     assert [name.replace("builtins.", "") for name in revealed] == [
         "speech.results.Prediction", "list[speech.results.Detection]", "float",
     ]  # fmt: skip

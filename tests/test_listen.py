@@ -67,7 +67,7 @@ def test_json_lines_keep_the_contract() -> None:
         assert 0 <= found["start_s"] < found["end_s"] <= found["at_s"] < found["end_s"] + 0.75
 
 
-def test_several_files_are_told_apart_and_one_bad_one_does_not_stop_the_rest(tmp_path: Path) -> None:
+def test_several_files_are_distinguished_and_one_bad_one_does_not_stop_the_rest(tmp_path: Path) -> None:
     demo, missing = str(listen.DEMO), str(tmp_path / "missing.wav")
     done = run("--json", "--seconds", "3", "--file", demo, missing, demo)
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -144,13 +144,13 @@ def test_the_former_name_of_after_talk_is_still_understood(talk: Path) -> None:
 def test_rejected_lines_tell_the_reason(talk: Path) -> None:
     done = run("--json", "--rejected", "--file", str(talk), "--words", "yes,no,up,down", "--seconds", "16")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    told = [(line["reason"], line["word"]) for line in lines if "rejected" in line]
-    assert told == [
+    reported = [(line["reason"], line["word"]) for line in lines if "rejected" in line]
+    assert reported == [
         ("too long", ""),
         ("after talk", "yes"),
-        *[("not asked for", w) for w in SPOKEN[4:]][: len(told) - 2],
+        *[("not asked for", w) for w in SPOKEN[4:]][: len(reported) - 2],
     ]
-    assert len(told) >= 5
+    assert len(reported) >= 5
     assert [line["word"] for line in lines if "rejected" not in line] == ["no", "up", "down"]
     fields = ["rejected", "reason", "word", "start_s", "end_s", "confidence", "at_s"]
     assert all(list(line) == fields and line["rejected"] is True for line in lines if "rejected" in line)

@@ -121,12 +121,12 @@ def test_decisions_are_those_of_a_listener(stream: np.ndarray, model: str) -> No
     for threshold, after_talk_s in ((0.5, 2.0), (0.97, 2.0), (0.5, 0.0), (0.9, 10.0)):
         config = ListenerConfig(after_talk_s=after_talk_s)
         thresholds = dict.fromkeys(KEYWORDS, threshold)
-        told: list[Examined] = []
-        listener = Listener(recognizer, KEYWORDS, threshold, config, examined=told.append)
+        reported: list[Examined] = []
+        listener = Listener(recognizer, KEYWORDS, threshold, config, examined=reported.append)
         detections = list(listener.listen(blocks(stream)))
         examined = decide(once, thresholds, config)
         assert [d for e in examined for d in e.detections] == detections
-        assert [e.rejection for e in examined] == [e.rejection for e in told]
+        assert [e.rejection for e in examined] == [e.rejection for e in reported]
         outcomes.add(len(detections))
     assert len(outcomes) > 2, "the settings must matter"
 

@@ -40,19 +40,19 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reported() -> list[str]:
     return []
 
 
-def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(1, tell=told.append) as mic:
+def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(1, tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         portaudio.deliver(2)
         assert [len(next(blocks)) for _ in range(2)] == [640, 640]
         unplugged = portaudio.devices.pop()
         portaudio.streams[-1].finished_callback()
         assert not len(next(blocks)), "while it is waited for, empty blocks come"
-        assert told == ["'USB Mic: Audio (hw:1,0)' stopped delivering audio; waiting for it"]
+        assert reported == ["'USB Mic: Audio (hw:1,0)' stopped delivering audio; waiting for it"]
         time.sleep(0.1)
         assert len(portaudio.streams) == 1, "the other device is not taken instead"
         portaudio.devices = [
@@ -65,7 +65,7 @@ def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAu
         portaudio.deliver(25)
         gap = next(block for block in blocks if len(block))
         assert (len(gap), gap.any()) == (RATE * microphone.GAP_S, False)
-        assert told[1:] == ["'USB Mic: Audio (hw:7,0)' is back, at 32000 Hz"]
+        assert reported[1:] == ["'USB Mic: Audio (hw:7,0)' is back, at 32000 Hz"]
         assert portaudio.streams[-1].device == 2
         heard = np.zeros(0, np.float32)
         while len(heard) < 15 * 640:  # the resampler gathers some blocks
@@ -75,8 +75,8 @@ def test_a_device_that_went_away_is_taken_up_again_by_name(portaudio: FakePortAu
     assert portaudio.streams[-1].closed
 
 
-def test_without_a_wish_the_default_device_of_then_is_taken(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(tell=told.append) as mic:
+def test_without_a_wish_the_default_device_of_then_is_taken(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         portaudio.default.device = [1, 0]
         assert not len(next(blocks)), "nothing came for PATIENCE_S"
@@ -84,21 +84,21 @@ def test_without_a_wish_the_default_device_of_then_is_taken(portaudio: FakePortA
         portaudio.deliver()
         next(block for block in blocks if len(block))
         assert mic.device.name.startswith("USB")
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
-def test_one_that_opens_but_stays_silent_is_not_back(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(tell=told.append) as mic:
+def test_one_that_opens_but_stays_silent_is_not_back(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         wait_for(lambda: not len(next(blocks)) and len(portaudio.streams) == 3)
-        assert len(told) == 1
+        assert len(reported) == 1
         assert [stream.closed for stream in portaudio.streams] == [True, True, False]
 
 
-def test_without_reconnecting_it_is_an_error(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(reconnect=False, tell=told.append) as mic, pytest.raises(DeviceError, match="unplugged"):
+def test_without_reconnecting_it_is_an_error(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(reconnect=False, tell=reported.append) as mic, pytest.raises(DeviceError, match="unplugged"):
         next(mic.blocks(RATE))
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_a_microphone_is_used_once_at_a_time(portaudio: FakePortAudio) -> None:
     assert mic.device.name == "Built-in"
 
 
-def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, told: list[str]) -> None:
-    mic = Microphone(tell=told.append)
+def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, reported: list[str]) -> None:
+    mic = Microphone(tell=reported.append)
 
     def lose_and_find() -> None:
         blocks, n_streams = mic.blocks(RATE), len(portaudio.streams)
@@ -204,17 +204,17 @@ def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, told: li
         assert len(next(block for block in blocks if len(block))) == RATE * microphone.GAP_S
 
     for _ in range(2):
-        told.clear()
+        reported.clear()
         with mic:
             lose_and_find()
-        assert told == ["'Built-in' stopped delivering audio; waiting for it", "'Built-in' is back, at 16000 Hz"]
+        assert reported == ["'Built-in' stopped delivering audio; waiting for it", "'Built-in' is back, at 16000 Hz"]
     assert all(stream.closed for stream in portaudio.streams)
 
 
 def test_two_microphones_come_back_together(portaudio: FakePortAudio) -> None:
     """The fake asserts that PortAudio never ends with a stream open."""
-    told: tuple[list[str], list[str]] = ([], [])
-    with Microphone(0, tell=told[0].append) as first, Microphone(1, tell=told[1].append) as second:
+    reported: tuple[list[str], list[str]] = ([], [])
+    with Microphone(0, tell=reported[0].append) as first, Microphone(1, tell=reported[1].append) as second:
         blocks = first.blocks(RATE), second.blocks(RATE)
         for stream in list(portaudio.streams):
             stream.finished_callback()
@@ -225,20 +225,23 @@ def test_two_microphones_come_back_together(portaudio: FakePortAudio) -> None:
         portaudio.deliver()
         wait_for(lambda: len(next(blocks[1])))
         assert portaudio.n_restarts == 1, "the second one opens without, as the first one is open again"
-    assert [lines[-1].split(" is ")[1] for lines in told] == ["back, at 16000 Hz"] * 2
+    assert [lines[-1].split(" is ")[1] for lines in reported] == ["back, at 16000 Hz"] * 2
 
 
-def test_another_open_stream_is_left_alone_and_that_is_said_once(portaudio: FakePortAudio, told: list[str]) -> None:
+def test_another_open_stream_is_left_alone_and_that_is_said_once(portaudio: FakePortAudio, reported: list[str]) -> None:
     output = portaudio.OutputStream()
-    with Microphone(1, tell=told.append) as mic:
+    with Microphone(1, tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         unplugged = portaudio._seen.pop()
         portaudio.devices = [*portaudio._seen, portaudio.device("New", 8000), unplugged]
         portaudio.streams[-1].finished_callback()
-        wait_for(lambda: not len(next(blocks)) and len(told) == 2)
-        assert told[1] == "other sound streams of this program are open: a new device is only seen once they are closed"
+        wait_for(lambda: not len(next(blocks)) and len(reported) == 2)
+        assert (
+            reported[1]
+            == "other sound streams of this program are open: a new device is only seen once they are closed"
+        )
         time.sleep(0.1)
-        assert (portaudio.n_restarts, output.closed, len(told)) == (0, False, 2)
+        assert (portaudio.n_restarts, output.closed, len(reported)) == (0, False, 2)
         output.close()
         wait_for(lambda: len(portaudio.streams) == 2)
         portaudio.deliver()
@@ -247,13 +250,13 @@ def test_another_open_stream_is_left_alone_and_that_is_said_once(portaudio: Fake
 
 
 def test_a_stream_that_can_not_be_closed_is_left_behind(
-    portaudio: FakePortAudio, told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    portaudio: FakePortAudio, reported: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As PortAudio does when its thread runs in circles; the other microphones and the rest of the program go on."""
     monkeypatch.setattr(devices, "CLOSE_S", 0.1)
     before = os.dup(2)
     try:
-        with Microphone(tell=told.append) as mic, Microphone(1):
+        with Microphone(tell=reported.append) as mic, Microphone(1):
             blocks = mic.blocks(RATE)
             portaudio.streams[0].closing.clear()
             portaudio.streams[0].finished_callback()
@@ -268,8 +271,8 @@ def test_a_stream_that_can_not_be_closed_is_left_behind(
     finally:
         os.dup2(before, 2)
         os.close(before)
-    assert told[1].startswith("warning: PortAudio does not let go of 'Built-in'")
-    assert told[2] == "'Built-in' is back, at 16000 Hz"
+    assert reported[1].startswith("warning: PortAudio does not let go of 'Built-in'")
+    assert reported[2] == "'Built-in' is back, at 16000 Hz"
     assert "flood" not in capfd.readouterr().err
 
 
@@ -295,7 +298,7 @@ def test_a_device_that_came_after_the_program_began_is_found(portaudio: FakePort
         assert mic.device.number == 2
 
 
-def test_a_device_that_is_not_there_yet_is_waited_for(portaudio: FakePortAudio, told: list[str]) -> None:
+def test_a_device_that_is_not_there_yet_is_waited_for(portaudio: FakePortAudio, reported: list[str]) -> None:
     def plug_in() -> None:
         wait_for(lambda: portaudio.n_restarts > 3)
         portaudio.devices.append(portaudio.device("Late", 16000))
@@ -304,15 +307,15 @@ def test_a_device_that_is_not_there_yet_is_waited_for(portaudio: FakePortAudio, 
 
     helper = threading.Thread(target=plug_in)
     helper.start()
-    with Microphone("late", tell=told.append, wait=True) as mic:
+    with Microphone("late", tell=reported.append, wait=True) as mic:
         helper.join()
         assert mic.device.name == "Late"
         assert len(next(mic.blocks(RATE))) == 640
-    assert told == ["no input device for 'late'; --list-devices shows them; waiting for it"]
+    assert reported == ["no input device for 'late'; --list-devices shows them; waiting for it"]
 
 
-def test_what_is_discarded_becomes_silence_of_the_same_length(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(tell=told.append) as mic:
+def test_what_is_discarded_becomes_silence_of_the_same_length(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         portaudio.deliver(3)
         assert next(blocks).all()
@@ -320,15 +323,15 @@ def test_what_is_discarded_becomes_silence_of_the_same_length(portaudio: FakePor
         portaudio.deliver(2)
         found = np.stack([next(blocks) for _ in range(4)])
         assert found.any(1).tolist() == [False, False, False, True], "with the block that is being captured"
-    assert (mic.overflows, told) == (0, [])
+    assert (mic.overflows, reported) == (0, [])
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 2**-16])
 def test_a_device_without_any_sound_is_reported_once(
-    portaudio: FakePortAudio, told: list[str], constant: float
+    portaudio: FakePortAudio, reported: list[str], constant: float
 ) -> None:
     n_blocks = round(microphone.SILENT_S / devices.BLOCK_S)
-    with Microphone(tell=told.append) as mic:
+    with Microphone(tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
 
         def hear(value: float, n: int) -> None:
@@ -337,21 +340,21 @@ def test_a_device_without_any_sound_is_reported_once(
                 next(blocks)
 
         hear(constant, n_blocks - 1)
-        assert told == []
+        assert reported == []
         hear(constant, 1)
-        assert len(told) == 1
-        assert re.match(r"warning: 'Built-in' has delivered nothing but silence for 5 s: is it muted", told[0])
+        assert len(reported) == 1
+        assert re.match(r"warning: 'Built-in' has delivered nothing but silence for 5 s: is it muted", reported[0])
         hear(constant, n_blocks)
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
-def test_a_quiet_room_is_not_silence(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(tell=told.append) as mic:
+def test_a_quiet_room_is_not_silence(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(tell=reported.append) as mic:
         blocks = mic.blocks(RATE)
         for _ in range(2 * round(microphone.SILENT_S / devices.BLOCK_S)):
             portaudio.deliver(value=np.resize([[0.0001], [0.0]], (640, 1)))
             next(blocks)
-    assert told == []
+    assert reported == []
 
 
 WINDOWS = ["MME", "Windows DirectSound", "Windows WASAPI", "Windows WDM-KS"]
@@ -439,8 +442,8 @@ def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
 class Clock:
     """Feeds a loss watch with blocks that come when a test says so."""
 
-    def __init__(self, told: list[str]) -> None:
-        self.losses = microphone._Losses(told.append)
+    def __init__(self, reported: list[str]) -> None:
+        self.losses = microphone._Losses(reported.append)
         self.stream = SimpleNamespace(device=SimpleNamespace(sample_rate_hz=RATE), n_overflows=0, n_dropped=0)
         self.losses.watch(self.stream)  # type: ignore[arg-type]
         self.now_s, self.n_frames = 100.0, 0
@@ -453,42 +456,42 @@ class Clock:
             self.losses.check(self.now_s, self.n_frames)
 
 
-def test_the_clock_finds_what_nobody_tells(told: list[str]) -> None:
-    clock = Clock(told)
+def test_the_clock_finds_what_nobody_reports(reported: list[str]) -> None:
+    clock = Clock(reported)
     clock.run(10)
     clock.now_s += 30  # the laptop was asleep
     clock.run(10)
     assert clock.losses.n_times == 1
     assert clock.losses.lost_s == pytest.approx(30, abs=0.1)
-    assert told == ["warning: audio was lost, 1 times so far, 30.0 s in all: the machine is too busy or slept"]
+    assert reported == ["warning: audio was lost, 1 times so far, 30.0 s in all: the machine is too busy or slept"]
 
 
 @pytest.mark.parametrize("speed", [0.999, 1.001])
-def test_a_drifting_or_late_device_has_lost_nothing(told: list[str], speed: float) -> None:
-    clock = Clock(told)
+def test_a_drifting_or_late_device_has_lost_nothing(reported: list[str], speed: float) -> None:
+    clock = Clock(reported)
     for extra_s in np.arange(0, 2.4, 0.2):
         clock.run(60 + extra_s, speed)
         clock.now_s += 6  # the process slept, the sound server kept what came
         clock.run(6, speed=1000)
-    assert (clock.losses.n_times, told) == (0, [])
+    assert (clock.losses.n_times, reported) == (0, [])
 
 
-def test_what_is_lost_is_told_at_once_and_then_now_and_then(told: list[str]) -> None:
-    clock = Clock(told)
+def test_what_is_lost_is_reported_at_once_and_then_now_and_then(reported: list[str]) -> None:
+    clock = Clock(reported)
     clock.run(1)
     for _ in range(12):
         clock.stream.n_overflows += 1
         clock.run(2)
-        if len(told) == 1:
-            assert told == ["warning: audio was lost, 1 times so far: the machine is too busy or slept"]
-    assert len(told) == 3, "24 s: at once, after 10 s, after 20 s"
+        if len(reported) == 1:
+            assert reported == ["warning: audio was lost, 1 times so far: the machine is too busy or slept"]
+    assert len(reported) == 3, "24 s: at once, after 10 s, after 20 s"
     clock.stream.n_dropped += 3 * RATE
     clock.run(12)
-    assert "13 times so far, 3.0 s in all" in told[-1]
+    assert "13 times so far, 3.0 s in all" in reported[-1]
 
 
-def test_the_clock_does_not_count_again_what_the_driver_told(told: list[str]) -> None:
-    clock = Clock(told)
+def test_the_clock_does_not_count_again_what_the_driver_reported(reported: list[str]) -> None:
+    clock = Clock(reported)
     clock.run(5)
     clock.now_s += 3
     clock.stream.n_overflows += 1
@@ -497,13 +500,13 @@ def test_the_clock_does_not_count_again_what_the_driver_told(told: list[str]) ->
     assert clock.losses.lost_s == pytest.approx(3, abs=0.1)
 
 
-def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, told: list[str]) -> None:
-    with Microphone(tell=told.append) as mic:
+def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, reported: list[str]) -> None:
+    with Microphone(tell=reported.append) as mic:
         portaudio.deliver(round(15 / devices.BLOCK_S))
         blocks = mic.blocks(RATE)
         assert sum(len(next(blocks)) for _ in range(250)) == devices.BACKLOG_S * RATE
     assert mic.overflows == 1
-    assert told[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
+    assert reported[0] == "warning: audio was lost, 1 times so far, 5.0 s in all: the machine is too busy or slept"
 
 
 def test_the_unit_file_of_the_documentation_names_options_that_exist() -> None:

@@ -127,7 +127,7 @@ def test_the_class_layer_sees_the_embedding(config: NetworkConfig) -> None:
     torch.testing.assert_close(network(features), network.classes(embedding))
 
 
-def test_words_are_told_apart_by_direction_alone() -> None:
+def test_words_are_distinguished_by_direction_alone() -> None:
     torch.manual_seed(0)
     layer, embedding = CosineLayer(6, 4), noise(3, 6)
     cosine = torch.nn.functional.cosine_similarity(embedding[:, None], layer.weight[None], dim=2)

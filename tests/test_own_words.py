@@ -44,7 +44,7 @@ def posterior(own: OwnWords, space: Similarity, waveform: np.ndarray) -> dict[st
     return with_own_words({"yes": 0.2, "_unknown_": 0.8}, models, space, space.project(embed(waveform)[None])[0])
 
 
-def test_a_taught_word_is_told_from_everything_else(own: OwnWords, space: Similarity) -> None:
+def test_a_taught_word_is_distinguished_from_everything_else(own: OwnWords, space: Similarity) -> None:
     rng = np.random.default_rng(2)
     said = [posterior(own, space, tune(LAMP, rng))["lamp"] for _ in range(40)]
     others = [posterior(own, space, tune(random_pitches(rng), rng))["lamp"] for _ in range(200)]

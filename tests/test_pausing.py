@@ -61,19 +61,19 @@ def test_what_is_said_in_a_pause_is_not_heard_and_time_runs_on(
 
 def test_no_word_is_made_of_a_half(demo: np.ndarray, heard: list[Detection]) -> None:
     """A pause that begins or ends within a word takes all of it, and leaves no trace in callbacks."""
-    told: list[float] = []
+    reported: list[float] = []
     listener = Listener(
-        Recognizer.load(), rejected=lambda r: told.append(r.start_s), examined=lambda e: told.append(e.start_s)
+        Recognizer.load(), rejected=lambda r: reported.append(r.start_s), examined=lambda e: reported.append(e.start_s)
     )
     left = heard[4]
     middle_s = (left.start_s + left.end_s) / 2
     for begin_s, end_s in ((middle_s, left.end_s + 0.2), (middle_s, middle_s + 0.05), (left.start_s - 0.2, middle_s)):
-        told.clear()
+        reported.clear()
         found = hear(listener, demo, begin_s, end_s)
         assert "left" not in [d.word for d in found]
         assert len(found) == 9
         if begin_s == middle_s:
-            assert not [t for t in told if left.start_s - 0.5 < t < left.end_s]
+            assert not [t for t in reported if left.start_s - 0.5 < t < left.end_s]
 
 
 def test_a_pause_outlives_a_new_stream(demo: np.ndarray) -> None:

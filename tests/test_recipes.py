@@ -65,7 +65,7 @@ def test_the_bundle_recognises_new_clips(run: Path) -> None:
     assert np.mean(right) > 0.7
 
 
-def test_the_bundle_tells_nothing_of_the_machine(run: Path) -> None:
+def test_the_bundle_says_nothing_of_the_machine(run: Path) -> None:
     assert str(Path.cwd()).encode() not in (run / "smoke.onnx").read_bytes()
 
 

@@ -36,13 +36,13 @@ def rejected(word: str = "left") -> Rejection:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reported() -> list[str]:
     return []
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, told: list[str]) -> Recorder:
-    return Recorder(tmp_path / "a" / "b", RATE, {"model": "m"}, told.append, BEGAN)
+def recorder(tmp_path: Path, reported: list[str]) -> Recorder:
+    return Recorder(tmp_path / "a" / "b", RATE, {"model": "m"}, reported.append, BEGAN)
 
 
 def kept(folder: Path) -> list[str]:
@@ -108,8 +108,8 @@ def test_the_memory_does_not_grow(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("fails", ["write_bytes", "rename"])
-def test_a_failure_is_told_once_and_leaves_nothing_behind(
-    recorder: Recorder, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, fails: str
+def test_a_failure_is_reported_once_and_leaves_nothing_behind(
+    recorder: Recorder, tmp_path: Path, reported: list[str], monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     recorder.feed(stream(4))
     recorder.keep(heard(1), 0.5)
@@ -128,7 +128,7 @@ def test_a_failure_is_told_once_and_leaves_nothing_behind(
     recorder.keep(heard(2), 0.5)
     recorder.keep(heard(3), 0.5)
     folder = tmp_path / "a" / "b"
-    assert told == [f"recording stopped: {folder}: No space left on device"]
+    assert reported == [f"recording stopped: {folder}: No space left on device"]
     assert len(kept(folder)) == 2
 
 

@@ -82,20 +82,20 @@ async def next_message(client: aiomqtt.Client) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def connected(publisher: Publisher, told: list[str]) -> AsyncIterator[None]:
+async def connected(publisher: Publisher, reported: list[str]) -> AsyncIterator[None]:
     async with publisher:
-        while not any("connected to" in line for line in told):
+        while not any("connected to" in line for line in reported):
             await asyncio.sleep(0.05)
         yield
 
 
 @needs_broker
 def test_a_detection_arrives_as_json_prints_it(mosquitto: Mosquitto) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     async def check() -> None:
-        publisher = Publisher(Broker(f"127.0.0.1:{mosquitto.port}"), told.append)
-        async with subscribed(mosquitto.port) as reader, connected(publisher, told):
+        publisher = Publisher(Broker(f"127.0.0.1:{mosquitto.port}"), reported.append)
+        async with subscribed(mosquitto.port) as reader, connected(publisher, reported):
             publisher(LEFT)
             topic, payload = await next_message(reader)
             assert topic == "speech/left"
@@ -108,21 +108,21 @@ def test_a_detection_arrives_as_json_prints_it(mosquitto: Mosquitto) -> None:
 
 @needs_broker
 def test_what_is_said_while_the_broker_is_away_is_dropped_and_later_words_arrive(mosquitto: Mosquitto) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     async def check() -> None:
-        publisher = Publisher(Broker(f"127.0.0.1:{mosquitto.port}"), told.append)
-        async with connected(publisher, told):
-            told.clear()
+        publisher = Publisher(Broker(f"127.0.0.1:{mosquitto.port}"), reported.append)
+        async with connected(publisher, reported):
+            reported.clear()
             mosquitto.stop()
-            while not any("trying again" in line for line in told):
+            while not any("trying again" in line for line in reported):
                 await asyncio.sleep(0.05)
             for _ in range(1000):
                 publisher(LEFT)
-            told.clear()
+            reported.clear()
             mosquitto.start()
             async with subscribed(mosquitto.port) as reader:
-                while not any("connected to" in line for line in told):
+                while not any("connected to" in line for line in reported):
                     await asyncio.sleep(0.05)
                 publisher(Detection("stop", 1, 2, 0.9, 2))
                 assert (await next_message(reader))[0] == "speech/stop"
@@ -138,18 +138,18 @@ def test_a_password_is_given(tmp_path: Path) -> None:
     subprocess.run([tool, "-b", "-c", passwords, "robot", "swordfish"], check=True)
     secret.write_text("swordfish\n")
     broker = Mosquitto(tmp_path, f"allow_anonymous false\npassword_file {passwords}")
-    told: list[str] = []
+    reported: list[str] = []
 
     async def check() -> None:
         async with subscribed(broker.port, username="robot", password="swordfish") as reader:
             address = f"127.0.0.1:{broker.port}"
-            async with Publisher(Broker(address), told.append):
-                while not told:
+            async with Publisher(Broker(address), reported.append):
+                while not reported:
                     await asyncio.sleep(0.05)
-                assert "authori" in told[0].lower(), told
-            told.clear()
-            publisher = Publisher(Broker(address, "home", "robot", secret), told.append)
-            async with connected(publisher, told):
+                assert "authori" in reported[0].lower(), reported
+            reported.clear()
+            publisher = Publisher(Broker(address, "home", "robot", secret), reported.append)
+            async with connected(publisher, reported):
                 publisher(LEFT)
                 assert (await next_message(reader))[0] == "home/left"
 

@@ -450,7 +450,7 @@ def test_https_with_a_certificate(hearing: Hearing, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
-def test_loopback_is_told_from_other_addresses(host: str) -> None:
+def test_loopback_is_distinguished_from_other_addresses(host: str) -> None:
     assert is_loopback(host)
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("192.168.1.7")

@@ -107,7 +107,7 @@ def test_a_signal_ends_it_while_it_waits_for_audio(begun_with: bytes) -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_nothing_on_standard_input_is_told() -> None:
+def test_nothing_on_standard_input_is_reported() -> None:
     done = pipe_in(b"", "--stdin")
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[-1] == "error: standard input holds no audio"
@@ -235,7 +235,7 @@ def test_a_long_file_shows_how_far_it_is(tmp_path: Path) -> None:
     assert sent == ""
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_reported() -> None:
     from importlib.metadata import version
 
     done = subprocess.run([*LISTEN, "--version"], capture_output=True, text=True)

@@ -66,9 +66,9 @@ def test_a_taught_word_is_heard_beside_the_models(
 ) -> None:
     taught = run("Jawohl", "--files", *written(tmp_path / "in", "yes", 5), "--json")
     assert taught.status == 0, taught.err
-    told = json.loads(taught.out[0])
-    assert (told["word"], told["n_recordings"]) == ("jawohl", 5)
-    assert "yes" in [confusion["word"] for confusion in told["confusions"]], "it is the model's yes, after all"
+    reported = json.loads(taught.out[0])
+    assert (reported["word"], reported["n_recordings"]) == ("jawohl", 5)
+    assert "yes" in [confusion["word"] for confusion in reported["confusions"]], "it is the model's yes, after all"
 
     def words(*arguments: str) -> list[str]:
         assert listen.main(["--file", str(listen.DEMO), "--json", "--quiet", *arguments]) == 0
@@ -214,12 +214,12 @@ def test_a_word_is_taught_at_a_real_microphone(room: Room, home: Path, tmp_path:
     ) as process:
         assert process.stdout
         assert process.stderr
-        results, told = Lines(process.stdout), Lines(process.stderr)
+        results, reported = Lines(process.stdout), Lines(process.stderr)
         try:
-            told.until('Say "lamp" 2 times')
+            reported.until('Say "lamp" 2 times')
             for path in files:  # one may begin before the device delivers
                 room.play(Path(path))
-                if process.poll() is not None or any("2 of 2" in line for line in told.now()):
+                if process.poll() is not None or any("2 of 2" in line for line in reported.now()):
                     break
             assert json.loads(results.until("lamp"))["n_recordings"] == 2
             assert process.wait(DEADLINE_S) == 0

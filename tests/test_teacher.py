@@ -89,7 +89,7 @@ def test_without_a_teacher_there_is_nothing() -> None:
     assert weight.tolist() == [1, 1]
 
 
-def test_a_file_that_is_no_teacher_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_teacher_is_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", names=["a"])
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("other.npz", "text.npz", "missing.npz"):

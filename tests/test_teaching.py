@@ -1,4 +1,4 @@
-"""Recordings of a word: what spoils one is told, and those of another word are found."""
+"""Recordings of a word: what spoils one is reported, and those of another word are found."""
 
 from collections.abc import Iterator
 
@@ -60,7 +60,7 @@ def test_the_size_of_the_blocks_changes_nothing(size: int) -> None:
         (word() + 0.1 * np.random.default_rng(0).standard_normal(8000), None),
     ],
 )
-def test_what_spoils_a_recording_is_told(spoken: np.ndarray, fault: Fault | None) -> None:
+def test_what_spoils_a_recording_is_reported(spoken: np.ndarray, fault: Fault | None) -> None:
     assert [take.fault for take in heard(stream_of(spoken))] == [fault]
 
 
@@ -74,7 +74,7 @@ def test_a_whisper_is_too_quiet() -> None:
     assert [take.fault for take in found] == [Fault.TOO_QUIET]
 
 
-def test_a_noisy_room_is_told() -> None:
+def test_a_noisy_room_is_reported() -> None:
     noise = 0.015 * np.random.default_rng(0).standard_normal(24000)
     noise[8000:16000] += word(level=0.06)
 

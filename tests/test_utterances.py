@@ -175,7 +175,7 @@ def test_what_is_reported_of_a_word() -> None:
     assert examined.scores == pytest.approx({"low": 0.9, "high": 1 / 30, "_unknown_": 1 / 30, "_silence_": 1 / 30})
 
 
-def test_what_is_told_of_a_rejected_word() -> None:
+def test_what_is_reported_of_a_rejected_word() -> None:
     (examined,) = decide(WORDS, Case([low(2.0, 0.5)], []))
     rejection = examined.rejection
     assert rejection
@@ -183,7 +183,7 @@ def test_what_is_told_of_a_rejected_word() -> None:
     assert (rejection.start_s, rejection.end_s) == pytest.approx((2.0, 2.5), abs=0.03)
 
 
-def test_what_is_told_of_talk() -> None:
+def test_what_is_reported_of_talk() -> None:
     (examined,) = decide(WORDS, Case([talk(2.0)], []))
     rejection = examined.rejection
     assert rejection
@@ -192,7 +192,7 @@ def test_what_is_told_of_talk() -> None:
     assert (examined.start_s, len(examined.waveform), examined.scores) == (1.7, 0, {})
 
 
-def test_what_is_told_of_a_noise_in_the_place_of_a_sequence() -> None:
+def test_what_is_reported_of_a_noise_in_the_place_of_a_sequence() -> None:
     (examined,) = decide(SEQUENCES, Case([Said(2, 1.0, "..............")], []))
     rejection = examined.rejection
     assert rejection
@@ -200,7 +200,7 @@ def test_what_is_told_of_a_noise_in_the_place_of_a_sequence() -> None:
     assert (rejection.start_s, rejection.end_s) == (1.7, 3.25), "all of it"
 
 
-def test_what_is_told_of_a_rejected_sequence() -> None:
+def test_what_is_reported_of_a_rejected_sequence() -> None:
     (examined,) = decide(SEQUENCES, Case([Said(2, 1.0, "....ll..?......")], []))
     rejection = examined.rejection
     assert rejection

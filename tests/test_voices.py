@@ -29,7 +29,7 @@ TONE = voices.Engine(tone, 1, "")
 
 
 @pytest.mark.parametrize("name", voices.ENGINES)
-def test_an_engine_says_words_that_are_told_apart(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_says_words_that_are_distinguished(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped network is the judge: most of the ten commands, by random voices, are what was asked for."""
     try:
         (engine,) = voices.installed([name])
