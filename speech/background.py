@@ -1,4 +1,4 @@
-"""Listening beside a program that does other things: in a thread, or as an asynchronous iterator."""
+"""Listening while the program does other things: in a thread, or as an asynchronous iterator."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from speech.recognizer import Recognizer
 from speech.results import Detection
 
 STOP_S = 5.0
-"""Time that `stop` gives a callback to return."""
+"""Longest time in seconds that `stop` waits for a callback to return."""
 
 
 class Background:
@@ -25,12 +25,12 @@ class Background:
             ...  # do something else
 
     Args:
-        callback: called with each detection, in the thread.  While it takes its time nothing is heard, and up to
-            `devices.BACKLOG_S` seconds of audio are kept for later.  An exception of its is reported in one line.
-        listener: default: one with the shipped bundle.
+        callback: called with each detection, in the thread.  Listening halts until it returns; meanwhile up to
+            `devices.BACKLOG_S` seconds of audio are kept.  An exception that it raises is reported in one line.
+        listener: default: a listener with the shipped bundle.
         source: a microphone, or blocks (time,) at the bundle's rate; default: the default microphone.
         tell: takes one line when something went wrong; default: prints it on stderr.
-        ended: called at the end of the thread.
+        ended: called when listening has ended, in the thread.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Background:
         self._is_open = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="speech")
         self.error: Exception | None = None
-        """What ended it, other than `stop` and the end of the source."""
+        """The exception that ended it; None after `stop` or the end of the source."""
 
     def start(self) -> None:
-        """Begin; returns when the microphone is open, at once when that one is to be waited for.
+        """Start the thread.  Returns when the microphone is open; at once if it was made with `wait=True`.
 
         Raises:
             SpeechError: the microphone can't be opened.
@@ -65,37 +65,37 @@ class Background:
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether nobody waits for the microphone to open."""
+        """Whether `start` returns before the microphone is open."""
         return isinstance(self._source, Microphone) and self._source.wait
 
     @property
     def is_running(self) -> bool:
-        """Whether it still listens."""
+        """Whether it is still listening; False before `start`."""
         return self._thread.ident is not None and not self._is_over.is_set()
 
     def stop(self) -> None:
-        """End it, from any thread and from the callback; nothing is reported any more once this has returned."""
+        """Stop listening, from any thread or from the callback.  No detection is reported after this has returned."""
         self._is_stopped.set()
         if isinstance(self._source, Microphone):
             self._source.close()
         self.wait(STOP_S)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for its end, as that of a recording."""
+        """Wait until it has ended, as when the source is a recording; from the callback it returns at once."""
         if self._thread.ident and self._thread is not threading.current_thread():
-            self._is_over.wait(timeout_s)  # not `join`, which an interrupt spoils
+            self._is_over.wait(timeout_s)  # not `join`, which is unreliable after an interrupt
 
     def pause(self) -> None:
-        """Hear nothing from now on, as while the program itself speaks."""
+        """Ignore audio from now on, for example while the program itself speaks."""
         self._pauser.pause()
 
     def resume(self) -> None:
-        """Hear again what comes from now on."""
+        """Listen again, to the audio from now on."""
         self._pauser.resume()
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is heard."""
+        """Whether audio is ignored."""
         return self._pauser.is_paused
 
     def __enter__(self) -> "Background":
@@ -148,7 +148,7 @@ def listen_in_background(
     source: Microphone | Iterable[Block] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Background:
-    """Begin to listen in a thread; see `Background` for the arguments and for what can be done with it.
+    """Start to listen in a thread; see `Background` for the arguments and the methods of the result.
 
     Raises:
         SpeechError: the bundle or the microphone can't be used.
@@ -163,9 +163,9 @@ async def listen_async(
     source: Microphone | Iterable[Block] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Detection]:
-    """Detections as they come, for `async for`; the event loop runs on meanwhile.
+    """Yield detections as they come, for `async for`; the event loop keeps running.
 
-    Wrapped in `contextlib.aclosing` the microphone is closed where the loop is left; otherwise soon after.
+    Within `contextlib.aclosing`, the microphone is closed as soon as the loop is left; otherwise soon after.
 
     Raises:
         SpeechError: the bundle or the microphone can't be used.
@@ -186,11 +186,11 @@ async def listen_async(
             raise background.error
     finally:
         stopping = threading.Thread(target=background.stop)
-        stopping.start()  # at once: what is awaited here may be cancelled, as when the event loop ends
+        stopping.start()  # before any await: that may be cancelled, as when the event loop ends
         await asyncio.to_thread(stopping.join)
 
 
 def _described(error: Exception) -> str:
-    """An exception in one line."""
+    """The exception as one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, SpeechError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,7 +1,7 @@
-"""Input devices by way of PortAudio, which a process has only once.
+"""Input devices, through PortAudio.
 
-PortAudio looks for devices when it begins, and when it ends it ends every stream of the process.  So whoever wants to
-look again has to come here: it is refused while a stream is open, be it another microphone's or the program's own.
+All streams of a process share one PortAudio.  It looks for devices only when it starts, and closes every stream when
+it terminates.  So `look_again` does nothing while any stream is open: another microphone's or the program's own.
 """
 
 import atexit
@@ -26,17 +26,17 @@ from speech.errors import DeviceError
 
 BLOCK_S = 0.04
 BACKLOG_S = 10.0
-"""Seconds of audio kept while nobody asks for it."""
+"""Seconds of audio kept until they are read; later audio is dropped."""
 MOST_CHANNELS = 8
-"""A device with more is virtual or a mixing desk: of those two channels are opened, unless more are asked for."""
+"""A device with more is virtual or a mixing desk: only two channels are opened, or as many as are needed."""
 UNAVAILABLE = -9985
 """PortAudio's code for a device that another program holds."""
 CLOSE_S = 5.0
-"""Seconds that the sound system gets to close a device."""
+"""Longest wait in seconds for the sound system to close a device."""
 MME_NAME_LENGTH = 31
-"""Characters after which Windows' oldest host API cuts a name off."""
+"""Windows' oldest host API (MME) cuts names to this many characters."""
 _LOCK = threading.RLock()
-"""Held by every call that opens, closes, lists or ends: PortAudio bears only one at a time."""
+"""Held while devices are opened, closed or listed: PortAudio is not thread-safe."""
 _OPEN: "set[Stream]" = set()
 
 
@@ -48,7 +48,7 @@ class InputDevice:
     """Changes when devices come and go."""
     name: str
     host_api: str
-    """The way to it; on Windows one microphone has up to four."""
+    """On Windows one microphone appears under up to four host APIs."""
     channels: int
     sample_rate_hz: int
     """The device's own rate."""
@@ -59,10 +59,10 @@ class InputDevice:
 
 
 def sounddevice() -> ModuleType:
-    """The PortAudio binding, loaded only when a device is wanted.
+    """The PortAudio binding, imported only when a device is needed.
 
     Raises:
-        DeviceError: when the PortAudio library is missing or can't begin; says what to do.
+        DeviceError: the PortAudio library is missing or can't start; the message says what to do.
     """
     try:
         import sounddevice as module
@@ -71,26 +71,26 @@ def sounddevice() -> ModuleType:
             "the PortAudio library is missing: install it (Debian, Ubuntu: apt-get install libportaudio2; "
             "Fedora: dnf install portaudio); --file and --stdin work without it"
         ) from error
-    except Exception as error:  # the binding's own kind, which can't be named when its import failed
+    except Exception as error:  # the binding's own class, which can't be imported when the binding fails
         if type(error).__name__ != "PortAudioError":
             raise
-        raise DeviceError(f"PortAudio can't begin: {error}; restart the sound server") from error
+        raise DeviceError(f"PortAudio can't start: {error}; restart the sound server") from error
     found: ModuleType = module
     return found
 
 
 def list_devices() -> list[InputDevice]:
-    """All devices that can record, by number, as PortAudio last saw them.
+    """All devices that can record, by number, as of the last time that PortAudio looked (see `look_again`).
 
     Raises:
-        DeviceError: without PortAudio or a sound system.
+        DeviceError: PortAudio or the sound system is missing.
     """
     module = sounddevice()
     try:
         with _LOCK:
             devices, apis, default = module.query_devices(), module.query_hostapis(), module.default.device[0]
     except module.PortAudioError as error:
-        raise DeviceError(f"the sound system can't be asked for devices: {error.args[0]}") from error
+        raise DeviceError(f"can't list the sound devices: {error.args[0]}") from error
     return [
         InputDevice(
             n,
@@ -106,13 +106,14 @@ def list_devices() -> list[InputDevice]:
 
 
 def choose(device: int | str | None) -> InputDevice:
-    """The device of a number, the one that a text names, or the default one.
+    """Find an input device.
 
-    A text names a device when it is `NAME, HOST API`, or else the name, or else when all its words occur in the two
-    (case ignored).  Of several the one of the default device's host API is taken.
-
+    Args:
+        device: its number, a text, or None for the default device.  A text is compared with `NAME, HOST API`, then
+            with the name alone; otherwise all its words must occur in `NAME, HOST API`.  Case is ignored.  Of several
+            matches, the one under the default device's host API is taken.
     Raises:
-        DeviceError: none or several fit.
+        DeviceError: no device matches, or several do.
     """
     devices = list_devices()
     if not devices:
@@ -133,7 +134,7 @@ def choose(device: int | str | None) -> InputDevice:
 
 
 def _named(text: str, devices: list[InputDevice]) -> list[InputDevice]:
-    """The devices that a text (in lower case) fits best."""
+    """The best matches for a text in lower case; see `choose`."""
 
     def has_name(device: InputDevice) -> bool:
         name = device.name.lower()
@@ -147,8 +148,11 @@ def _named(text: str, devices: list[InputDevice]) -> list[InputDevice]:
 
 
 def same_device(device: InputDevice, wanted: int | str | None) -> InputDevice:
-    """A device after it was gone: by name, as numbers change; the default one may be another now.
+    """Find a lost device again, by name and host API because numbers change.
 
+    Args:
+        device: the lost device.
+        wanted: how it was chosen.  None: take the present default device, even if it is another one.
     Raises:
         DeviceError: it is not there.
     """
@@ -163,7 +167,7 @@ def same_device(device: InputDevice, wanted: int | str | None) -> InputDevice:
 
 
 def _bare(name: str) -> str:
-    """A name without the number that ALSA gave the card this time."""
+    """The name without ALSA's card number, which changes when the card is plugged in again."""
     return re.sub(r"\(hw:\d+,\d+\)", "", name)
 
 
@@ -175,9 +179,9 @@ def _why_none() -> str:
 
 
 def _what_to_do(error: Exception) -> str:
-    """PortAudio's reason why a device can't be opened, and the way out."""
+    """Why PortAudio can't open a device, and what the user can do."""
     text, code, host = (*error.args, None, None)[:3]
-    reason = host[2] if host and host[2] else text  # the host's own words say more
+    reason = host[2] if host and host[2] else text  # the host API's own text is more specific
     if code == UNAVAILABLE or "busy" in reason.lower():
         return f"{reason}; another program may hold it: close that, or choose another --device"
     if "permission" in reason.lower():
@@ -186,7 +190,7 @@ def _what_to_do(error: Exception) -> str:
 
 
 def _now_s() -> float:
-    """A clock that goes on while the machine sleeps, where there is one."""
+    """A clock in seconds that also counts while the machine sleeps, if the system has one."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
@@ -196,19 +200,19 @@ class Stream:
     """An open stream of one device, filled by PortAudio's own thread.
 
     Args:
-        device: which.
-        n_needed: channels that it must have.
+        device: the device to open.
+        n_needed: smallest number of channels.
     Raises:
-        DeviceError: it has fewer channels, or can't be opened.
+        DeviceError: the device has fewer channels or can't be opened.
     """
 
     def __init__(self, device: InputDevice, n_needed: int = 1) -> None:
         self.device = device
         self.blocks: queue.Queue[tuple[float, int, NDArray[np.float32]]] = queue.Queue(round(BACKLOG_S / BLOCK_S))
-        """When a block came, the frames up to its end, its samples (time, channels)."""
+        """For each block: time of arrival in seconds, frames captured up to its end, samples (time, channels)."""
         self.n_frames, self.n_dropped, self.n_overflows = 0, 0, 0
         self.n_discarded = 0
-        """Frames that nobody is to hear."""
+        """Blocks that end at or before this frame are to be replaced by silence."""
         self.has_ended = threading.Event()
         self._closing: threading.Thread | None = None
         if n_needed > device.channels:
@@ -218,7 +222,7 @@ class Stream:
             _OPEN.add(self)
 
     def _open(self, n_needed: int) -> int:
-        """Open it with as many channels as it has, or else with fewer: some hardware refuses most numbers."""
+        """Open the device; try fewer channels if it refuses many, as some hardware does.  Returns the number opened."""
         module, device = sounddevice(), self.device
         most = device.channels if device.channels <= MOST_CHANNELS else 2
         numbers = sorted({n for n in (most, 2, n_needed) if n_needed <= n <= device.channels}, reverse=True)
@@ -236,7 +240,7 @@ class Stream:
                 self._start()
                 return n_channels
             except (module.PortAudioError, ValueError) as error:
-                # without its traceback, which would keep the half-made stream for as long as anybody keeps the error
+                # the traceback would keep the half-made stream alive as long as the error
                 reason = error.with_traceback(None)
         raise DeviceError(f"can't record from {device.name!r}: {_what_to_do(reason)}") from reason
 
@@ -256,15 +260,18 @@ class Stream:
             self.n_dropped += n_frames
 
     def discard(self) -> None:
-        """Mark what was captured so far, with the block that is being captured now."""
+        """Mark all audio captured so far, including the block in progress, as discarded; see `n_discarded`."""
         self.n_discarded = self.n_frames + round(BLOCK_S * self.device.sample_rate_hz)
 
     def close(self) -> bool:
-        """Close it, if it is open; whether that is done.
+        """Close the stream if it is open.
 
-        With a sound server that died, PortAudio's own thread may hang in it or run in circles, and write a line each
-        time round.  Such a stream is left behind: it counts as open, so that PortAudio is never ended beneath it, and
-        file descriptor 2 is pointed at nothing.
+        After a sound server has died, closing may hang, or PortAudio's thread may loop and write a line in each pass.
+        Such a stream is abandoned: it counts as open, so that PortAudio is never terminated while the thread runs,
+        and file descriptor 2 is redirected to the null device.
+
+        Returns:
+            whether the stream is closed.
         """
         with _LOCK:
             if self._closing:
@@ -274,24 +281,24 @@ class Stream:
             self._closing.join(CLOSE_S)
             if self._closing.is_alive():
                 _silence_stderr()
-                atexit.unregister(sounddevice()._exit_handler)  # it would hang as well
+                atexit.unregister(sounddevice()._exit_handler)  # it would hang too
                 return False
             _OPEN.discard(self)
             return True
 
 
 def look_again() -> bool:
-    """Let PortAudio look for devices, which it does only when it begins, unless a stream is open in this process.
+    """Restart PortAudio so that it looks for devices, unless this process has an open stream.
 
     Returns:
-        whether it has looked; if not, known devices may still open.
+        whether it looked; if not, devices that it already knows can still be opened.
     Raises:
-        DeviceError: it can't begin again.
+        DeviceError: PortAudio can't restart.
     """
     module = sounddevice()
     with _LOCK:
         for stream in [stream for stream in _OPEN if stream.has_ended.is_set()]:
-            stream.close()  # its microphone will notice, and opens it anew
+            stream.close()  # its microphone notices and opens it again
         _end_playback(module)
         if _any_open(module):
             return False
@@ -300,26 +307,26 @@ def look_again() -> bool:
                 module._terminate()
             module._initialize()
         except module.PortAudioError as error:
-            raise DeviceError(f"the sound system can't be asked for devices: {error.args[0]}") from error
+            raise DeviceError(f"can't list the sound devices: {error.args[0]}") from error
         return True
 
 
 def _end_playback(module: ModuleType) -> None:
-    """Close what `sounddevice.play` leaves open after the last sound has ended."""
-    with suppress(RuntimeError, module.PortAudioError):  # nothing was played, or it is closed
+    """Close the stream that `sounddevice.play` leaves open after the sound has ended."""
+    with suppress(RuntimeError, module.PortAudioError):  # nothing was played, or it is closed already
         if not module.get_stream().active:
             module.stop()
 
 
 def _any_open(module: ModuleType) -> bool:
-    """Whether the process has an open stream; the binding keeps no list, so all objects are gone through."""
-    kinds = module.RawInputStream, module.RawOutputStream, module.InputStream, module.OutputStream  # and what derives
+    """Whether the process has an open stream.  The binding keeps no list of them, so all objects are searched."""
+    kinds = module.RawInputStream, module.RawOutputStream, module.InputStream, module.OutputStream
     return any(issubclass(type(found), kinds) and not found.closed for found in gc.get_objects())
 
 
 def _silence_stderr() -> None:
-    """Point file descriptor 2 at nothing for good; what Python writes on stderr goes where it went."""
-    with suppress(OSError, ValueError, AttributeError):  # there is none
+    """Redirect file descriptor 2 to the null device for good; Python's own stderr still goes where it went before."""
+    with suppress(OSError, ValueError, AttributeError):  # there is no stderr
         if sys.stderr.fileno() == 2:
             sys.stderr.flush()
             kept = os.dup(2)
@@ -330,8 +337,8 @@ def _silence_stderr() -> None:
 
 @contextmanager
 def exclusive_and_hushed() -> Iterator[None]:
-    """PortAudio for this thread alone, while the C libraries, which complain at each attempt, can't fill a log."""
-    with _LOCK:  # two threads that redirect one descriptor would leave it at nothing
+    """Lock PortAudio for this thread and redirect file descriptor 2: C libraries write messages at each attempt."""
+    with _LOCK:  # two threads that redirect it at the same time would leave it redirected
         try:
             stderr = os.dup(2)
         except OSError:  # it is closed

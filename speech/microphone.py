@@ -1,4 +1,4 @@
-"""A sound device as a context manager that yields blocks, and is waited for when it goes away."""
+"""An input device as a context manager that yields blocks.  If the device disappears, it waits for its return."""
 
 import atexit
 import queue
@@ -26,27 +26,27 @@ POLL_S = 0.1
 PATIENCE_S = 3.0
 """Seconds without a block after which the device counts as gone."""
 RETRY_S = 1.0
-"""Seconds between two looks for a device that is gone."""
+"""Seconds between two searches for a device that is gone."""
 OPEN_S, CLOSE_S = 10.0, 6.0
-"""Seconds that the sound system gets to open a device, and to end what it is at; a hanging server takes longer."""
+"""Longest waits in seconds for the sound system to open and to close a device; a hanging server takes longer."""
 GAP_S = 1.0
-"""Silence in place of the time in which the device was gone, so that no word is made of two halves."""
+"""Seconds of silence inserted when a device returns, so that audio from before and after does not form one word."""
 STRETCH_S, TOLERANCE_S = 2.0, 0.2
-"""How the clock finds losses: compared from one stretch of audio to the next, those above the tolerance."""
+"""Audio and clock are compared over stretches of this length; more missing seconds than the tolerance are a loss."""
 REPEAT_S = 10.0
 """Seconds between two warnings about lost audio."""
 SILENT_S, SILENT_LEVEL = 5.0, 2**-15
-"""Time after which a device without any sound is reported, and how little counts as none: one step of 16 bits."""
+"""Seconds of silence after which a warning is given, and the level that counts as silence: one step of 16 bits."""
 
 
 class _Task(threading.Thread):
-    """A call into PortAudio, which may hang for half a minute when a sound server does."""
+    """A call into PortAudio in a thread of its own; it may hang for half a minute when the sound server hangs."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         super().__init__(daemon=True)
         self._function = function
         self._error: Exception | None = None
-        self._is_over = threading.Event()  # `join` calls a thread ended that it was interrupted in waiting for
+        self._is_over = threading.Event()  # after an interrupted `join`, Python takes the thread for ended
         self.start()
 
     def run(self) -> None:
@@ -58,11 +58,11 @@ class _Task(threading.Thread):
             self._is_over.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether it is over after that time at most."""
+        """Wait for its end, at most `timeout_s`.  Returns whether it is over."""
         return self._is_over.wait(timeout_s)
 
     def ended(self, timeout_s: float) -> bool:
-        """The same; raises what it raised."""
+        """As `wait`, but raises the exception of the call, if any."""
         is_over = self.wait(timeout_s)
         if self._error:
             raise self._error
@@ -70,64 +70,71 @@ class _Task(threading.Thread):
 
 
 class _Losses:
-    """Audio that was lost: told by the driver, dropped here, or missing when compared with the clock.
+    """Counts losses of audio: reported by the driver, dropped here, or found by comparison with the clock.
 
-    The clock finds what nobody tells, as when the process or the machine slept.  Blocks come late, but not early:
-    their smallest delay within a stretch rises only when audio is missing.  Each stretch is compared with the one
-    before, which leaves no room for a drift between the two clocks; it lasts by both, as a backlog comes in a burst.
+    The clock finds losses that nobody reports, as when the process or the machine slept.  Blocks may arrive late but
+    not early, so the smallest delay within a stretch rises only when audio is missing.  Each stretch is compared with
+    the one before, so that clock drift does not add up.  A stretch must last `STRETCH_S` both in audio and by the
+    clock, because a backlog arrives in a burst.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell, self._told, self._told_s = tell, "", -float("inf")
+        self._tell, self._warning, self._warned_s = tell, "", -float("inf")
         self.n_times, self.lost_s = 0, 0.0
 
     def watch(self, stream: Stream) -> None:
         """Begin with a newly opened stream."""
         self._stream, self._rate = stream, stream.device.sample_rate_hz
         self._known = (0, 0)
-        self._last_news = -float("inf")  # in frames, like the next
-        self._stretch_end: tuple[float, float] | None = None  # by the audio and by the clock
-        self._before_s, self._least_s = float("inf"), float("inf")
+        self._last_report = -float("inf")  # frame of the last loss that was reported or dropped
+        self._stretch_end: tuple[float, float] | None = None  # in seconds of audio and by the clock
+        self._previous_delay_s, self._delay_s = float("inf"), float("inf")
 
     def check(self, now_s: float, n_frames: int) -> None:
-        """Look for losses when a block has come, given when it came and the frames up to its end."""
+        """Look for losses.
+
+        Args:
+            now_s: time of arrival of a block.
+            n_frames: frames captured up to its end.
+        """
         known, was_dropped = (self._stream.n_overflows, self._stream.n_dropped), self._known[1]
         if known != self._known:
             self._known = known
             self._count((known[1] - was_dropped) / self._rate, n_frames, self._rate)
-            self._last_news = n_frames
+            self._last_report = n_frames
         missing_s = self._missing_s(now_s, n_frames)
         if missing_s:
             self._count(missing_s, n_frames, 2 * STRETCH_S * self._rate)
-        if self.n_times and now_s - self._told_s >= REPEAT_S:
+        if self.n_times and now_s - self._warned_s >= REPEAT_S:
             self._warn(now_s)
 
     def _count(self, lost_s: float, n_frames: int, n_apart: float) -> None:
-        """Another loss, unless the last news is so near that it was the same."""
-        self.n_times += n_frames - self._last_news > n_apart
+        """Count a loss, unless one was reported less than `n_apart` frames ago: then it is the same one."""
+        self.n_times += n_frames - self._last_report > n_apart
         self.lost_s += lost_s
 
     def _missing_s(self, now_s: float, n_frames: int) -> float:
-        heard_s = n_frames / self._rate
-        end = self._stretch_end or (heard_s + STRETCH_S, now_s + STRETCH_S)
-        self._least_s = min(self._least_s, now_s - heard_s)
-        if heard_s < end[0] or now_s < end[1]:
+        """Seconds missing by the clock at the end of a stretch; 0 within a stretch or below the tolerance."""
+        captured_s = n_frames / self._rate
+        end = self._stretch_end or (captured_s + STRETCH_S, now_s + STRETCH_S)
+        self._delay_s = min(self._delay_s, now_s - captured_s)
+        if captured_s < end[0] or now_s < end[1]:
             self._stretch_end = end
             return 0.0
-        missing_s, self._before_s = self._least_s - self._before_s, self._least_s
-        self._stretch_end, self._least_s = None, float("inf")  # the next one begins with the next block
+        missing_s, self._previous_delay_s = self._delay_s - self._previous_delay_s, self._delay_s
+        self._stretch_end, self._delay_s = None, float("inf")  # the next stretch begins with the next block
         return missing_s if missing_s > TOLERANCE_S else 0.0
 
     def _warn(self, now_s: float) -> None:
         seconds = f", {self.lost_s:.1f} s in all" if self.lost_s >= 0.05 else ""
         text = f"warning: audio was lost, {self.n_times} times so far{seconds}: the machine is too busy or slept"
-        if text != self._told:
+        if text != self._warning:
             self._tell(text)
-            self._told, self._told_s = text, now_s
+            self._warning, self._warned_s = text, now_s
 
 
 class _Silence:
-    """Reports a device that delivers blocks without any sound in them, once for each time that it is opened."""
+    """Warns of a device that delivers only silence, once each time that it is opened."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -137,7 +144,7 @@ class _Silence:
         self._device, self._silent_s, self._is_reported = device, 0.0, False
 
     def check(self, block: Block) -> None:
-        """Look at the next block (time,), at the device's rate."""
+        """Examine the next block (time,), at the device's rate."""
         is_silent = np.ptp(block) <= 2 * SILENT_LEVEL
         self._silent_s = self._silent_s + len(block) / self._device.sample_rate_hz if is_silent else 0.0
         if self._silent_s >= SILENT_S and not self._is_reported:
@@ -149,7 +156,7 @@ class _Silence:
 
 
 class _Session:
-    """One use of a microphone, from when it is entered to when it is left."""
+    """One use of a microphone, from `__enter__` to `close`."""
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
@@ -160,27 +167,27 @@ class _Session:
 class Microphone:
     """An input device; it can be used several times, one after the other.
 
-    Captures at the device's own rate (many refuse 16 kHz) and yields mono blocks at the rate asked for.
+    It captures at the device's own rate (many devices refuse 16 kHz) and yields mono blocks at the requested rate.
 
         with Microphone() as microphone:
             for block in microphone.blocks(16000): ...
 
-    Several microphones, and streams of the program's own by way of `sounddevice`, live side by side.  As long as
-    another is open, only devices that were there before can be found again: PortAudio looks for new ones only when
-    nothing is open.
+    Several microphones may be open at the same time, and so may the program's own `sounddevice` streams.  While
+    another stream is open, only devices that were there before can be found again: PortAudio looks for new ones only
+    when no stream is open.
 
     Args:
         device: number, (part of) a name, or None for the default; see `devices.choose`.
-        reconnect: wait for a device that goes away, and take it up again by its name or as the default.  Each look
-            for it points file descriptor 2 at nothing while it lasts, as sound libraries complain there.
-        tell: takes one line about a device that went, came or is silent, or about lost audio; default: prints it on
-            stderr.
-        channel: which channel of the device, from 1 on, `"mix"` for their mean, or `"best"`: see `channels.Picker`.
+        reconnect: if the device disappears, wait for it and open it again, by its name or as the default device.
+            During each search, file descriptor 2 is redirected to the null device, because sound libraries write there.
+        tell: takes one line about a device that disappeared, returned or is silent, or about lost audio; default:
+            prints it on stderr.
+        channel: channel of the device, from 1 on; `"mix"`: mean of all channels; `"best"`: see `channels.Picker`.
         wait: on entering, wait for a device that is not there yet.
     Raises:
-        ConfigError: no such channel.
-        DeviceError: on entering, when it is open already, or there is no such device or it can't be opened; while
-            reading, when it stops delivering and is not to be waited for.
+        ConfigError: `channel` is not valid.
+        DeviceError: on entering: the microphone is open already, or the device does not exist or can't be opened.
+            While reading: the device stops delivering and `reconnect` is false.
     """
 
     def __init__(
@@ -200,14 +207,14 @@ class Microphone:
 
     @property
     def device(self) -> InputDevice:
-        """The one that is open, or was last."""
+        """The device that is open, or that was open last."""
         if not self._device:
             raise DeviceError("the microphone has not been opened: use it in a `with` statement")
         return self._device
 
     @property
     def overflows(self) -> int:
-        """Times that audio was lost, not counting those when the device was gone."""
+        """Number of times that audio was lost, without those when the device was gone."""
         return self._losses.n_times
 
     def __enter__(self) -> "Microphone":
@@ -235,13 +242,13 @@ class Microphone:
             return
         except DeviceError as error:
             problem = str(error)
-            sounddevice()  # without it there is nothing to wait for
+            sounddevice()  # without PortAudio, waiting is useless: raises
         if self.wait:
             self._tell(f"{problem}; waiting for it")
             self._find(session, lambda: choose(self._wanted))
             return
         with exclusive_and_hushed():
-            look_again()  # it may have come since the program began
+            look_again()  # the device may be new since the program started
             self._take(session, Stream(choose(self._wanted), self._n_needed))
 
     def _take(self, session: _Session, stream: Stream) -> None:
@@ -252,23 +259,23 @@ class Microphone:
         return self._channel if isinstance(self._channel, int) else 1
 
     def close(self) -> None:
-        """End its use, from any thread; its blocks end."""
+        """Close the microphone, from any thread; its blocks end."""
         session, self._session = self._session, None
         if not session:
             return
         session.is_over.set()
         if not _Task(lambda: _close_stream(session)).ended(CLOSE_S):
             at_exit = getattr(sys.modules.get("sounddevice"), "_exit_handler", None)
-            atexit.unregister(at_exit or print)  # it would hang as well
+            atexit.unregister(at_exit or print)  # it would hang too
 
     def blocks(self, sample_rate_hz: int) -> Iterator[Block]:
-        """Mono blocks (time,) at `sample_rate_hz`, until the microphone is left.
+        """Mono blocks (time,) at `sample_rate_hz`, until the microphone is closed.
 
-        While a device is waited for, and only then, empty blocks come, ten a second; then a second of silence, and
-        on it goes.
+        While it waits for a lost device, and only then, it yields empty blocks, ten per second.  When the device is
+        back, a second of silence comes first.
 
         Raises:
-            DeviceError: outside of `with`.
+            DeviceError: outside of `with`, or the device stops delivering and `reconnect` is false.
         """
         if not self._session:
             raise DeviceError("the microphone is not open: use it in a `with` statement")
@@ -293,12 +300,12 @@ class Microphone:
             yield np.zeros(round(GAP_S * sample_rate_hz), np.float32)
 
     def discard(self) -> None:
-        """Turn what was captured up to now, and has not been read yet, into silence."""
+        """Replace the audio that was captured up to now, but not read yet, with silence."""
         if self._session and self._session.stream:
             self._session.stream.discard()
 
     def _captured(self, session: _Session) -> Iterator[Block]:
-        """What the open stream delivers, until it ends or is silent for too long."""
+        """Mono blocks of the open stream at the device's rate, until it ends or delivers none for `PATIENCE_S`."""
         stream, waited_s = session.stream, 0.0
         assert stream
         self._losses.watch(stream)
@@ -311,7 +318,7 @@ class Microphone:
             except queue.Empty:
                 if has_ended:
                     return
-                waited_s += POLL_S  # not by the clock: a process that slept has not waited
+                waited_s += POLL_S  # not by the clock: time in which the process slept does not count
                 continue
             waited_s = 0.0
             self._losses.check(now_s, n_frames)
@@ -331,7 +338,7 @@ class Microphone:
         self._find(session, lambda: same_device(lost, self._wanted))
 
     def _find(self, session: _Session, choose_device: Callable[[], InputDevice]) -> None:
-        """Look for a device until it delivers, or the session is over."""
+        """Search for a device until one delivers blocks or the session is over."""
         has_explained = False
         while not session.is_over.is_set():
             has_looked = True
@@ -354,7 +361,7 @@ class Microphone:
 
 
 def _delivers(stream: Stream) -> bool:
-    """Wait for the first block; whether it came."""
+    """Wait up to `PATIENCE_S` for the first block.  Returns whether it came."""
     for _ in range(round(PATIENCE_S / POLL_S)):
         if stream.n_frames or stream.has_ended.wait(POLL_S):
             break

@@ -1,4 +1,4 @@
-"""Keeps the audio of what was reported, and of what was nearly, to judge and to learn from."""
+"""Saves the audio of detections and near misses, to check them and to train on."""
 
 import io
 import json
@@ -19,25 +19,26 @@ from speech.errors import ConfigError
 from speech.results import Detection, Rejection
 
 LEAD_S = 0.5
-"""Audio kept before the word."""
+"""Seconds of audio saved before the word."""
 MEMORY_S = 12.0
-"""Audio at hand: the longest utterance and what is kept before it."""
+"""Seconds of audio held in memory: enough for the longest utterance and `LEAD_S` before it."""
 
 
 class Recorder:
-    """Writes a WAV (16 bit, mono) and a JSON with the same name for each detection.
+    """Writes a WAV file (16 bit, mono) and a JSON file with the same name for each detection or rejection.
 
-    The audio goes from `LEAD_S` before the word to where it was decided.  The name is made of when the recorder
-    was made, the word's start in the stream, the word and its confidence, so names sort by time.
+    The audio begins `LEAD_S` before the word and ends at the decision (`at_s`).  The name consists of the time when
+    the recorder was created, the word's start in the stream, the word and its confidence, so names sort by time.  A
+    rejection's name ends in `_rejected`.
 
     Args:
-        folder: created if need be.
-        sample_rate_hz: of what is fed.
-        about: more for the JSON, such as the model and the device.
-        tell: takes one line when nothing can be written any more; what calls the recorder goes on.
+        folder: created if missing.
+        sample_rate_hz: rate of the blocks.
+        about: further JSON fields, such as the model and the device.
+        tell: takes one line when writing fails; recording stops, but no exception is raised.
         began: wall-clock time for the names; default: now.
     Raises:
-        ConfigError: nothing can be written to the folder.
+        ConfigError: the folder is not writable.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Recorder:
     def reset(self) -> None:
         """A new stream begins at time 0."""
         self._blocks: deque[Block] = deque()
-        self._begin, self._end = 0, 0  # of what is at hand, in samples of the stream
+        self._begin, self._end = 0, 0  # of the audio in memory, in samples since the stream began
 
     def feed(self, block: Block) -> None:
-        """Take the samples (time,) that the listener is given, before it is."""
-        if not len(block):  # a device is waited for, for hours maybe
+        """Take the next samples (time,); call this before the listener gets them."""
+        if not len(block):  # the microphone waits for its device, maybe for hours
             return
         self._blocks.append(block)
         self._end += len(block)
@@ -74,11 +75,11 @@ class Recorder:
             self._begin += len(self._blocks.popleft())
 
     def keep(self, found: Detection | Rejection, threshold: float | None) -> None:
-        """Write what was heard.  The first time that this fails ends the recording, with one line.
+        """Write both files.  The first failure is reported in one line and ends recording.
 
         Args:
-            found: what was reported, or rejected with a reason.
-            threshold: of its word; None where it has none.
+            found: the detection or rejection.
+            threshold: threshold of its word; None if the word has none.
         """
         if self._is_stopped:
             return
@@ -98,7 +99,7 @@ class Recorder:
         return at_hand[max(0, begin) : max(0, round(found.at_s * self._rate) - self._begin)]
 
     def _name(self, heard: Detection | Rejection) -> str:
-        """A name that no file has yet."""
+        """A name that is not in use yet, without suffix."""
         word = re.sub(r"[^\w-]", "_", heard.word)
         name = f"{self._began}_{heard.start_s:09.2f}_{word}_{heard.confidence:.2f}"
         name += "_rejected" if isinstance(heard, Rejection) else ""
@@ -109,7 +110,7 @@ class Recorder:
         return found
 
     def _save(self, name: str, sound: bytes, described: bytes) -> None:
-        """Both files or none."""
+        """Write both files or neither."""
         paths = [self._folder / f"{name}.wav", self._folder / f"{name}.json"]
         parts = [path.with_name(f".{path.name}.part") for path in paths]
         made: list[Path] = []

@@ -1,9 +1,9 @@
-"""Run the live path for a day in a few minutes: `python -m speech.soak`.
+"""Play a day of audio through the live path in a few minutes: `python -m speech.soak`.
 
-Every period of ten minutes is a faint room noise with the demo recording twice in it and somebody who talks for two
-minutes without a pause, at a microphone's rate, through the streaming resampler and the Listener.  Reported at the
-end: whether every period gave the same detections at the same places, memory against the tenth minute, and the
-processor's seconds for one of audio, with nothing said and while somebody talks.
+Each period lasts ten minutes: faint room noise, the demo recording twice, and two minutes of speech without a pause.
+It goes at a microphone's rate through the streaming resampler and the Listener.  The report says whether every period
+gave the same detections at the same times, how much memory grew after the first period, and how much processor time
+a second of audio takes, in quiet and during speech.
 """
 
 import argparse
@@ -29,35 +29,35 @@ from speech.status import settle_streams
 DEVICE_HZ = 44100
 PERIOD_S = 600
 DEMO_AT_S, DEMO_S = (60, 400), 18
-"""Where the demo recording begins in a period, and how long it may be."""
+"""Where the demo recording begins in a period, in seconds, and its greatest length."""
 TALK_S = (200, 320)
-"""Where somebody talks without a pause."""
+"""Begin and end of the speech without a pause, in seconds of a period."""
 BLOCK_S = 0.04
 MOST_HOURS = 24.0 * 365
 MORE_MB = 5.0
-"""Memory that may be added after the tenth minute."""
+"""Largest growth of memory after the first period that passes."""
 SAME_S = 0.05
-"""How far a detection may stand from its place in the first period."""
+"""Largest displacement of a detection from its time in the first period, in seconds."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the run showed."""
+    """Result of the run."""
 
     hours: float
     heard_hours: float
-    """What the listener counted."""
+    """Hours of audio that the listener counted."""
     words_per_period: int
     differing_periods: int
-    """Those with other words, or with one displaced by more than `SAME_S`."""
+    """Periods with other words than the first, or with a word displaced by more than `SAME_S`."""
     largest_shift_s: float
     """Largest displacement of a detection against the first period."""
     more_mb: float
-    """Peak memory at the end less that after the first period."""
+    """Growth of peak memory after the first period."""
     cpu_quiet: float
-    """Processor seconds for a second of audio while nothing is said; resampling included."""
+    """Processor seconds per second of audio while nothing is said; resampling included."""
     cpu_talk: float
-    """The same while somebody talks without a pause."""
+    """The same during the speech without a pause."""
 
     @property
     def passed(self) -> bool:
@@ -67,7 +67,7 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{self.hours:g} h of audio, {self.heard_hours:.4f} h counted",
+                f"{self.hours:g} h of audio, {self.heard_hours:.4f} h counted by the listener",
                 f"{self.words_per_period} detections every {PERIOD_S // 60} min, "
                 f"{self.differing_periods} periods differ, largest shift {1000 * self.largest_shift_s:.1f} ms",
                 f"memory after the first {PERIOD_S // 60} min: {self.more_mb:+.1f} MB",
@@ -88,7 +88,7 @@ def sentence() -> Block:
 
 
 def period(seed: int) -> Block:
-    """Ten minutes of faint noise with the demo recording twice in it and two minutes of talk, at `DEVICE_HZ`."""
+    """One period, (time,) at `DEVICE_HZ`: faint noise, the demo recording twice, two minutes of speech."""
     rng = np.random.default_rng(seed)
     audio = (1e-4 * rng.standard_normal(PERIOD_S * DEVICE_HZ)).astype(np.float32)
     demo = read(DEMO, DEVICE_HZ)
@@ -100,13 +100,13 @@ def period(seed: int) -> Block:
 
 
 def peak_mb() -> float:
-    """Largest memory of this process so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 class Soak:
-    """Feeds a listener and keeps account."""
+    """Feeds a listener and measures processor time by kind of audio."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -150,21 +150,21 @@ class Soak:
 
 
 def kind_at(second: float) -> str:
-    """What is heard at a second of a period: quiet, words or talk."""
+    """Kind of audio at a second of a period: quiet, words or talk."""
     if TALK_S[0] <= second < TALK_S[1]:
         return "talk"
     return "words" if any(at <= second < at + DEMO_S for at in DEMO_AT_S) else "quiet"
 
 
 def shift_s(first: list[Detection], other: list[Detection], later_s: float) -> float | None:
-    """Largest displacement of the same words `later_s` later; None when the words differ."""
+    """Largest displacement in seconds of `other` from `first` plus `later_s`; None if the words differ."""
     if [d.word for d in first] != [d.word for d in other]:
         return None
     return max((abs(b.start_s - a.start_s - later_s) for a, b in zip(first, other, strict=True)), default=0.0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 when all held, 1 when not, 2 for wrong usage."""
+    """Returns 0: passed; 1: failed; 2: wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m speech.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=24.0, help="hours of audio (default: 24)")
     parser.add_argument("--model", metavar="PATH", help="bundle to use (default: the shipped one)")

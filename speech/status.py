@@ -1,4 +1,4 @@
-"""What is told on stderr: lines, and on a terminal a status line below them that is redrawn in place."""
+"""Output on stderr: lines, and on a terminal a status line below them that is redrawn in place."""
 
 import io
 import os
@@ -17,33 +17,37 @@ from speech.audio import Block
 REDRAW_S = 0.1
 METER_WIDTH = 20
 QUIETEST_DB = -60.0
-"""Level of an empty meter, relative to full scale."""
+"""Level in dB relative to full scale at which the meter is empty."""
 N_WORDS = 4
 ERASE = "\r\x1b[K"
 LONG_S = 60.0
-"""A file from this length on gets a bar."""
+"""A file at least this long, in seconds, gets a progress bar."""
 
 
 class Console:
-    """Lines for a person, and the status line: level of the audio, last words.
+    """Prints lines for the user and draws the status line: audio level and last words.
 
     Args:
-        quiet: no status line and no information; errors and warnings stay.
+        quiet: omit the status line and information; errors and warnings are still printed.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self._stream, self._quiet = _own_stderr(), quiet
         self._is_live = not quiet and self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._lock = threading.Lock()  # actions tell from threads of their own
+        self._lock = threading.Lock()  # actions call `tell` from their own threads
         self._is_drawn, self._drawn_s = False, -float("inf")
         self._words: deque[str] = deque(maxlen=N_WORDS)
         self.sign = ""
-        """A text between the meter and the words."""
+        """Text between the meter and the words."""
         self._power, self._n_samples = 0.0, 0
-        self._bar: Any = None  # of tqdm, in the place of the level
+        self._bar: Any = None  # of tqdm, in place of the level meter
 
     def begin(self, seconds: float | None = None) -> None:
-        """Another source; one that is heard as fast as it goes tells its length and gets a bar."""
+        """A new source begins.
+
+        Args:
+            seconds: length of a file that is not played in real time; from `LONG_S` on it gets a progress bar.
+        """
         with self._lock:
             self._erase()
             self._bar = None
@@ -51,31 +55,31 @@ class Console:
                 self._bar = _bar(seconds, self._stream)
 
     def tell(self, text: str) -> None:
-        """A line that everybody needs to see; from any thread."""
+        """Print a line, even if `quiet`; may be called from any thread."""
         with self._lock:
             self._erase()
             self._write(text + "\n")
 
     def inform(self, text: str) -> None:
-        """A line that `quiet` leaves out."""
+        """Print a line unless `quiet`."""
         if not self._quiet:
             self.tell(text)
 
     def note(self, text: str) -> None:
-        """A word that was heard, or why one was not reported, for the status line."""
+        """Add a detection or a rejection to the words in the status line."""
         self._words.append(text)
 
     def clear(self) -> None:
-        """Take the status line away, before something is printed on stdout or at the end."""
+        """Erase the status line: before something is printed on stdout, or at the end."""
         with self._lock:
             self._erase()
 
     def heard(self, block: Block, heard_s: float = 0.0) -> None:
-        """Redraw the status line when it is time to.
+        """Redraw the status line, at most every `REDRAW_S`.
 
         Args:
-            block: the next samples (time,); none mean that the device is waited for.
-            heard_s: where in the source they end; what the bar of a long file shows.
+            block: the next samples (time,); empty while waiting for the device.
+            heard_s: their end in seconds since the source began; the bar of a long file shows it.
         """
         if not self._is_live:
             return
@@ -100,21 +104,26 @@ class Console:
             self._is_drawn = False
 
     def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # nobody is there to be told
+        with suppress(OSError, ValueError):  # stderr is closed
             self._stream.write(text)
             self._stream.flush()
 
 
 def _bar(seconds: float, stream: IO[str]) -> Any:
-    from tqdm import tqdm  # not needed for what is heard at once
+    from tqdm import tqdm  # imported only when a bar is needed
 
-    tqdm.monitor_interval = 0  # no thread of its own: it would draw between two lines
+    tqdm.monitor_interval = 0  # no monitor thread: it would draw between two lines
     shape = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     return tqdm(total=seconds, file=stream, disable=None, leave=False, bar_format=shape, delay=REDRAW_S)
 
 
 def meter(power: float, n_samples: int) -> str:
-    """A bar and the level in dB relative to full scale of samples with that sum of squares."""
+    """A bar and the level in dB relative to full scale.
+
+    Args:
+        power: sum of squares of the samples.
+        n_samples: their number; 0: waiting for the device.
+    """
     if not n_samples:
         return f"[{'waiting':^{METER_WIDTH}}]       "
     level_db = 10 * np.log10(max(power / n_samples, 10 ** (QUIETEST_DB / 10)))
@@ -123,24 +132,24 @@ def meter(power: float, n_samples: int) -> str:
 
 
 def settle_streams() -> None:
-    """Make a program's standard streams fit for any text, and put nothing in the place of those that are closed.
+    """Make standard output accept any text, and replace closed standard streams with the null device.
 
-    A file that is opened later must not get the number of a closed one: what is written to stderr would end up in it.
+    Otherwise a file opened later could get the descriptor of a closed stderr, and messages would end up in that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, or a window without a console
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in this encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may contain characters that this encoding lacks
 
 
 def _own_stderr() -> IO[str]:
-    """stderr, reached past file descriptor 2: `speech.microphone` takes that away from the sound libraries at times."""
+    """stderr through a copy of file descriptor 2, which `speech.devices` redirects at times to silence libraries."""
     with suppress(OSError, ValueError):
         if sys.stderr.fileno() == 2:
             return open(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", closefd=True)
