@@ -187,6 +187,7 @@ class Recognizer:
         grammar: Grammar | None = None,
         language_model: NGram | None = None,
         threshold: float | None = None,
+        weight: float = ListenerConfig.language_model_weight,
     ) -> list[SpokenWord]:
         """Name the words in a recording of any length, in their order; needs a bundle with a CTC head.
 
@@ -196,6 +197,7 @@ class Recognizer:
             grammar: only its sentences may be said.
             language_model: which words tend to follow one another.
             threshold: confidence below which a word is dropped, 0..1; default: the bundle's.
+            weight: how much the language model counts beside the audio, at least 0.
         Raises:
             AudioError: when it is empty or holds NaN or infinity.
             BundleError: for a bundle of another head.
@@ -206,7 +208,9 @@ class Recognizer:
         mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
         log_probs = log_of(self.steps(mono))
-        spans = beam_search(log_probs, info.labels, grammar=grammar, language_model=language_model, threshold=threshold)
+        spans = beam_search(
+            log_probs, info.labels, grammar=grammar, language_model=language_model, weight=weight, threshold=threshold
+        )
         spoken = [span for span in spans if span.label != UNKNOWN]
         return [SpokenWord(s.label, self.time_s(s.start), self.time_s(s.end), s.confidence) for s in spoken]
 
