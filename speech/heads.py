@@ -18,7 +18,7 @@ from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance, sound_bou
 from speech.bundle import BLANK, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import Span, beam_search, confidences
 from speech.errors import BundleError, ConfigError
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.results import Reason
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class SequenceReader:
     Args:
         thresholds: the words to report and the confidence (see `ctc.confidences`) from which each counts, 0..1.
         grammar: what may be said.
+        language_model: which words tend to follow one another in an utterance.
+    Raises:
+        ConfigError: a language model that lacks words of the bundle.
     """
 
     PAUSE_S = 1.5
@@ -109,9 +112,13 @@ class SequenceReader:
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None = None,
+        language_model: NGram | None = None,
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
-        self._grammar = grammar
+        if language_model and not set(recognizer.info.words) <= set(language_model.words):
+            lacking = sorted(set(recognizer.info.words) - set(language_model.words))
+            raise ConfigError(f"the language model does not know {', '.join(lacking)}, words of the bundle")
+        self._grammar, self._language_model, self._weight = grammar, language_model, config.language_model_weight
         self._others = set(recognizer.info.words) - {
             word for word in thresholds if not grammar or word in grammar.words
         }
@@ -132,11 +139,14 @@ class SequenceReader:
 
     def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
         """The tokens: all that there are where another word than the wanted ones is sure, else the best wanted ones."""
-        labels = self._recognizer.info.labels
-        spans = beam_search(log_probs, labels)
+        spans = self._best(log_probs)
         if not self._others or any(s.label in self._others and s.confidence >= self.SURE for s in spans):
             return spans
-        return beam_search(log_probs, labels, grammar=self._sought)
+        return self._best(log_probs, self._sought)
+
+    def _best(self, log_probs: NDArray[np.float32], grammar: Grammar | None = None) -> list[Span]:
+        labels = self._recognizer.info.labels
+        return beam_search(log_probs, labels, grammar=grammar, language_model=self._language_model, weight=self._weight)
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
         """The tokens' places, the outer two widened to where the sound begins and ends."""
@@ -203,6 +213,7 @@ class Head(ABC):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
         """What reads the utterances of a stream.  Raises ConfigError for a setting that the head has no use for."""
 
@@ -221,9 +232,11 @@ class Classification(Head):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
-        if grammar:
-            raise ConfigError("a grammar needs a bundle that hears sequences, such as --model connected")
+        for given, what in ((grammar, "grammar"), (language_model, "language model")):
+            if given:
+                raise ConfigError(f"a {what} needs a bundle that hears sequences, such as --model connected")
         return WordReader(recognizer, thresholds, config)
 
 
@@ -247,8 +260,9 @@ class CTC(Head):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
-        return SequenceReader(recognizer, thresholds, config, grammar)
+        return SequenceReader(recognizer, thresholds, config, grammar, language_model)
 
 
 HEADS: Mapping[str, Head] = {head.name: head for head in (Classification(), CTC())}
