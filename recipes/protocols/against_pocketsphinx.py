@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
-from recipes.metrics import write_json
+from recipes.metrics import Estimate, estimate, write_json
 from recipes.protocols.connected import Heard, hear, noisy, words_of
 from recipes.vocabulary import add_words_option
 from speech.errors import DataError, SpeechError, exit_status
@@ -39,23 +38,9 @@ OURS, GRAMMAR, NGRAM, TUNED = "ours", "pocketsphinx, grammar", "pocketsphinx, n-
 SEARCHES = (GRAMMAR, NGRAM, TUNED)
 PENALTY = 1e-8
 """Word insertion penalty of `TUNED`: the best of 0.65 (the default), 1e-2, 1e-4, 1e-8 and 1e-12."""
-DRAWS = 2000
-"""Of the bootstrap."""
 
 Transcriber = Callable[[Waveform], Sequence[str]]
 """Audio (time,) at 16 kHz -> the commands in it."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, object]:
-        return {"value": self.value, "interval_95": [self.low, self.high]}
 
 
 @dataclass(frozen=True)
@@ -90,24 +75,6 @@ class Result:
         errors, total = self.counts.sum(0).tolist()
         rate = error_rate(self).as_dict()
         return {"name": self.name, "error_rate": rate, "errors": errors, "commands": total, "load": self.load}
-
-
-def estimate(value: float, statistic: Callable[..., np.ndarray], *counts: np.ndarray) -> Estimate:
-    """A figure with its interval by bootstrap over mixtures.
-
-    Errors of one mixture go together, and may be more than its commands: they are no share of them.
-
-    Args:
-        statistic: the figure from sums over mixtures, one argument for each of `counts`.
-        counts: (mixtures,) each.
-    """
-    if len(counts[0]) < 2:
-        return Estimate(value, value, value)
-    found = bootstrap(
-        counts, lambda *some, axis: statistic(*(x.sum(axis) for x in some)), paired=True, vectorized=True,
-        n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return Estimate(value, float(found.low), float(found.high))
 
 
 def error_rate(result: Result) -> Estimate:
