@@ -53,8 +53,8 @@ class ListenerConfig:
     """Time after the last such sound for which the stream is still looked at."""
     wake_for_s: float = 5.0
     """Time after the wake word, where there is one, in which a command may begin."""
-    language_model_weight: float = 0.25
-    """How much a language model counts beside the audio, where there is one: 0 not at all."""
+    language_model_weight: float = 0.125
+    """How much a language model counts beside the audio, where there is one; 0: not at all."""
 
     def __post_init__(self) -> None:
         if not SILENCE_PROBABILITY <= self.speech_probability < 1:

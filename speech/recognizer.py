@@ -187,7 +187,7 @@ class Recognizer:
         grammar: Grammar | None = None,
         language_model: NGram | None = None,
         threshold: float | None = None,
-        weight: float = ListenerConfig.language_model_weight,
+        weight: float = 0.25,
     ) -> list[SpokenWord]:
         """Name the words in a recording of any length, in their order; needs a bundle with a CTC head.
 
@@ -197,7 +197,8 @@ class Recognizer:
             grammar: only its sentences may be said.
             language_model: which words tend to follow one another.
             threshold: confidence below which a word is dropped, 0..1; default: the bundle's.
-            weight: how much the language model counts beside the audio, at least 0.
+            weight: how much the language model counts beside the audio, at least 0.  The Listener's is lower
+                (`ListenerConfig.language_model_weight`): it rejects an utterance for one doubtful token.
         Raises:
             AudioError: when it is empty or holds NaN or infinity.
             BundleError: for a bundle of another head.

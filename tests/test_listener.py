@@ -153,12 +153,12 @@ def test_the_longest_sequence(info: BundleInfo, max_sequence_s: float | None, n_
     assert len(list(listener.listen([sound((0.32, 0.0), *pieces)]))) == n_heard
 
 
-@pytest.mark.parametrize(("weight", "outcome"), [(None, Reason.UNSURE), (0.0, "high"), (0.125, "high"), (0.5, "low")])
+@pytest.mark.parametrize(("weight", "outcome"), [(None, Reason.UNSURE), (0.0, "high"), (0.0625, "high"), (0.25, "low")])
 def test_how_much_a_language_model_counts(info: BundleInfo, weight: float | None, outcome: str) -> None:
     """97 times as much speaks for "high", which nobody has said so far."""
     config = ListenerConfig() if weight is None else ListenerConfig(language_model_weight=weight)
     ctc = replace(info, head="ctc", labels=("low", "high", "_unknown_", "_blank_"), step_s=0.04, offset_s=0.02)
-    model = NGram.train([["low"]] * 200, ctc.words)
+    model = NGram.train([["low"]] * 20_000, ctc.words)
     thresholds, examined = {"low": 0.3, "high": 0.8}, list[Examined]()
     listener = listener_to(
         ScriptedRecognizer(ctc, ["..h.."]), threshold=thresholds, config=config, examined=examined.append,

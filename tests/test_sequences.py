@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import LoudVoice
+from scripted import LoudVoice, ScriptedRecognizer
 
-from speech.activity import ListenerConfig
 from speech.errors import AudioError, BundleError, ConfigError
 from speech.grammar import Grammar, NGram
 from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.results import Reason, Rejection
+from speech.results import Reason, Rejection, SpokenWord
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000
@@ -159,19 +158,18 @@ def test_the_grammar_takes_all_of_an_utterance_or_nothing(
     assert [(r.reason, r.word) for r in rejected] == ([] if expected else [(Reason.NOT_IN_GRAMMAR, " ".join(SAID))])
 
 
-def test_a_language_model_counts_in_a_recording_as_in_a_stream(recognizer: Recognizer, words_only: np.ndarray) -> None:
-    """Clear words are heard though they were never said before, but with less confidence."""
-    model = NGram.train([["low"]] * 200, recognizer.info.words)
-    plain, weighed = recognizer.transcribe(words_only, RATE), recognizer.transcribe(words_only, RATE, None, model)
-    assert [w.word for w in plain] == [w.word for w in weighed] == SAID
-    assert all(weighed[place].confidence < plain[place].confidence for place in (1, 2))
-    weight = ListenerConfig.language_model_weight
-    assert recognizer.transcribe(words_only, RATE, None, model, weight=weight) == weighed
-    unweighed = recognizer.transcribe(words_only, RATE, None, model, weight=0.0)
-    assert [w.confidence for w in unweighed] == pytest.approx([w.confidence for w in plain])
-    live = list(listener_to(recognizer, language_model=model).listen([words_only]))
-    assert [d.word for d in live] == SAID
-    assert [d.confidence for d in live] == pytest.approx([w.confidence for w in weighed], abs=1e-3)
+def test_how_much_a_language_model_counts_in_a_recording(recognizer: Recognizer) -> None:
+    """97 times as much speaks for "high", which nobody has said so far."""
+    model = NGram.train([["low"]] * 20_000, recognizer.info.words)
+
+    def heard(**weight: float) -> SpokenWord:
+        scripted = ScriptedRecognizer(recognizer.info, ["..h.."])
+        (word,) = scripted.transcribe(silence(1), RATE, language_model=model, threshold=0.1, **weight)
+        return word
+
+    assert heard() == heard(weight=0.25) != heard(weight=0.5)
+    assert heard().word == "low"
+    assert heard(weight=0.125).word == heard(weight=0.0).word == "high"
 
 
 def test_a_grammar_needs_a_bundle_that_hears_sequences(tone_bundle: Path) -> None:

@@ -34,6 +34,7 @@ from speech.training.mixtures import Mixture, spoken_mixtures
 from speech.utterances import Decision
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0, 5.0)
+WEIGHTS = (ListenerConfig.language_model_weight, 0.25)
 PEOPLE = 10
 SIZES = (1, 6)
 """Words of an utterance, both ends included, each number as often."""
@@ -251,15 +252,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
     parser.add_argument("--part", choices=("validation", "testing"), default="validation")
     parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
-    parser.add_argument("--n", type=int, default=400, help=f"utterances to hear, of {PEOPLE} people (default: 400)")
+    parser.add_argument("--n", type=int, default=200, help=f"utterances to hear, of {PEOPLE} people (default: 200)")
     parser.add_argument("--log", type=int, default=200, help="utterances in each person's log (default: 200)")
     parser.add_argument(
         "--skew", type=float, nargs="+", default=[0.1, 0.3], metavar="X",
         help="concentration of the chains' rows: the lower, the more the words follow habits (default: 0.1 0.3)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", type=float, nargs="+", default=[ListenerConfig.language_model_weight], metavar="X",
-        help=f"of the language model (default: {ListenerConfig.language_model_weight})",
+        "--weights", type=float, nargs="+", default=list(WEIGHTS), metavar="X",
+        help=f"of the language model (default: the Listener's and that of whole recordings: {WEIGHTS[0]} {WEIGHTS[1]})",
     )  # fmt: skip
     add_words_option(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
