@@ -106,7 +106,7 @@ def bundle_cases(folder: Path, rng: np.random.Generator) -> Iterator[Case]:
 
 def text_cases(folder: Path, rng: np.random.Generator) -> Iterator[Case]:
     demo = ["--file", str(listen.DEMO), "--seconds", "1"]
-    for n in range(16):
+    for n in range(12):
         path = folder / f"{n}.grammar"
         path.write_bytes(damaged(GRAMMAR.encode(), rng))
         yield Case(path.name, ["--model", "connected", "--grammar", str(path), *demo])
