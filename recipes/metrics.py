@@ -1,17 +1,19 @@
 """Shares, rates, calibration and figures of a confusion matrix, for training and evaluation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, chi2
+from scipy.stats import binomtest, bootstrap, chi2
 
 from speech.bundle import SILENCE, UNKNOWN
 
 Counts = NDArray[np.int64]
+DRAWS = 2000
+"""Resamples of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,37 @@ class Rate:
             "count": self.count,
             "hours": self.hours,
         }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, object]:
+        return {"value": self.value, "interval_95": [self.low, self.high]}
+
+
+def estimate(value: float, statistic: Callable[..., np.ndarray], *counts: np.ndarray) -> Estimate:
+    """A figure with its interval by bootstrap over mixtures.
+
+    A binomial interval does not apply: the errors of a mixture are correlated and may exceed its number of commands.
+
+    Args:
+        value: the figure.
+        statistic: computes the figure from sums over mixtures, one argument for each of `counts`.
+        counts: (mixtures,) each.
+    """
+    if len(counts[0]) < 2:
+        return Estimate(value, value, value)
+    found = bootstrap(
+        counts, lambda *some, axis: statistic(*(x.sum(axis) for x in some)), paired=True, vectorized=True,
+        n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Estimate(value, float(found.low), float(found.high))
 
 
 def classes_of(commands: Sequence[str]) -> tuple[str, ...]:

@@ -53,6 +53,8 @@ class ListenerConfig:
     """Time after the last such sound for which the stream is still looked at."""
     wake_for_s: float = 5.0
     """Time after the wake word, where there is one, in which a command may begin."""
+    language_model_weight: float = 0.125
+    """Weight of the language model, if any; 0: it has no effect."""
 
     def __post_init__(self) -> None:
         if not SILENCE_PROBABILITY <= self.speech_probability < 1:
@@ -60,7 +62,8 @@ class ListenerConfig:
         for field in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"):
             if not HOP_S <= getattr(self, field) <= 60:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in {HOP_S}..60")
-        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60), ("wake_for_s", 3600)):
+        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60), ("wake_for_s", 3600),
+                            ("language_model_weight", 10)):  # fmt: skip
             if not 0 <= getattr(self, field) <= most:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..{most}")
         if not self.gate_floor_dbfs <= 0:

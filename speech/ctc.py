@@ -6,9 +6,9 @@ the words, FILLER for other speech, and BLANK.
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, starmap
+from itertools import pairwise, repeat, starmap
 from typing import Any
 
 import numpy as np
@@ -69,21 +69,24 @@ def beam_search(
     beam: int = 16,
     grammar: Grammar | None = None,
     language_model: NGram | None = None,
-    weight: float = 0.5,
+    weight: float = 1.0,
     insertion: float = 0.0,
     threshold: float = 0.0,
 ) -> list[Span]:
     """The most probable token sequence, summed over all its alignments.
 
-    Sequences are ranked by log P(tokens | audio) + weight * log P(words) + insertion * number of words.  Fillers
-    are tokens like the words, but the grammar and the language model ignore them.
+    Sequences are ranked by log P(tokens | audio) + weight * log gain(words) + insertion * number of words.  The gain
+    is the language model's probability over that of equally likely words: the network's posteriors include equal
+    chances already, and without this ratio each word would cost log probability, so that fewer words were found.
+    Fillers are tokens like the words, but the grammar and the language model ignore them.
 
     Args:
         log_probs: (frames, tokens).
         labels: names of the tokens.
         beam: prefixes kept after each frame.
         grammar: the words must form one of its sentences, or be empty; use `Grammar.repeated()` for a stream.
-        language_model: must know all words among the labels.  The end of a sequence is not scored: a stream has none.
+        language_model: must know all words among the labels.  It changes the confidence too.  The end of a sequence
+            is not scored: a stream has none.
         weight: weight of the language model, at least 0.
         insertion: log score added for each word; above 0 more words are found, below 0 fewer.
         threshold: confidence below which a word is dropped, 0..1.  With a grammar, words that no longer fit a
@@ -103,7 +106,7 @@ def beam_search(
         raise ConfigError(f"the grammar uses {', '.join(sorted(grammar.words - set(labels)))}, not among the labels")
     search = _Search(tuple(labels), blank, beam, grammar, language_model, weight, insertion)
     tokens = search.best(log_probs)
-    spans = _spans(log_probs, labels, tokens, align(log_probs, tokens, blank))
+    spans = _spans(log_probs, labels, tokens, align(log_probs, tokens, blank), search.priors(tokens))
     return _confident(spans, threshold, grammar)
 
 
@@ -150,7 +153,9 @@ def align(log_probs: NDArray[np.floating[Any]], tokens: Sequence[int], blank: in
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def confidences(log_probs: NDArray[np.floating[Any]], blank: int) -> NDArray[np.float64]:
+def confidences(
+    log_probs: NDArray[np.floating[Any]], blank: int, prior: NDArray[np.float64] | float = 0.0
+) -> NDArray[np.float64]:
     """For each token, the probability that the frames contain this token once and nothing else.
 
     The alternatives are each other token alone (other words and the filler) and no token.  Each is weighted by its
@@ -160,6 +165,7 @@ def confidences(log_probs: NDArray[np.floating[Any]], blank: int) -> NDArray[np.
     Args:
         log_probs: (frames, tokens), at least one frame.
         blank: column of the blank; in the result this column is the probability of no token.
+        prior: (tokens,), added to the log odds of each token against no token, as by a language model.
     Returns:
         (tokens,), sums to one.
     """
@@ -167,7 +173,7 @@ def confidences(log_probs: NDArray[np.floating[Any]], blank: int) -> NDArray[np.
     # A token in frames i..j and blank elsewhere has exp(gain[j] - gain[i - 1]) times the probability of no token.
     gain = np.cumsum(log_probs - log_probs[:, [blank]], axis=0)  # (frames, tokens)
     before = np.logaddexp.accumulate(np.vstack([np.zeros_like(gain[:1]), -gain[:-1]]))
-    odds = np.logaddexp.reduce(gain + before)  # (tokens,)
+    odds = np.logaddexp.reduce(gain + before) + prior  # (tokens,)
     odds[blank] = 0
     share: NDArray[np.float64] = np.exp(odds - np.logaddexp.reduce(odds))
     return share
@@ -190,9 +196,13 @@ def _blank(labels: Sequence[str]) -> int:
 
 
 def _spans(
-    log_probs: LogProbs, labels: Sequence[str], tokens: Sequence[int], runs: Sequence[tuple[int, int]]
+    log_probs: LogProbs,
+    labels: Sequence[str],
+    tokens: Sequence[int],
+    runs: Sequence[tuple[int, int]],
+    priors: Iterable[NDArray[np.float64] | float] = repeat(0.0),
 ) -> list[Span]:
-    """Each token with its confidence.
+    """Each token with its confidence; `priors`: one for each token, see `confidences`.
 
     The confidence covers the token's frames and those around it, up to its neighbours and to the next frame on
     each side whose best token is not the blank: a word that the grammar left out must not lower the confidence of the
@@ -202,10 +212,11 @@ def _spans(
     ends, starts = [0, *(end for _, end in runs)], [*(start for start, _ in runs[1:]), len(log_probs)]
     loud = np.array([-1, *np.flatnonzero(log_probs.argmax(1) != blank), len(log_probs)])
     spans = []
-    for token, (start, end), low, high in zip(tokens, runs, ends, starts, strict=False):
+    for token, (start, end), low, high, prior in zip(tokens, runs, ends, starts, priors, strict=False):
         low = max(low, int(loud[np.searchsorted(loud, start) - 1]) + 1)
         high = min(high, int(loud[np.searchsorted(loud, end)]))
-        spans.append(Span(labels[token], start, end, float(confidences(log_probs[low:high], blank)[token])))
+        confidence = float(confidences(log_probs[low:high], blank, prior)[token])
+        spans.append(Span(labels[token], start, end, confidence))
     return spans
 
 
@@ -265,6 +276,23 @@ class _Search:
             beam = self._prune(self._advance(beam, frame, np.flatnonzero(row).tolist()))
         return max(filter(self._is_complete, beam), key=lambda prefix: _total(prefix, beam[prefix])).tokens()
 
+    def priors(self, tokens: Sequence[int]) -> Iterable[NDArray[np.float64] | float]:
+        """For each of `tokens`, what the language model adds to the log score of each label at its place, (labels,)."""
+        if not self.language_model:
+            return repeat(0.0)
+        history, priors = self.language_model.start, []
+        for token in tokens:
+            priors.append(np.array([self._gain(history, label) for label in self.labels]))
+            if self.labels[token] != FILLER:
+                history = (*history, self.labels[token])[1:]
+        return priors
+
+    def _gain(self, history: tuple[str, ...], label: str) -> float:
+        """What the language model adds to the log score of a label after `history`."""
+        if not self.language_model or label in (FILLER, BLANK):
+            return 0.0
+        return self.weight * self.language_model.log_gain(history, label)
+
     def _advance(self, beam: dict[_Prefix, Scores], frame: list[float], begun: list[int]) -> dict[_Prefix, Scores]:
         """Every prefix of the beam, unchanged and extended by each token that may begin in this frame."""
         scores = {
@@ -274,9 +302,10 @@ class _Search:
         if not begun:
             return scores
         # A full beam scores at least this: a new prefix that is worse, even with the largest bonus, would be pruned.
+        most_gain = self.weight * self.language_model.most_gain if self.language_model else 0.0
         worst = min(starmap(_total, scores.items())) if len(scores) >= self.beam else -math.inf
         for prefix, before in beam.items():
-            both, most = _add(*before), prefix.bonus + max(0, self.insertion)
+            both, most = _add(*before), prefix.bonus + max(0, self.insertion + most_gain)
             for token in begun:
                 came = (before[0] if token == prefix.token else both) + frame[token]
                 longer = prefix.children.get(token)
@@ -296,10 +325,8 @@ class _Search:
                 if target is None:
                     return None
                 state = target
-            if self.language_model:
-                bonus += self.weight * self.language_model.log_prob(history, word)
-                history = (*history, word)[1:]
-            bonus += self.insertion
+            bonus += self._gain(history, word) + self.insertion
+            history = (*history, word)[1:]
         return _Prefix(token, prefix, state, history, bonus)
 
     def _prune(self, scores: dict[_Prefix, Scores]) -> dict[_Prefix, Scores]:

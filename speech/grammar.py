@@ -5,9 +5,11 @@ import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from speech.errors import ConfigError
+from speech.settings import read_text
 
 START, END = "_start_", "_end_"
 """Tokens that an n-gram model sees before the first word and predicts after the last."""
@@ -272,6 +274,30 @@ class NGram:
                     counts.setdefault(history, Counter())[padded[position]] += 1
         return cls(words, order, counts)
 
+    @classmethod
+    def load(cls, path: str | Path, words: Collection[str], order: int = 2) -> "NGram":
+        """Count a log of commands: a text file with one line for each past utterance, such as `left left stop`.
+
+        Args:
+            path: the file; empty lines are ignored.
+            words: the vocabulary.
+            order: length of the n-grams in words; 2 for bigrams.
+        Raises:
+            ConfigError: the file can't be read, has no words, or has a word outside `words`; it names the line.
+        """
+        sequences = []
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            sequence = line.split()
+            for word in sequence:
+                if word not in words:
+                    raise ConfigError(
+                        f"{path}, line {number}: {word!r} is not a word of the model; it knows {', '.join(words)}"
+                    )
+            sequences += [sequence] if sequence else []
+        if not sequences:
+            raise ConfigError(f"{path}: no words; expected a line for each past utterance, as in: left left stop")
+        return cls.train(sequences, words, order)
+
     @property
     def start(self) -> tuple[str, ...]:
         """The history before the first word: `order` - 1 times START."""
@@ -294,6 +320,18 @@ class NGram:
                 kinds = len(after)
                 probability = (after.get(word, 0) + kinds * probability) / (self._totals[shorter] + kinds)
         return math.log(probability)
+
+    def log_gain(self, history: tuple[str, ...], word: str) -> float:
+        """Logarithm of the probability of `word` after `history` over that of equally likely words.
+
+        At most `most_gain`; 0 for every word if nothing was counted.  Raises ConfigError as `log_prob` does.
+        """
+        return self.log_prob(history, word) + self.most_gain
+
+    @property
+    def most_gain(self) -> float:
+        """The `log_gain` of a word with probability 1."""
+        return math.log(len(self._known))
 
     def as_dict(self) -> dict[str, Any]:
         """What `from_dict` reads; ready for JSON."""

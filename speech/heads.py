@@ -18,7 +18,7 @@ from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance, sound_bou
 from speech.bundle import BLANK, SILENCE, UNKNOWN, BundleInfo
 from speech.ctc import Span, beam_search, confidences
 from speech.errors import BundleError, ConfigError
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.results import Reason
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ class SequenceReader:
         thresholds: words to report, each with the lowest confidence (see `ctc.confidences`) that is accepted, 0..1.
         config: the settings.
         grammar: the sentences that are accepted; None for any sequence.
+        language_model: probabilities of words that follow each other within an utterance.
+    Raises:
+        ConfigError: the language model lacks words of the bundle.
     """
 
     PAUSE_S = 1.5
@@ -113,9 +116,13 @@ class SequenceReader:
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None = None,
+        language_model: NGram | None = None,
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
-        self._grammar = grammar
+        if language_model and not set(recognizer.info.words) <= set(language_model.words):
+            lacking = sorted(set(recognizer.info.words) - set(language_model.words))
+            raise ConfigError(f"the language model does not know {', '.join(lacking)}, words of the bundle")
+        self._grammar, self._language_model, self._weight = grammar, language_model, config.language_model_weight
         self._others = set(recognizer.info.words) - {
             word for word in thresholds if not grammar or word in grammar.words
         }
@@ -136,11 +143,14 @@ class SequenceReader:
 
     def _spans(self, log_probs: NDArray[np.float32]) -> list[Span]:
         """The best tokens; unless an unwanted word has a confidence of `SURE`, the best among the wanted words."""
-        labels = self._recognizer.info.labels
-        spans = beam_search(log_probs, labels)
+        spans = self._best(log_probs)
         if not self._others or any(s.label in self._others and s.confidence >= self.SURE for s in spans):
             return spans
-        return beam_search(log_probs, labels, grammar=self._sought)
+        return self._best(log_probs, self._sought)
+
+    def _best(self, log_probs: NDArray[np.float32], grammar: Grammar | None = None) -> list[Span]:
+        labels = self._recognizer.info.labels
+        return beam_search(log_probs, labels, grammar=grammar, language_model=self._language_model, weight=self._weight)
 
     def _placed(self, spans: list[Span], utterance: Utterance) -> tuple[Word, ...]:
         """The tokens with their bounds; the first and last are widened to the bounds of the sound."""
@@ -207,6 +217,7 @@ class Head(ABC):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
         """Make the reader for a stream.  Raises ConfigError for a setting that the head does not support."""
 
@@ -225,9 +236,11 @@ class Classification(Head):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
-        if grammar:
-            raise ConfigError("a grammar needs a bundle that recognises sequences, such as --model connected")
+        for given, what in ((grammar, "grammar"), (language_model, "language model")):
+            if given:
+                raise ConfigError(f"a {what} needs a bundle that recognises sequences, such as --model connected")
         return WordReader(recognizer, thresholds, config)
 
 
@@ -251,8 +264,9 @@ class CTC(Head):
         thresholds: Mapping[str, float],
         config: ListenerConfig,
         grammar: Grammar | None,
+        language_model: NGram | None = None,
     ) -> Reader:
-        return SequenceReader(recognizer, thresholds, config, grammar)
+        return SequenceReader(recognizer, thresholds, config, grammar, language_model)
 
 
 HEADS: Mapping[str, Head] = {head.name: head for head in (Classification(), CTC())}

@@ -20,7 +20,7 @@ from speech.calibrate import load_thresholds
 from speech.containers import RawFormat
 from speech.devices import list_devices
 from speech.errors import AudioError, exit_status
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.listener import Listener
 from speech.microphone import Microphone
 from speech.options import parse
@@ -80,6 +80,9 @@ class Session:
         recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, console.inform, console.tell)
         words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
         grammar = read_grammar(arguments.grammar, words or recognizer.info.words) if arguments.grammar else None
+        language_model = None
+        if arguments.language_model is not None:
+            language_model = NGram.load(arguments.language_model, recognizer.info.words)
         threshold: float | dict[str, float] | None = arguments.threshold
         if arguments.thresholds:
             threshold = load_thresholds(arguments.thresholds, recognizer.words)
@@ -89,7 +92,9 @@ class Session:
         if arguments.wake_for is not None:
             config = replace(config, wake_for_s=arguments.wake_for)
         wake = " ".join(arguments.wake.lower().split()) if arguments.wake else None
-        self.listener = Listener(recognizer, words, threshold, config, grammar, self._reject, wake=wake)
+        self.listener = Listener(
+            recognizer, words, threshold, config, grammar, self._reject, wake=wake, language_model=language_model
+        )
         self.arguments, self.console, self.rate = arguments, console, recognizer.info.sample_rate_hz
         self.model = arguments.model or DEFAULT_MODEL.stem
         self.actions = self.recorder = None

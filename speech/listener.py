@@ -7,7 +7,7 @@ import numpy as np
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.audio import Block, Samples, as_array, as_mono
 from speech.errors import ConfigError
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Rejection
 from speech.utterances import Decision
@@ -26,9 +26,11 @@ class Listener:
         examined: called with each utterance, its audio and scores.
         voice: tells speech from other sound; default: Silero VAD.
         wake: a word after which commands are heard for `config.wake_for_s`, and not otherwise.
+        language_model: for a bundle with a CTC head: probabilities of words that follow each other within an
+            utterance, weighted by `config.language_model_weight`.
     Raises:
-        ConfigError: a grammar for another head; a word that the bundle lacks, a threshold out of range; a bundle at
-            another rate than `SAMPLE_RATE_HZ`.
+        ConfigError: a grammar or a language model for another head; a word that the bundle lacks, a language model that
+            lacks one of the bundle's, a threshold out of range; a bundle at another rate than `SAMPLE_RATE_HZ`.
     """
 
     LATE = 3 * HOP
@@ -45,6 +47,7 @@ class Listener:
         examined: Callable[[Examined], None] | None = None,
         voice: SpeechDetector | None = None,
         wake: str | None = None,
+        language_model: NGram | None = None,
     ) -> None:
         if recognizer.info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ConfigError(
@@ -56,7 +59,7 @@ class Listener:
         self.thresholds = thresholds_for(recognizer, words, threshold)
         if wake is not None and wake not in self.thresholds:
             thresholds_for(recognizer, [wake], None)  # raises and names those that there are
-        reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar)
+        reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar, language_model)
         self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, wake)
         self._rejected, self._examined = rejected, examined

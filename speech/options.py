@@ -69,6 +69,11 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grammar", metavar="TEXT|FILE", help="sentences that may be said, for --model connected: (left|right)+ | stop"
     )
+    group.add_argument(
+        "--language-model", metavar="FILE",
+        help="a log of commands, for --model connected: one line for each past utterance, as in: left left stop; "
+        "where the audio is unclear, frequent sequences are preferred",
+    )  # fmt: skip
     own = group.add_mutually_exclusive_group()
     own.add_argument(
         "--own", nargs="?", const="", metavar="DIR", help="recognise the words of speech-teach (default: if any)"

@@ -187,6 +187,7 @@ class Recognizer:
         grammar: Grammar | None = None,
         language_model: NGram | None = None,
         threshold: float | None = None,
+        weight: float = 0.25,
     ) -> list[SpokenWord]:
         """Recognise the words in a recording of any length, in order; needs a bundle with a CTC head.
 
@@ -196,6 +197,8 @@ class Recognizer:
             grammar: limits the result to its sentences.
             language_model: probabilities of words that follow each other.
             threshold: words with a lower confidence are dropped, 0..1; default: the bundle's.
+            weight: weight of the language model beside the audio, at least 0.  The Listener's is lower
+                (`ListenerConfig.language_model_weight`) because one doubtful token rejects a whole utterance there.
         Raises:
             AudioError: the recording is empty or holds NaN or infinity.
             BundleError: the bundle has another head.
@@ -206,7 +209,9 @@ class Recognizer:
         mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
         log_probs = log_of(self.steps(mono))
-        spans = beam_search(log_probs, info.labels, grammar=grammar, language_model=language_model, threshold=threshold)
+        spans = beam_search(
+            log_probs, info.labels, grammar=grammar, language_model=language_model, weight=weight, threshold=threshold
+        )
         spoken = [span for span in spans if span.label != UNKNOWN]
         return [SpokenWord(s.label, self.time_s(s.start), self.time_s(s.end), s.confidence) for s in spoken]
 

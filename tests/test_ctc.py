@@ -71,7 +71,9 @@ def test_the_search_finds_the_most_probable_sequence(grammar: str | None, with_m
         sentence = [SMALL[token] for token in tokens if SMALL[token] != FILLER]
         if rules and sentence and rules.longest_sentence(sentence) != list(range(len(sentence))):
             continue
-        bonus = sum(model.log_prob(tuple(sentence[:i]), w) for i, w in enumerate(sentence)) if model else 0
+        bonus = (
+            sum(model.log_prob(tuple(sentence[:i]), w) + math.log(3) for i, w in enumerate(sentence)) if model else 0
+        )
         scores[tokens] = math.log(probability) + 0.8 * bonus + 0.3 * len(sentence)
     found = beam_search(log_probs, SMALL, 1000, rules, model, weight=0.8, insertion=0.3)
     assert scores[tuple(SMALL.index(span.label) for span in found)] == pytest.approx(max(scores.values()), abs=1e-9)
@@ -239,6 +241,38 @@ def test_insertion_and_language_model_weigh() -> None:
     assert words(beam_search(log_probs, LABELS, language_model=model)) == ["right"]
     assert words(beam_search(log_probs, LABELS, language_model=model, weight=0)) == ["left"]
     assert words(beam_search(log_probs, LABELS, insertion=-1)) == []
+
+
+def test_a_language_model_that_has_counted_nothing_changes_nothing() -> None:
+    log_probs = frames({"left": 0.4, "right": 0.35, BLANK: 0.24}, {BLANK: 0.97}, {"stop": 0.3, FILLER: 0.3, BLANK: 0.3})
+    nothing = NGram.train([], LABELS[:3])
+    found, same = beam_search(log_probs, LABELS), beam_search(log_probs, LABELS, language_model=nothing)
+    assert [(s.label, s.start, s.end) for s in same] == [(s.label, s.start, s.end) for s in found]
+    assert [s.confidence for s in same] == pytest.approx([s.confidence for s in found])
+
+
+@pytest.mark.parametrize("said", [("left",), ("left", FILLER)])
+def test_the_confidence_counts_the_language_model(said: tuple[str, ...]) -> None:
+    """Its odds against everything else are those of the audio, times each word's gain to the power of the weight."""
+    log_probs = np.concatenate([spoken(*said), frames({"left": 0.3, "right": 0.3, BLANK: 0.3})])
+    model = NGram.train([["left", "right"]] * 6 + [["right"]] * 3, LABELS[:3])
+    *_, plain = beam_search(log_probs, LABELS, grammar=Grammar.parse("left right", LABELS[:3]))
+    *before, second = beam_search(log_probs, LABELS, language_model=model, weight=0.7)
+    assert (*(span.label for span in before), second.label) == (*said, "right")
+    posteriors = np.exp(log_probs[-1])
+    gains = [4 * math.exp(model.log_prob(("left",), word)) for word in LABELS[:3]]
+    weighed = posteriors * [*(gain**0.7 for gain in gains), 1, 1]
+    assert plain.confidence == pytest.approx(0.3, rel=0.01)
+    assert second.confidence == pytest.approx(weighed[1] / weighed.sum(), rel=0.01)
+    assert second.confidence > 0.45
+
+
+def test_a_word_that_the_language_model_expects_is_kept_in_a_narrow_beam() -> None:
+    """Its bonus counts when the search decides which continuations are worth a look."""
+    log_probs = frames({BLANK: 0.7, "left": 0.1})
+    model = NGram.train([["left"]] * 50, LABELS[:3])
+    assert words(beam_search(log_probs, LABELS, beam=1, language_model=model, weight=3.0)) == ["left"]
+    assert words(beam_search(log_probs, LABELS, beam=1, language_model=model, weight=1.0)) == []
 
 
 def test_few_frames() -> None:

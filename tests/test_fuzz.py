@@ -41,6 +41,7 @@ FORMATS = {
     "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III"),
     "aiff": ("AIFF", "PCM_16"), "caf": ("CAF", "PCM_16"), "w64": ("W64", "PCM_16"), "au": ("AU", "PCM_16"),
 }  # fmt: skip
+LOG = "left left stop\ngo\n\nright right right\n"
 GRAMMAR = "(left | right)+ | stop | go (one | two | three)?  # a comment\n"
 ACTIONS = """[defaults]\ntimeout_s = 10\ncooldown_s = 1\n[left]\nrun = ["true", "left"]\n[stop]\nrun = "true"\n
 shell = true\nmin_confidence = 0.9\n"""
@@ -105,10 +106,13 @@ def bundle_cases(folder: Path, rng: np.random.Generator) -> Iterator[Case]:
 
 def text_cases(folder: Path, rng: np.random.Generator) -> Iterator[Case]:
     demo = ["--file", str(listen.DEMO), "--seconds", "1"]
-    for n in range(16):
+    for n in range(12):
         path = folder / f"{n}.grammar"
         path.write_bytes(damaged(GRAMMAR.encode(), rng))
         yield Case(path.name, ["--model", "connected", "--grammar", str(path), *demo])
+        path = folder / f"{n}.log"
+        path.write_bytes(damaged(LOG.encode(), rng))
+        yield Case(path.name, ["--model", "connected", "--language-model", str(path), *demo])
         path = folder / f"{n}.actions.toml"
         path.write_bytes(damaged(ACTIONS.encode(), rng))
         yield Case(path.name, ["--actions", str(path), *demo])
@@ -123,7 +127,8 @@ VALUES = [
     "{}", "(", "[",
 ]  # fmt: skip
 OPTIONS = [
-    "--seconds", "--threshold", "--after-talk", "--words", "--model", "--grammar", "--thresholds", "--actions",
+    "--seconds", "--threshold", "--after-talk", "--words", "--model", "--grammar", "--language-model", "--thresholds",
+    "--actions",
     "--rate", "--format", "--channels", "--file", "--record", "--stdin", "--json", "--rejected", "--realtime",
     "--quiet",
 ]  # fmt: skip

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -171,6 +172,45 @@ def test_a_saved_model_gives_the_same_probabilities(order: int) -> None:
 def test_what_followed_is_more_probable() -> None:
     model = NGram.train([["go", "one"], ["go", "two"], ["left", "stop"]], WORDS)
     assert model.log_prob(("go",), "one") > model.log_prob(("left",), "one")
+
+
+def test_a_log_is_counted_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("go one\n\n  left   left stop\r\ngo two")
+    model = NGram.load(path, WORDS)
+    same = NGram.train([["go", "one"], ["left", "left", "stop"], ["go", "two"]], WORDS, order=2)
+    assert model.as_dict() == same.as_dict()
+    assert NGram.load(path, WORDS, order=3).order == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"go one\n\nleft lfet\n", "log.txt, line 3: 'lfet' is not a word of the model; it knows "),
+        (b"Go", "log.txt, line 1: 'Go' is not a word"),
+        (b"", "log.txt: no words; expected a line for each past utterance"),
+        (b" \n\n", "log.txt: no words"),
+        (b"go \xff", "log.txt: not UTF-8 from byte 3"),
+        (None, "log.txt: No such file"),
+    ],
+)
+def test_a_log_that_cannot_be_counted_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "log.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        NGram.load(path, WORDS)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_gain_is_that_over_equal_chances() -> None:
+    model = NGram.train([["go", "one"]] * 3, WORDS)
+    for word in WORDS:
+        assert math.exp(model.log_gain(("go",), word)) == pytest.approx(
+            math.exp(model.log_prob(("go",), word)) * (len(WORDS) + 1)
+        )
+        assert model.log_gain(("go",), word) <= model.most_gain
+        assert NGram.train([], WORDS).log_gain(("go",), word) == pytest.approx(0)
 
 
 def test_wrong_language_models_are_refused() -> None:

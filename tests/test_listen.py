@@ -492,6 +492,42 @@ def test_a_grammar_is_checked_at_the_start(tmp_path: Path) -> None:
     assert "recognises sequences" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("log", "model", "message"),
+    [
+        ("left left stop\nyes\nlfet", "connected", "log.txt, line 3: 'lfet' is not a word of the model"),
+        ("", "connected", "log.txt: no words"),
+        (None, "connected", "log.txt: No such file or directory"),
+        (
+            "left left stop",
+            "commands",
+            "a language model needs a bundle that recognises sequences, such as --model connected",
+        ),
+    ],
+)
+def test_a_wrong_language_model_ends_in_one_line(tmp_path: Path, log: str | None, model: str, message: str) -> None:
+    if log is not None:
+        (tmp_path / "log.txt").write_text(log)
+    done = run("--file", str(listen.DEMO), "--model", model, "--language-model", str(tmp_path / "log.txt"))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert message in done.stderr
+
+
+def test_the_language_model_of_a_log_is_heard_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was said before raises the confidence of the same words, and lowers that of others."""
+    (tmp_path / "log.txt").write_text(100 * "yes\n")
+    demo = ["--model", "connected", "--file", str(listen.DEMO), "--json"]
+    confidences = []
+    for option in ([], ["--language-model", str(tmp_path / "log.txt")]):
+        assert listen.main([*demo, *option]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        confidences.append({one["word"]: one["confidence"] for one in found})
+    without, with_it = confidences
+    assert set(with_it) <= set(without) == set(SPOKEN)
+    assert with_it["yes"] > without["yes"]
+    assert all(with_it[word] < without[word] for word in with_it if word != "yes")
+
+
 def test_the_shipped_bundle_for_sequences_hears_the_demo() -> None:
     demo = ("--model", "connected", "--file", str(listen.DEMO), "--json")
     assert words(run(*demo).stdout) == SPOKEN

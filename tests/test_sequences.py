@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import LoudVoice
+from scripted import LoudVoice, ScriptedRecognizer
 
 from speech.errors import AudioError, BundleError, ConfigError
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.results import Reason, Rejection
+from speech.results import Reason, Rejection, SpokenWord
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000
@@ -158,9 +158,25 @@ def test_the_grammar_takes_all_of_an_utterance_or_nothing(
     assert [(r.reason, r.word) for r in rejected] == ([] if expected else [(Reason.NOT_IN_GRAMMAR, " ".join(SAID))])
 
 
+def test_how_much_a_language_model_counts_in_a_recording(recognizer: Recognizer) -> None:
+    """97 times as much speaks for "high", which nobody has said so far."""
+    model = NGram.train([["low"]] * 20_000, recognizer.info.words)
+
+    def heard(**weight: float) -> SpokenWord:
+        scripted = ScriptedRecognizer(recognizer.info, ["..h.."])
+        (word,) = scripted.transcribe(silence(1), RATE, language_model=model, threshold=0.1, **weight)
+        return word
+
+    assert heard() == heard(weight=0.25) != heard(weight=0.5)
+    assert heard().word == "low"
+    assert heard(weight=0.125).word == heard(weight=0.0).word == "high"
+
+
 def test_a_grammar_needs_a_bundle_that_hears_sequences(tone_bundle: Path) -> None:
     single = Recognizer.load(tone_bundle)
     with pytest.raises(ConfigError, match="recognises sequences"):
         Listener(single, grammar=Grammar.parse("low", ["low", "high"]))
+    with pytest.raises(ConfigError, match="a language model needs a bundle that recognises sequences"):
+        Listener(single, language_model=NGram.train([["low"]], ["low", "high"]))
     with pytest.raises(BundleError, match="single words"):
         single.transcribe(silence(1), RATE)

@@ -9,7 +9,7 @@ from scripted import ScriptedRecognizer
 from speech.activity import ListenerConfig, Utterance
 from speech.bundle import FORMAT, BundleInfo
 from speech.errors import ConfigError
-from speech.grammar import Grammar
+from speech.grammar import Grammar, NGram
 from speech.heads import SequenceReader, WordReader
 from speech.results import Examined, Reason
 from speech.utterances import Decision
@@ -50,6 +50,8 @@ class Case:
     thresholds: dict[str, float] = field(default_factory=lambda: {"low": 0.6, "high": 0.8})
     config: ListenerConfig = DEFAULT
     grammar: str = ""
+    log: list[str] = field(default_factory=list)
+    """Past utterances, which a language model counts; empty: there is none."""
 
 
 def talk(start_s: float, length_s: float = 3.0) -> Said:
@@ -96,6 +98,8 @@ SINGLE = {
 """For a bundle of single words."""
 
 BOTH = "(low high)+"
+EASY = {"low": 0.6, "high": 0.6}
+LOW_HIGH, LOW_LOW = 400 * ["low high"], 400 * ["low low"]
 SEVERAL = {
     "a sequence": Case([Said(1, 1.5, "....ll..hh..ll.........")], ["low high low"]),
     "one word": Case([Said(1, 0.5, "....ll.........")], ["low"]),
@@ -128,6 +132,20 @@ SEVERAL = {
     "words outside the grammar are not sought": Case(
         [Said(1, 0.5, "..?..")], ["high"], {"low": 0.4, "high": 0.4}, grammar="high+"
     ),
+    "what often follows is sure": Case([Said(1, 1.0, "....ll..?......")], ["low high"], EASY, log=LOW_HIGH),
+    "something else often follows": Case([Said(1, 1.0, "....ll..?......")], ["low low"], log=LOW_LOW),
+    "what often begins is sure": Case([Said(1, 1.0, "....?..........")], ["low"], log=LOW_HIGH),
+    "each utterance begins anew": Case([Said(1, 0.5, "..ll.."), Said(3, 0.5, "..?..")], ["low", "low"], log=LOW_HIGH),
+    "clear words are heard though they never follow": Case(
+        [Said(1, 1.0, "..hhh..lll..")], ["high low"], log=["low high", "low", "high"]
+    ),
+    "a language model does not loosen the grammar": Case(
+        [Said(1, 1.0, "....ll..?......")], [Reason.NOT_IN_GRAMMAR], log=LOW_LOW, grammar=BOTH
+    ),
+    "a sentence that often follows": Case(
+        [Said(1, 1.0, "....ll..?......")], ["low high"], EASY, log=LOW_HIGH, grammar=BOTH
+    ),
+    "often said but not asked for": Case([Said(1, 0.5, "..?..")], ["high"], {"high": 0.4}, log=["low", "high"]),
 }
 """For a bundle of sequences."""
 
@@ -135,7 +153,9 @@ SEVERAL = {
 def decide(info: BundleInfo, case: Case) -> list[Examined]:
     grammar = Grammar.parse(case.grammar, info.words) if case.grammar else None
     recognizer = ScriptedRecognizer(info, [said.heard for said in case.said if not said.is_long])
-    decision = Decision(recognizer.head.reader(recognizer, case.thresholds, case.config, grammar), case.config)
+    model = NGram.train([line.split() for line in case.log], info.words) if case.log else None
+    reader = recognizer.head.reader(recognizer, case.thresholds, case.config, grammar, model)
+    decision = Decision(reader, case.config)
     utterances = [said.utterance() for said in case.said]
     return [decision.decide(utterance, fed=utterance.closed) for utterance in utterances]
 
@@ -253,8 +273,16 @@ def test_a_decision_that_is_reset_remembers_neither_talk_nor_sentence() -> None:
     assert [decided(0.4, 0.5), decided(1, 0.5)] == [Reason.NOT_IN_GRAMMAR, "low"]
 
 
-def test_a_grammar_needs_a_head_that_hears_sequences() -> None:
-    grammar = Grammar.parse("low", WORDS.words)
+def test_grammar_and_language_model_need_a_head_that_hears_sequences() -> None:
+    grammar, language_model = Grammar.parse("low", WORDS.words), NGram.train([["low"]], WORDS.words)
     recognizer = ScriptedRecognizer(WORDS, [])
-    with pytest.raises(ConfigError, match="recognises sequences"):
+    with pytest.raises(ConfigError, match="a grammar needs a bundle that recognises sequences"):
         recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), grammar)
+    with pytest.raises(ConfigError, match="a language model needs a bundle that recognises sequences"):
+        recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), None, language_model)
+
+
+def test_a_language_model_knows_all_words_of_the_bundle() -> None:
+    recognizer = ScriptedRecognizer(SEQUENCES, [])
+    with pytest.raises(ConfigError, match="the language model does not know high,"):
+        SequenceReader(recognizer, {"low": 0.6}, ListenerConfig(), language_model=NGram.train([], ["low"]))

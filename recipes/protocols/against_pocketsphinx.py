@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
-from recipes.metrics import write_json
+from recipes.metrics import Estimate, estimate, write_json
 from recipes.protocols.connected import Heard, hear, noisy, words_of
 from recipes.vocabulary import add_words_option
 from speech.errors import DataError, SpeechError, exit_status
@@ -44,23 +43,9 @@ OURS, GRAMMAR, NGRAM, TUNED = "ours", "pocketsphinx, grammar", "pocketsphinx, n-
 SEARCHES = (GRAMMAR, NGRAM, TUNED)
 PENALTY = 1e-8
 """Word insertion penalty of `TUNED`: the best of 0.65 (the default), 1e-2, 1e-4, 1e-8 and 1e-12."""
-DRAWS = 2000
-"""Resamples of the bootstrap."""
 
 Transcriber = Callable[[Waveform], Sequence[str]]
 """Audio (time,) at 16 kHz -> the commands in it."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, object]:
-        return {"value": self.value, "interval_95": [self.low, self.high]}
 
 
 @dataclass(frozen=True)
@@ -95,25 +80,6 @@ class Result:
         errors, total = self.counts.sum(0).tolist()
         rate = error_rate(self).as_dict()
         return {"name": self.name, "error_rate": rate, "errors": errors, "commands": total, "load": self.load}
-
-
-def estimate(value: float, statistic: Callable[..., np.ndarray], *counts: np.ndarray) -> Estimate:
-    """A figure with its interval by bootstrap over mixtures.
-
-    A binomial interval does not apply: the errors of a mixture are correlated and may exceed its number of commands.
-
-    Args:
-        value: the figure.
-        statistic: computes the figure from sums over mixtures, one argument for each of `counts`.
-        counts: (mixtures,) each.
-    """
-    if len(counts[0]) < 2:
-        return Estimate(value, value, value)
-    found = bootstrap(
-        counts, lambda *some, axis: statistic(*(x.sum(axis) for x in some)), paired=True, vectorized=True,
-        n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return Estimate(value, float(found.low), float(found.high))
 
 
 def error_rate(result: Result) -> Estimate:

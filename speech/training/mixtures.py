@@ -404,6 +404,11 @@ class FixedPool:
         """Draw a recording by the speaker of recording `like`."""
         return pick(self._by_speaker[speaker_of(self.corpus.recordings[like].path)], rng)
 
+    def draw_word_like(self, word: str, like: int, rng: np.random.Generator) -> int:
+        """A recording of a word by the speaker of recording `like`; by any speaker if that one has none."""
+        theirs = self._by_speaker[speaker_of(self.corpus.recordings[like].path)]
+        return pick([i for i in theirs if self.corpus.recordings[i].word == word] or self._clips[word], rng)
+
 
 def pick(items: list[int], rng: np.random.Generator) -> int:
     """Draw one item."""
@@ -481,18 +486,44 @@ def fixed_mixtures(
         if number % 2:
             same = [pool.draw_same_speaker(chosen[0], rng) for _ in chosen]
             chosen = [i for i in same if corpus.recordings[i].word in words] or chosen
-        elements = []
-        for index in chosen:
-            cut, start, end = trim(corpus[index], (int(corpus.start[index]), int(corpus.end[index])), rng)
-            elements.append(Element(set_level(cut, SPEECH_DB), corpus.recordings[index].word, start, end))
-        spoken = sum(len(e.waveform) for e in elements)
-        gaps = rng.uniform(*gaps_s, len(elements))
-        length = spoken + int(gaps[1:].sum() * SAMPLE_RATE_HZ) + 1
-        laid = lay(elements, gaps.tolist(), length, rng)
-        lead = int(rng.uniform(0.3, 0.6) * SAMPLE_RATE_HZ)
-        waveform = np.pad(laid.waveform, (lead, int(0.8 * SAMPLE_RATE_HZ)))
-        moved = [
-            Placed(p.word, p.start_s + lead / SAMPLE_RATE_HZ, p.end_s + lead / SAMPLE_RATE_HZ) for p in laid.placed
-        ]
-        mixtures.append(Mixture(waveform, tuple(moved)))
+        mixtures.append(_lay_words(corpus, chosen, gaps_s, rng))
     return mixtures
+
+
+def spoken_mixtures(
+    corpus: Corpus,
+    part: str,
+    sentences: Sequence[Sequence[str]],
+    seed: int,
+    gaps_s: tuple[float, float] = (0.1, 0.8),
+) -> list[Mixture]:
+    """Mixtures for evaluation, one for each of `sentences`, reproducible by the seed.
+
+    Every second mixture has one speaker, except for words that this speaker has not recorded.  Gaps, lead-in and
+    tail are those of `fixed_mixtures`.
+    """
+    rng = np.random.default_rng(seed)
+    pool = FixedPool(corpus, part)
+    mixtures = []
+    for number, words in enumerate(sentences):
+        chosen = [pool.draw(word, rng) for word in words]
+        if number % 2:
+            chosen = [pool.draw_word_like(word, chosen[0], rng) for word in words]
+        mixtures.append(_lay_words(corpus, chosen, gaps_s, rng))
+    return mixtures
+
+
+def _lay_words(corpus: Corpus, chosen: Sequence[int], gaps_s: tuple[float, float], rng: np.random.Generator) -> Mixture:
+    """Recordings in a row, after 0.3 to 0.6 s and before 0.8 s of silence."""
+    elements = []
+    for index in chosen:
+        cut, start, end = trim(corpus[index], (int(corpus.start[index]), int(corpus.end[index])), rng)
+        elements.append(Element(set_level(cut, SPEECH_DB), corpus.recordings[index].word, start, end))
+    spoken = sum(len(e.waveform) for e in elements)
+    gaps = rng.uniform(*gaps_s, len(elements))
+    length = spoken + int(gaps[1:].sum() * SAMPLE_RATE_HZ) + 1
+    laid = lay(elements, gaps.tolist(), length, rng)
+    lead = int(rng.uniform(0.3, 0.6) * SAMPLE_RATE_HZ)
+    waveform = np.pad(laid.waveform, (lead, int(0.8 * SAMPLE_RATE_HZ)))
+    lead_s = lead / SAMPLE_RATE_HZ
+    return Mixture(waveform, tuple(Placed(p.word, p.start_s + lead_s, p.end_s + lead_s) for p in laid.placed))
