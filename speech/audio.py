@@ -1,4 +1,4 @@
-"""Samples of any layout, and whatever libsndfile reads -> mono float32 blocks; streaming resampler."""
+"""Convert arrays of any layout, and all files that libsndfile reads, to mono float32 blocks; streaming resampler."""
 
 import numbers
 import os
@@ -30,15 +30,15 @@ from speech.errors import AudioError, tell
 
 Block = NDArray[np.float32]
 Samples = NDArray[Any] | Sequence[float]
-"""What `as_mono` takes."""
+"""Samples in any layout that `as_mono` accepts."""
 
 FEW_CHANNELS = 8
-"""Up to so many columns are channels, however few the rows."""
+"""An array with at most this many columns is (time, channels), even if it has fewer rows than columns."""
 LOUDEST = 256.0
-"""Samples above are no audio in -1..1, but integers that were converted without being scaled."""
+"""Larger float samples are not audio in -1..1, but integers that were converted without scaling."""
 FILE_BLOCK_S = 0.1
 STREAM_BLOCK_S = 0.02
-"""A stream is handed on in blocks of this length: what has come is not kept waiting."""
+"""Length of the blocks of a stream, short so that they come with little delay."""
 
 
 def as_mono(samples: Any) -> Block:
@@ -48,21 +48,25 @@ def as_mono(samples: Any) -> Block:
         samples: (time,), (time, channels) or (channels, time); float in -1..1 or signed 16/32-bit integers in any
             byte order; an array, a sequence or a tensor that numpy can read.
     Raises:
-        AudioError: for another shape or type, no samples, NaN or infinity.
+        AudioError: another shape or type, no samples, NaN or infinity.
     """
     return _average(_time_first(as_array(samples)))
 
 
 def as_array(samples: Any) -> NDArray[Any]:
-    """Whatever numpy can read.  Raises AudioError for all else."""
+    """The samples as an array.  Raises AudioError if numpy can't read them."""
     try:
         return np.asarray(samples)
-    except (TypeError, ValueError, RuntimeError) as error:  # how ragged lists and tensors of a graph or a GPU refuse
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # raised for ragged lists, and tensors with a gradient or on a GPU
         raise AudioError(f"numpy can't read the samples as an array: {error}") from error
 
 
 def _time_first(samples: NDArray[Any]) -> NDArray[Any]:
-    """(time, channels) of any layout.  Raises AudioError where it can't be told."""
+    """Samples of any layout as (time, channels).  Raises AudioError if the layout is ambiguous."""
     if samples.ndim == 1 and samples.size:
         return samples[:, None]
     if samples.ndim != 2 or not samples.size:
@@ -78,12 +82,12 @@ def _time_first(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 def _average(samples: NDArray[Any]) -> Block:
-    """(time, channels) of any type -> (time,) float32.  Raises AudioError for what is no audio."""
+    """(time, channels) of any type -> (time,) float32.  Raises AudioError if the values can't be audio."""
     if samples.dtype.kind == "i" and samples.dtype.itemsize in (2, 4):
         samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
     elif samples.dtype.kind != "f":
         raise AudioError(f"expected float, int16 or int32 samples, got {samples.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are refused below
         mono: Block = samples.astype(np.float32)[:, 0] if samples.shape[1] == 1 else samples.mean(1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise AudioError("the audio holds NaN or infinite samples")
@@ -94,7 +98,7 @@ def _average(samples: NDArray[Any]) -> Block:
 
 
 def check_rate(sample_rate_hz: Any) -> int:
-    """The rate as an integer.  Raises AudioError for what is no number, or no rate of a sound device or file."""
+    """The rate as an integer.  Raises AudioError if it is not a number or lies outside 1000..768000 Hz."""
     if not isinstance(sample_rate_hz, numbers.Real):
         raise AudioError(f"a sample rate must be a number of Hz, not {sample_rate_hz!r}")
     rate_hz = float(sample_rate_hz)
@@ -104,13 +108,13 @@ def check_rate(sample_rate_hz: Any) -> int:
 
 
 def resample(waveform: Block, from_hz: int, to_hz: int) -> Block:
-    """A whole waveform (time,) at another rate."""
+    """Convert a whole waveform (time,) to another rate."""
     from_hz, to_hz = check_rate(from_hz), check_rate(to_hz)
     return waveform if from_hz == to_hz else soxr.resample(waveform, from_hz, to_hz).astype(np.float32)
 
 
 def resample_stream(blocks: Iterable[Block], from_hz: int, to_hz: int) -> Iterator[Block]:
-    """Blocks at one rate -> blocks at another, without seams; memory does not grow."""
+    """Convert blocks to another rate, without clicks at their bounds; memory does not grow."""
     from_hz, to_hz = check_rate(from_hz), check_rate(to_hz)
     if from_hz == to_hz:
         yield from blocks
@@ -122,10 +126,10 @@ def resample_stream(blocks: Iterable[Block], from_hz: int, to_hz: int) -> Iterat
 
 
 class ForwardFile(soundfile.SoundFile):
-    """A sound file that is only read onwards.
+    """A sound file that is only read forwards.
 
-    soundfile seeks to where it already is after each read of a seekable file; in an MP3 that lands beside the
-    place and tears the signal at every block.
+    After each read of a seekable file, soundfile seeks to the present position.  In an MP3 that seek is inexact and
+    damages the signal at every block.
     """
 
     def seekable(self) -> bool:
@@ -136,18 +140,18 @@ class Recording:
     """An opened file or stream of audio; `blocks` reads it, once.
 
     Args:
-        file: what libsndfile reads.
+        file: the file, opened by libsndfile.
         name: for messages.
-        source: the stream below the file, if it is one.
+        source: the stream that the file reads from, if any.
     Raises:
-        AudioError: it holds no audio, or its header says what can't be.
+        AudioError: it holds no audio, or its header has impossible values.
     """
 
     def __init__(self, file: ForwardFile, name: str, source: OneWay | None = None) -> None:
         self._file, self._name, self._source = file, name, source
         try:
             self.sample_rate_hz = check_rate(file.samplerate)
-            """The rate that it was recorded at."""
+            """Sample rate of the recording."""
             if not file.frames:
                 raise AudioError("it holds no audio that can be read")
             if file.channels > MOST_CHANNELS:
@@ -158,14 +162,14 @@ class Recording:
 
     @property
     def seconds(self) -> float | None:
-        """Length; None where it is not known before the end."""
+        """Length in seconds; None for a stream, whose length is not known before its end."""
         return None if self._source else self._file.frames / self.sample_rate_hz
 
     def blocks(self, sample_rate_hz: int, block_s: float | None = None) -> Iterator[Block]:
-        """Mono blocks at that rate, read as they are asked for.
+        """Mono blocks (time,) at `sample_rate_hz`, read as they are needed.
 
         Raises:
-            AudioError: while reading, when it is damaged or holds NaN.
+            AudioError: while reading: the recording is damaged or holds NaN.
         """
         block_s = block_s or (STREAM_BLOCK_S if self._source else FILE_BLOCK_S)
         return resample_stream(self._decoded(block_s), self.sample_rate_hz, sample_rate_hz)
@@ -185,18 +189,18 @@ class Recording:
 
 
 def open_recording(path: str | Path) -> Recording:
-    """Open an audio file, or what comes through a named pipe, which is read once.
+    """Open an audio file or a named pipe; a pipe can be read only once.
 
     Raises:
-        AudioError: it is missing, a folder, empty or no audio.
+        AudioError: the file is missing, a folder, empty or not audio.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode) and path.suffix.lower() != ".raw":  # by that name soundfile wants to be told the rate
+        if stat.S_ISREG(mode) and path.suffix.lower() != ".raw":  # for .raw soundfile asks for a rate
             with path.open("rb") as beginning:
                 head = beginning.read(HEAD_BYTES)
-            file = str(path) if sys.platform == "win32" else os.fsencode(path)  # a name may be no text at all
+            file = str(path) if sys.platform == "win32" else os.fsencode(path)  # a name may not be valid text
             return Recording(_open(file, str(path), head), str(path))
         if stat.S_ISDIR(mode):
             raise AudioError(f"{path} is a folder; give audio files")
@@ -215,16 +219,16 @@ def open_stream(
     sniff: bool = True,
     tell: Callable[[str], None] = tell,
 ) -> Recording:
-    """Open audio that comes once, as through a pipe; waits until its header has come.
+    """Open audio that can be read only once, as from a pipe; waits until its header has arrived.
 
     Args:
-        read: up to that many bytes, at least one; none at the end.
+        read: returns up to the given number of bytes, at least one; none at the end.
         name: for messages.
-        raw: what samples without a header are; default: they are refused.
+        raw: format of samples without a header; default: they are refused.
         sniff: look for a container that libsndfile reads.
-        tell: takes one line when nothing can be heard before its end.
+        tell: takes one line if the stream must be read to its end first.
     Raises:
-        AudioError: it is empty or no audio.
+        AudioError: the stream is empty or not audio.
     """
     settings = _settings(raw) if raw else {}
     source = OneWay(read)
@@ -244,7 +248,7 @@ def open_stream(
 
 
 def _head(source: OneWay) -> bytes:
-    """As many of the first bytes as it takes to know the container: raw samples are not kept waiting."""
+    """The first bytes, as few as identify the container, so that raw samples are not delayed."""
     head = source.peek(MARK_BYTES)
     return source.peek(HEAD_BYTES) if head[:1] == b"\xff" or head.startswith(b"ID3") else head
 
@@ -258,7 +262,7 @@ def _settings(raw: RawFormat) -> dict[str, Any]:
 
 
 def _open(file: Any, name: str, head: bytes, **settings: Any) -> ForwardFile:
-    """Raises AudioError, with the way out for a format that libsndfile does not read."""
+    """Open with libsndfile.  Raises AudioError, which says how to convert a format that libsndfile does not read."""
     if kind := unreadable_kind(head):
         raise AudioError(f"{name} is {kind}, which can't be read; {conversion(name)}")
     try:
@@ -275,7 +279,7 @@ def _open(file: Any, name: str, head: bytes, **settings: Any) -> ForwardFile:
 
 
 def _check_source(file: Any, name: str) -> None:
-    """Raise what stopped a stream."""
+    """Raise the error that stopped a stream, if any."""
     error = file.error if isinstance(file, OneWay) else None
     if isinstance(error, OSError):
         raise AudioError(f"{name} can't be read: {error.strerror or error}") from error
@@ -284,20 +288,20 @@ def _check_source(file: Any, name: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """libsndfile's own words, without the path that the caller already names."""
+    """libsndfile's message without the path, which the caller names."""
     return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
 def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = FILE_BLOCK_S) -> Iterator[Block]:
-    """An audio file as mono blocks at `sample_rate_hz`, read as they are asked for.
+    """Read an audio file as mono blocks (time,) at `sample_rate_hz`, as they are needed.
 
     Raises:
-        AudioError: at once when the file is missing, a folder, empty or no audio; while reading when the
-            stream is damaged or holds NaN.
+        AudioError: at once: the file is missing, a folder, empty or not audio; while reading: it is damaged or holds
+            NaN.
     """
     return open_recording(path).blocks(sample_rate_hz, block_s)
 
 
 def read(path: str | Path, sample_rate_hz: int) -> Block:
-    """A whole audio file, mono, at `sample_rate_hz`: (time,).  Raises AudioError as `read_blocks` does."""
+    """Read a whole audio file as mono (time,) at `sample_rate_hz`.  Raises AudioError as `read_blocks` does."""
     return np.concatenate(list(read_blocks(path, sample_rate_hz)))

@@ -1,11 +1,11 @@
-"""Thresholds for a room: `python -m speech.calibrate --audio evening.wav`, or the microphone while nobody commands.
+"""Choose thresholds for a room: `python -m speech.calibrate --audio evening.wav`, or with the microphone.
 
-Whatever is reported in audio without commands is a false alarm.  The thresholds of the words that cause them are
-raised until no more are left than the budget allows; the most confident ones are those allowed.
+Each word reported in audio without commands is a false alarm.  The thresholds of the words that cause false alarms are
+raised until their number is within the budget; the most confident false alarms are the ones that remain.
 
-An utterance is read once and thresholds only decide, so one pass tells what every higher threshold would report: for
-single words exactly, for sequences at most, as one unsure word rejects the whole utterance.  The thresholds are chosen
-on this very audio, so expect somewhat more alarms on another evening; the bound knows nothing of that.
+Scores do not depend on thresholds, so one pass gives the false alarms at all higher thresholds: exactly for single
+words, an upper limit for sequences, where one unsure word rejects the whole utterance.  The thresholds are fitted to
+this audio, so other audio will have somewhat more false alarms; the upper bound does not include that.
 """
 
 import argparse
@@ -36,15 +36,15 @@ from speech.sources import number_or_name
 from speech.status import settle_streams
 
 FLOOR = 0.3
-"""Where the search begins with `allow_lower`."""
+"""Lowest threshold with `allow_lower`."""
 HIGHEST = 0.99
-"""A word that needs more than this can't be kept quiet by its threshold."""
+"""Highest threshold that is set."""
 MINUTES = 60.0
-"""How long the microphone is listened to."""
+"""Default time to listen to the microphone."""
 LEAST_S = 60.0
-"""Less audio than this says nothing."""
+"""Least audio for a calibration."""
 SILENT = 10 ** (-75 / 20)
-"""Peak under which audio holds nothing."""
+"""Audio with a lower peak counts as silent."""
 
 Streams = Iterable[Iterable[Block]]
 """Streams of blocks at the model's rate."""
@@ -52,17 +52,17 @@ Streams = Iterable[Iterable[Block]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds, and what they do on the audio that they were chosen on."""
+    """Thresholds, and their false alarms on the audio that they were chosen on."""
 
     thresholds: dict[str, float]
     model_thresholds: dict[str, float]
     alarms: dict[str, int]
-    """False alarms of each word with `thresholds`; words without any are left out."""
+    """False alarms of each word with `thresholds`; words without any are omitted."""
     model_alarms: dict[str, int]
-    """The same with `model_thresholds`."""
+    """False alarms of each word with `model_thresholds`."""
     hours: float
     budget: float
-    """False alarms an hour, over all words, that may remain."""
+    """Allowed false alarms per hour, of all words together."""
 
     @property
     def n_alarms(self) -> int:
@@ -70,12 +70,12 @@ class Calibration:
 
     @property
     def upper_bound(self) -> float:
-        """False alarms an hour that the true rate stays under, with 95 % certainty."""
+        """Upper bound of the false alarm rate per hour, at 95 % confidence."""
         return poisson_bound(self.n_alarms) / self.hours
 
     @property
     def stubborn(self) -> list[str]:
-        """The words that alarm at `HIGHEST` and more, where that exceeds the budget."""
+        """The words with false alarms even at `HIGHEST`, if those exceed the budget."""
         return sorted(self.alarms) if self.n_alarms > allowed(self.budget, self.hours) else []
 
     def as_dict(self) -> dict[str, object]:
@@ -85,7 +85,7 @@ class Calibration:
     def __str__(self) -> str:
         lines = [
             f"{self.n_alarms} false alarms in {self.hours:.2f} h, {sum(self.model_alarms.values())} before: "
-            f"{self.n_alarms / self.hours:.2f} an hour, with 95 % certainty at most {self.upper_bound:.2f}; "
+            f"{self.n_alarms / self.hours:.2f} per hour, at most {self.upper_bound:.2f} at 95 % confidence; "
             f"budget {self.budget:g}"
         ]
         for word, value in self.thresholds.items():
@@ -95,14 +95,14 @@ class Calibration:
 
 
 def allowed(budget: float, hours: float) -> int:
-    """How many false alarms may remain."""
+    """Number of false alarms that the budget allows."""
     return math.floor(budget * hours + 1e-9)
 
 
 def poisson_bound(count: int, level: float = 0.95) -> float:
-    """The mean at which so few events, or fewer, have the probability 1 - `level`.
+    """Exact upper bound of a Poisson mean: the mean at which `count` events or fewer have the probability 1 - `level`.
 
-    Source: Garwood 1936, the exact one-sided bound of a Poisson mean; by bisection.
+    Source: Garwood (1936); by bisection.
     """
     low, high = 0.0, count + 10 + 10 * math.sqrt(count)
     for _ in range(60):
@@ -113,12 +113,12 @@ def poisson_bound(count: int, level: float = 0.95) -> float:
 
 
 def just_over(confidence: float) -> float:
-    """The next hundredth."""
+    """The next higher multiple of 0.01."""
     return (math.floor(100 * confidence + 1e-9) + 1) / 100
 
 
 def raised(thresholds: Mapping[str, float], alarms: Iterable[Detection], n_allowed: int) -> dict[str, float]:
-    """The thresholds just over all alarms but the `n_allowed` most confident; `HIGHEST` at most."""
+    """The thresholds just above all false alarms except the `n_allowed` most confident ones; at most `HIGHEST`."""
     values = dict(thresholds)
     for alarm in sorted(alarms, key=lambda a: a.confidence, reverse=True)[n_allowed:]:
         values[alarm.word] = max(values[alarm.word], min(HIGHEST, just_over(alarm.confidence)))
@@ -126,20 +126,20 @@ def raised(thresholds: Mapping[str, float], alarms: Iterable[Detection], n_allow
 
 
 def count(alarms: Iterable[Detection], thresholds: Mapping[str, float]) -> dict[str, int]:
-    """How many alarms of each word are left with these thresholds; words without any are left out."""
+    """Number of false alarms of each word at these thresholds; words without any are omitted."""
     return dict(Counter(a.word for a in alarms if a.confidence >= thresholds[a.word]))
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What the audio brought."""
+    """The false alarms in the audio, and its length."""
 
     alarms: list[Detection]
     seconds: float
 
 
 def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None]) -> Heard:
-    """Every detection is a false alarm.
+    """Run the listener on audio without commands: each detection is a false alarm.
 
     Raises:
         AudioError: too little audio, or silence only.
@@ -154,9 +154,9 @@ def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None
         done_s += listener.heard_s
         alarms += listener.flush()
     if done_s < LEAST_S:
-        raise AudioError(f"only {done_s:.0f} s of audio; a calibration needs a minute at the least, better hours")
+        raise AudioError(f"only {done_s:.0f} s of audio; a calibration needs at least a minute, better hours")
     if peak < SILENT:
-        raise AudioError("the audio is silent from end to end; is the microphone muted?")
+        raise AudioError("all of the audio is silent; is the microphone muted?")
     return Heard(alarms, done_s)
 
 
@@ -168,18 +168,18 @@ def calibrate(
     allow_lower: bool = False,
     note: Callable[[float, int], None] = lambda heard_s, n_alarms: None,
 ) -> Calibration:
-    """Thresholds with which audio that holds no commands gives no more false alarms than the budget.
+    """Choose thresholds so that audio without commands causes no more false alarms than the budget.
 
     Args:
         recognizer: a loaded bundle.
-        streams: the audio.
-        budget: false alarms an hour, over all words.
-        words: those to listen for; default: all of the bundle.
-        allow_lower: also go below the bundle's thresholds, down to `FLOOR`, where the audio permits.
-        note: called with the seconds heard so far and the alarms in them.
+        streams: audio without commands.
+        budget: allowed false alarms per hour, of all words together.
+        words: the words to listen for; default: all words of the bundle.
+        allow_lower: also lower thresholds, down to `FLOOR`, if the audio permits it.
+        note: called with the seconds processed so far and the number of false alarms in them.
     Raises:
         AudioError: too little audio, or silence only.
-        ConfigError: a word that the bundle lacks.
+        ConfigError: a word that is not in the bundle.
     """
     model = Listener(recognizer, words).thresholds
     lowest = {word: min(FLOOR, value) for word, value in model.items()} if allow_lower else model
@@ -194,7 +194,7 @@ class Files:
     """Audio files as streams; one that can't be read is reported and skipped.
 
     Raises:
-        AudioError: there is none.
+        AudioError: there are no files.
     """
 
     def __init__(self, paths: Iterable[str | Path], sample_rate_hz: int, tell: Callable[[str], None]) -> None:
@@ -207,7 +207,7 @@ class Files:
         return (self._blocks(path) for path in self._paths)
 
     def _blocks(self, path: Path) -> Iterator[Block]:
-        """What can be read of a file."""
+        """Blocks of a file, up to where it is damaged."""
         try:
             yield from read_blocks(path, self._rate)
         except AudioError as error:
@@ -216,7 +216,7 @@ class Files:
 
 
 def audio_files(path: Path) -> list[Path]:
-    """The file itself, or all that look like audio in a folder and below."""
+    """The file itself, or all files in a folder and its subfolders with a suffix of an audio format."""
     if not path.is_dir():
         return [path]
     suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
@@ -224,19 +224,19 @@ def audio_files(path: Path) -> list[Path]:
 
 
 class Progress:
-    """How far it is, on a terminal; nothing elsewhere.
+    """A progress bar on a terminal; elsewhere nothing is shown.
 
     Args:
-        total_s: audio to come; None where that is not known.
+        total_s: seconds of audio; None if unknown.
     """
 
     def __init__(self, total_s: float | None = None) -> None:
-        from tqdm import tqdm  # speech.listen, which starts at once, imports this module
+        from tqdm import tqdm  # not at the top: speech.listen imports this module and must start quickly
 
         self._bar = tqdm(total=total_s, unit=" s", disable=None, leave=False)
 
     def tell(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar."""
         self._bar.write(text, file=sys.stderr)
 
     def heard(self, heard_s: float, n_alarms: int) -> None:
@@ -264,7 +264,7 @@ def first_interrupt() -> Iterator[threading.Event]:
 
 
 def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Iterator[Block]:
-    """What a microphone hears for that long, or until Ctrl-C; nothing of it is kept."""
+    """Blocks of a microphone for some minutes, or until Ctrl-C; the audio is not stored."""
     n_heard = 0
     with Microphone(number_or_name(device), tell=progress.tell) as microphone, first_interrupt() as asked:
         progress.tell(
@@ -281,22 +281,22 @@ def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: 
 
 
 def default_path() -> Path:
-    """Where a user's settings lie: `speech/thresholds.toml` in $XDG_CONFIG_HOME, %APPDATA% or ~/.config."""
+    """The user's file of thresholds: `speech/thresholds.toml` in $XDG_CONFIG_HOME, %APPDATA% or ~/.config."""
     folder = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
     return (Path(folder) if folder else Path.home() / ".config") / "speech" / "thresholds.toml"
 
 
 def save_thresholds(path: Path, calibration: Calibration, model: str) -> None:
-    """Write what `load_thresholds` reads; all of it or nothing.
+    """Write a file for `load_thresholds`, atomically.
 
     Raises:
-        ConfigError: it can't be written.
+        ConfigError: the file can't be written.
     """
     figures = calibration
     lines = [
-        "# Confidence from which each word counts; made by speech.calibrate, may be edited.",
+        "# Lowest confidence that is accepted for each word; written by speech.calibrate, may be edited.",
         f"# model {model!r}: {figures.n_alarms} false alarms in {figures.hours:.2f} h without commands,",
-        f"# at most {figures.upper_bound:.2f} an hour with 95 % certainty",
+        f"# at most {figures.upper_bound:.2f} per hour at 95 % confidence",
         "[thresholds]",
         *(f"{json.dumps(word, ensure_ascii=False)} = {value:.4g}" for word, value in figures.thresholds.items()),
     ]
@@ -310,13 +310,13 @@ def save_thresholds(path: Path, calibration: Calibration, model: str) -> None:
 
 
 def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
-    """The table `[thresholds]` of a TOML file: word -> confidence from which it counts.
+    """Read the table `[thresholds]` of a TOML file: for each word the lowest confidence that is accepted.
 
     Args:
-        path: as written by `save_thresholds`.
-        words: those that the model knows.
+        path: a file as written by `save_thresholds`.
+        words: the words of the model.
     Raises:
-        ConfigError: it can't be read, is malformed, names another word or a value outside 0..1.
+        ConfigError: the file can't be read or is malformed, a word is not known, or a value is outside 0..1.
     """
     table = read_toml(path).get("thresholds")
     if not isinstance(table, dict) or not table:
@@ -333,20 +333,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 on wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m speech.calibrate",
-        description="Raise each word's threshold until audio without commands sets off no more than the budget.",
+        description="Raise thresholds until false alarms in audio without commands are within the budget.",
     )
-    parser.add_argument("--budget", type=float, default=0.5, metavar="X", help="false alarms an hour (default: 0.5)")
+    parser.add_argument(
+        "--budget", type=float, default=0.5, metavar="X", help="allowed false alarms per hour (default: 0.5)"
+    )
     parser.add_argument("--audio", nargs="+", metavar="PATH", help="files or folders (default: the microphone)")
     parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
     parser.add_argument(
         "--minutes", type=float, metavar="N", help=f"how long to listen to the microphone (default: {MINUTES:g})"
     )
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    parser.add_argument("--words", metavar="yes,no,...", help="only these (default: all the model knows)")
+    parser.add_argument("--words", metavar="yes,no,...", help="only these words (default: all words of the model)")
     own = parser.add_mutually_exclusive_group()
     own.add_argument("--own", nargs="?", const="", metavar="DIR", help="as of speech-listen")
     own.add_argument("--no-own", action="store_true", help="only the model's words")
-    parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, to {FLOOR} at the least")
+    parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, at most to {FLOOR}")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {default_path()}".replace("%", "%%"))
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     arguments = parser.parse_args(argv)
@@ -355,16 +357,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not 0 < arguments.budget < math.inf:
         parser.error("--budget must be positive")
     if arguments.minutes is not None and not LEAST_S / 60 <= arguments.minutes < math.inf:
-        parser.error("--minutes must be 1 at the least")
+        parser.error("--minutes must be at least 1")
     return arguments
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> int:
-    """Calibrate, save, print; the exit status."""
+    """Calibrate, save and print.  Returns the exit status."""
     recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, progress.tell, progress.tell)
     rate = recognizer.info.sample_rate_hz
     words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
-    Listener(recognizer, words)  # complains about the words before an hour has passed
+    Listener(recognizer, words)  # finds an unknown word before an hour has passed
     source: Files | list[Iterator[Block]]
     if arguments.audio:
         source = Files(arguments.audio, rate, progress.tell)
@@ -378,18 +380,20 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
     progress.tell(f"saved to {path}")
     needed = poisson_bound(0) / result.budget
     if result.hours < needed:
-        progress.tell(f"note: to be sure of {result.budget:g} an hour takes {needed:.1f} h of audio without alarms")
+        progress.tell(
+            f"note: to show at most {result.budget:g} per hour takes {needed:.1f} h of audio without false alarms"
+        )
     if result.stubborn:
         progress.tell(
             f"error: over the budget even at {HIGHEST}: {', '.join(result.stubborn)}; was it said? "
-            "If not, leave it out with --words"
+            "If not, omit it with --words"
         )
     failed = isinstance(source, Files) and source.failed
     return int(bool(result.stubborn or failed))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 fine, 1 what went wrong in one line on stderr, 2 wrong usage."""
+    """Run the program.  Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
     settle_streams()
     arguments = parse(argv)
     progress = Progress(None if arguments.audio else 60 * (arguments.minutes or MINUTES))

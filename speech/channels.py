@@ -1,4 +1,4 @@
-"""One channel from many: the best one, a given one, or their mean."""
+"""Reduce several channels to one: the best channel, a given one, or the mean."""
 
 from collections import deque
 from typing import Literal
@@ -10,24 +10,24 @@ from speech.audio import Block, as_mono
 from speech.errors import ConfigError
 
 Channel = int | Literal["best", "mix"]
-"""A number from 1 on, the one that speech stands out of most, or the mean of all."""
+"""A channel number from 1 on; `"best"`: the one with the clearest speech; `"mix"`: the mean of all."""
 
 FLOOR_DB = -90.0
-"""Level below which a channel counts as digitally silent, relative to full scale."""
+"""Level below which a channel counts as digitally silent, in dB relative to full scale."""
 MEMORY_S = 10.0
-"""Time in which a channel's noise floor is sought: the level of its quietest tenth."""
+"""Time over which a channel's noise floor is estimated: the level of its quietest tenth."""
 DECAY_DB_PER_S = 0.5
-"""How fast a channel's peak is forgotten."""
+"""Decay of a channel's peak level."""
 ENOUGH_DB = 30.0
-"""Peaks this far above the noise floor are as good as any."""
+"""Peaks further above the noise floor do not count as better."""
 SILENT_LOSS_DB = 12.0
-"""Taken off for a channel without a noise floor: arrays have one that carries what is played."""
+"""Penalty for a channel that is digitally silent at times: microphone arrays have one with the audio being played."""
 MARGIN_DB = 6.0
-"""How much better another channel must be to be taken instead."""
+"""How much better another channel must be before it is chosen."""
 
 
 def parse(text: str) -> Channel:
-    """`best`, `mix`, `left`, `right` or a number from 1 on.  Raises ConfigError for another text."""
+    """Parse `best`, `mix`, `left`, `right` or a number from 1 on.  Raises ConfigError for another text."""
     named: dict[str, Channel] = {"best": "best", "mix": "mix", "left": 1, "right": 2}
     name = text.strip().lower()
     if name in named:
@@ -36,20 +36,20 @@ def parse(text: str) -> Channel:
 
 
 def check(channel: object) -> Channel:
-    """The channel itself; ConfigError when it is none."""
+    """Return `channel`; raises ConfigError if it is not valid."""
     if channel == "best" or channel == "mix" or (type(channel) is int and channel >= 1):
         return channel
     raise ConfigError(f"channel={channel!r} must be left, right, best, mix or a number from 1 on")
 
 
 class Picker:
-    """Blocks of several channels -> one channel.
+    """Reduces blocks of several channels to one channel.
 
-    `best` compares how far each channel's peaks are above its own noise floor: a hissing channel has a high floor, a
-    dead one no peaks.  Before anything was said, the quietest channel that is not digitally silent is taken.
+    `"best"` chooses the channel whose peaks are furthest above its own noise floor: a hissing channel has a high floor,
+    a dead one has no peaks.  Until somebody speaks, the quietest channel that is not digitally silent is chosen.
 
     Args:
-        channel: what is wanted.
+        channel: see `Channel`.
         block_s: length of the blocks in seconds.
     """
 
@@ -58,7 +58,7 @@ class Picker:
         self._powers: deque[NDArray[np.float64]] = deque(maxlen=round(MEMORY_S / block_s))
         self._peak: NDArray[np.float64] | None = None
         self.current = 0
-        """Index of the channel that is taken, for `best`."""
+        """Index of the chosen channel, for `"best"`."""
 
     def push(self, samples: NDArray[np.float32]) -> Block:
         """(time, channels) -> (time,)"""
@@ -70,7 +70,7 @@ class Picker:
         self.current = self._best(samples)
         if before == self.current or len(self._powers) == 1:
             return as_mono(samples[:, self.current])
-        rise = np.linspace(0, 1, len(samples), dtype=np.float32)  # a seam would be heard as a click
+        rise = np.linspace(0, 1, len(samples), dtype=np.float32)  # a cross-fade avoids a click
         return as_mono(samples[:, before] * (1 - rise) + samples[:, self.current] * rise)
 
     def _best(self, samples: NDArray[np.float32]) -> int:
@@ -82,7 +82,7 @@ class Picker:
         floor = np.quantile(self._powers, 0.1, axis=0)
         is_silent = floor <= FLOOR_DB
         merit = np.minimum(self._peak - floor, ENOUGH_DB) - SILENT_LOSS_DB * is_silent
-        if (self._peak - floor).max() < MARGIN_DB:  # nothing has been said yet
+        if (self._peak - floor).max() < MARGIN_DB:  # nobody has spoken yet
             merit = np.where(is_silent, -np.inf, -floor) if not is_silent.all() else 0 * floor
         best = int(merit.argmax())
         return best if merit[best] > merit[self.current] + MARGIN_DB else self.current

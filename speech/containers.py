@@ -1,4 +1,4 @@
-"""What kind of audio some bytes are, and bytes that come only once in a form that libsndfile reads."""
+"""Identify audio formats by their first bytes, and let libsndfile read a stream that can't seek."""
 
 import os
 import shlex
@@ -13,20 +13,20 @@ READABLE = (
     b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"dns.", b"NIST_1A",
     b"Creative Voice File",
 )  # fmt: skip
-"""How the containers begin that libsndfile reads; MPEG audio without a tag begins with a frame."""
+"""First bytes of the containers that libsndfile reads.  MPEG audio without a tag begins with a frame instead."""
 UNREADABLE = {
     (4, b"ftyp"): "MP4 or M4A", (0, b"\x1aE\xdf\xa3"): "WebM or Matroska", (0, b"0&\xb2u\x8ef\xcf\x11"): "WMA",
     (0, b"#!AMR"): "AMR", (0, b"ADIF"): "AAC", (0, b"FLV\x01"): "Flash video",
 }  # fmt: skip
-"""Place and beginning of those that it does not read, and what they are called."""
+"""Offset and bytes that identify formats which libsndfile does not read -> name of the format."""
 MARK_BYTES = 20
-"""Enough for all marks."""
+"""Enough for all of `READABLE` and `UNREADABLE`."""
 HEAD_BYTES = 4096
-"""Enough to tell MPEG audio, the only kind without a mark of its own, from raw samples."""
+"""Enough to distinguish MPEG audio, which has no fixed first bytes, from raw samples."""
 UNKNOWN_LENGTH = 1 << 62
-"""Length of a stream of unknown end, in bytes."""
+"""Length in bytes that is reported for a stream of unknown length."""
 SKIP_BYTES = 1 << 16
-"""A part of a header may be this long; what lies further on in a stream is read when it is its turn."""
+"""Longest jump forwards in bytes that is followed while a header is read."""
 ENCODINGS = {
     "s16le": ("PCM_16", "LITTLE"), "s16be": ("PCM_16", "BIG"), "s24le": ("PCM_24", "LITTLE"),
     "s24be": ("PCM_24", "BIG"), "s32le": ("PCM_32", "LITTLE"), "s32be": ("PCM_32", "BIG"),
@@ -34,14 +34,14 @@ ENCODINGS = {
     "f64be": ("DOUBLE", "BIG"), "s8": ("PCM_S8", "FILE"), "u8": ("PCM_U8", "FILE"), "mulaw": ("ULAW", "FILE"),
     "alaw": ("ALAW", "FILE"),
 }  # fmt: skip
-"""Raw samples as ffmpeg names them -> libsndfile's subtype and byte order."""
+"""Raw sample formats by ffmpeg's names -> libsndfile's subtype and byte order."""
 MOST_CHANNELS = 64
-"""More than any sound device or recording has."""
+"""Largest number of channels that is read."""
 
 
 @dataclass(frozen=True)
 class RawFormat:
-    """What samples without a header are.  Raises ConfigError for a field out of range."""
+    """Format of samples without a header.  Raises ConfigError for a field out of range."""
 
     encoding: str = "s16le"
     """A key of `ENCODINGS`."""
@@ -56,7 +56,7 @@ class RawFormat:
 
 
 def unreadable_kind(head: bytes) -> str | None:
-    """The name of a format that libsndfile does not read, by its first bytes; None for all others."""
+    """The name of a format that libsndfile does not read, given its first bytes; None for all others."""
     for (place, mark), name in UNREADABLE.items():
         if head[place:].startswith(mark):
             return name
@@ -64,22 +64,22 @@ def unreadable_kind(head: bytes) -> str | None:
 
 
 def is_container(head: bytes) -> bool:
-    """Whether libsndfile reads what begins with these `HEAD_BYTES`, or all there are."""
+    """Whether this is a container that libsndfile reads.  `head`: the first `HEAD_BYTES`, or all bytes if fewer."""
     return head.startswith(READABLE) or _is_mpeg(head)
 
 
 def is_finished(head: bytes) -> bool:
-    """Whether only the whole of a container can be read: Ogg, and MPEG audio that tells its length in a frame."""
+    """Whether the container can only be read whole: Ogg, and MPEG audio with its length in the first frame."""
     return head.startswith(b"OggS") or (head.startswith((b"\xff", b"ID3")) and (b"Xing" in head or b"Info" in head))
 
 
 def conversion(name: str) -> str:
-    """How to make a file that can be read."""
+    """A command that converts the file to a readable format, for messages."""
     return f"convert it: ffmpeg -i {shlex.quote(name)} -ac 1 -ar 16000 converted.wav"
 
 
 def _is_mpeg(head: bytes) -> bool:
-    """Whether three frames of MPEG audio follow each other; the first bytes of raw samples may look like one."""
+    """Whether the bytes begin with three MPEG audio frames; one frame could also be raw samples."""
     at = 0
     for _ in range(3):
         frame = head[at : at + 4]
@@ -93,7 +93,7 @@ def _is_mpeg(head: bytes) -> bool:
 
 
 def _mpeg_frame_bytes(header: bytes) -> int:
-    """Length of a frame of layer 2 or 3 by its first four bytes; 0 when it is none.
+    """Length of a layer 2 or 3 frame, by its first four bytes; 0 if it is not such a frame.
 
     Source: ISO/IEC 11172-3, section 2.4.2.3, and 13818-3 for half and quarter rates.
     """
@@ -118,7 +118,7 @@ _KBITS = {
 
 
 def _is_adts(head: bytes) -> bool:
-    """Whether three frames of AAC follow each other.  Source: ISO/IEC 13818-7, section 6.2."""
+    """Whether the bytes begin with three AAC frames.  Source: ISO/IEC 13818-7, section 6.2."""
     at = 0
     for _ in range(3):
         frame = head[at : at + 7]
@@ -132,39 +132,43 @@ def _is_adts(head: bytes) -> bool:
 
 
 class OneWay:
-    """Bytes that come once, as from a pipe, with what libsndfile needs to open them: it looks at the header twice.
+    """A stream that can be read only once, as from a pipe, with the seeks that libsndfile needs to open it.
 
-    What libsndfile reads far beyond what has come is answered with zeros: of some containers it wants to know what
-    follows the samples, which would be gone then.
+    The bytes of the header are kept, because libsndfile reads it twice.  For some containers it also looks at what
+    follows the samples; such reads, far beyond the bytes that have arrived, return zeros.
 
     Args:
-        read: up to that many bytes, at least one; none at the end.
+        read: returns up to the given number of bytes, at least one; none at the end.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        self._kept, self._begin, self._at = bytearray(), 0, 0  # bytes at hand, where they begin, the next to read
+        self._kept, self._begin, self._at = (
+            bytearray(),
+            0,
+            0,
+        )  # bytes kept, position of the first, position of the next to read
         self._has_ended, self._is_opened, self._n_zeros = False, False, HEAD_BYTES
         self.error: BaseException | None = None
-        """What stopped the reading; libsndfile's C code can't pass it on."""
+        """The exception that stopped the reading, which can't pass through libsndfile's C code."""
 
     def peek(self, n_bytes: int) -> bytes:
-        """The next bytes, or fewer when the stream ends before; they stay to be read."""
+        """The next bytes, fewer at the end of the stream, without moving the position."""
         self._fill(self._at + n_bytes)
         begin = self._at - self._begin
         return bytes(self._kept[begin : begin + n_bytes])
 
     def opened(self) -> None:
-        """The header is known: what is read from now on need not be kept."""
+        """The header has been read: bytes need not be kept from now on."""
         self._is_opened = True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fill the buffer; fewer bytes come only at the end, or when `error` says why."""
+        """Fill the buffer.  Returns the number of bytes; fewer than its length only at the end or after an `error`."""
         if self._at > self._begin + len(self._kept) + SKIP_BYTES:
             return self._nothing(buffer)
         try:
             self._fill(self._at + len(buffer))
-        except BaseException as error:  # of a signal as well; raised again when libsndfile has returned
+        except BaseException as error:  # KeyboardInterrupt too; raised again when libsndfile has returned
             self.error, self._has_ended = error, True
         begin = self._at - self._begin
         found = self._kept[begin : begin + len(buffer)]
@@ -183,7 +187,7 @@ class OneWay:
         return self._at
 
     def _nothing(self, buffer: bytearray | memoryview) -> int:
-        """Zeros, which say nothing in any format, but not for ever."""
+        """Fill the buffer with zeros, in all at most `HEAD_BYTES`."""
         n_bytes = min(len(buffer), self._n_zeros)
         buffer[:n_bytes] = bytes(n_bytes)
         self._n_zeros -= n_bytes
@@ -191,7 +195,7 @@ class OneWay:
         return n_bytes
 
     def _fill(self, end: int) -> None:
-        """Have all bytes up to there, if the stream holds them."""
+        """Read until position `end`, or to the end of the stream."""
         while not self._has_ended and (lacking := end - self._begin - len(self._kept)) > 0:
             data = self._read(max(lacking, HEAD_BYTES))
             self._kept += data
@@ -199,7 +203,7 @@ class OneWay:
 
 
 def whole(source: OneWay) -> IO[bytes]:
-    """All of a stream, read to its end, as a temporary file."""
+    """Read a stream to its end into a temporary file."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - libsndfile reads it
     while data := source.peek(SKIP_BYTES):
         file.write(data)

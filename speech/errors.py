@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each told in one line without a traceback."""
+"""Errors that a user sees, each as one line without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from contextlib import suppress
 
 
 class SpeechError(Exception):
-    """Base of every error that this package raises on purpose; the message is one line for a person."""
+    """Base class of all errors that this package raises on purpose; the message is one line for the user."""
 
 
 class AudioError(SpeechError):
-    """A recording can't be read, or holds no usable audio."""
+    """A recording can't be read or contains no usable audio."""
 
 
 class BundleError(SpeechError):
-    """A file is not a bundle that this version can play."""
+    """A file is not a bundle, or not one that this version can load."""
 
 
 class ConfigError(SpeechError, ValueError):
@@ -30,7 +30,7 @@ class DeviceError(SpeechError):
 
 
 def tell(text: str) -> None:
-    """One line on stderr, where there is one: a program without a terminal may have none."""
+    """Print one line on stderr; does nothing if stderr is closed, as in a program without a terminal."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
@@ -42,15 +42,15 @@ def exit_status(
     os_errors: str = "",
     interrupted: Callable[[], int] = lambda: 1,
 ) -> int:
-    """Run a command and turn what goes wrong into one line.
+    """Run a command and report an error as one line.
 
     Args:
-        run: the command; it may return a status of its own.
+        run: the command; it may return an exit status.
         report: takes the line.
-        os_errors: what to say before an error of the operating system, such as "can't serve there".
-        interrupted: gives the status after Ctrl-C.
+        os_errors: prefix for errors of the operating system, such as "can't serve there".
+        interrupted: called after Ctrl-C; returns the exit status.
     Returns:
-        0: fine; 1: something went wrong; 2: wrong usage.
+        0: success; 1: an error; 2: wrong usage.
     """
     try:
         return run() or 0

@@ -1,10 +1,10 @@
-"""What goes on inside a bundle: MFCC, attention, and the gates of every LSTM layer, without torch.  Needs `onnx`.
+"""Compute the inner values of a bundle: MFCCs, attention, and the gates of each LSTM layer.  Needs `onnx`, not torch.
 
-At step t an ONNX LSTM computes its gates from the input x_t and the hidden state h_{t-1} of the step before it:
+At step t an ONNX LSTM computes its gates from the input x_t and the previous hidden state h_{t-1}:
 
     gate_t = sigmoid(W . x_t + R . h_{t-1} + b_W + b_R)
 
-Both are tensors of the graph, so the gates of all steps follow from them at once.
+Both are tensors of the graph, so the gates of all steps are computed together.
 Source: the operator LSTM of the ONNX specification, which stacks the rows as input, output, forget, cell.
 """
 
@@ -25,7 +25,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LayerGates:
-    """The gates of one LSTM layer and direction: each (steps, hidden), 0..1, in the order of time."""
+    """Gates of one LSTM layer and direction: each (steps, hidden), 0..1, in order of time."""
 
     name: str
     """l0, l0_reverse, l1, ..."""
@@ -36,24 +36,24 @@ class LayerGates:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a network made of one utterance."""
+    """Inner values of the network for one utterance."""
 
     scores: Values
     """(labels,), or (steps, labels) with a CTC head; each row sums to one."""
     features: Values
-    """(frames, n_mfcc), before any normalisation."""
+    """(frames, n_mfcc) MFCCs before normalisation."""
     frame_s: Values
-    """(frames,) middle of each frame, in seconds from the beginning of the utterance."""
+    """(frames,) centre of each frame, in seconds since the utterance began."""
     attention: Values
-    """(heads, steps), each row sums to one; no rows with a CTC head."""
+    """(heads, steps) attention weights, each row sums to one; no rows with a CTC head."""
     gates: tuple[LayerGates, ...]
     """From the first layer to the last, forward before backward."""
     step_s: Values
-    """(steps,) middle of what each LSTM step sees directly."""
+    """(steps,) centre of the input frames of each LSTM step, in seconds."""
 
 
 class Tracer:
-    """A bundle opened so that the tensors between its layers can be read."""
+    """A bundle whose inner tensors can be read."""
 
     def __init__(self, path: Path = DEFAULT_MODEL) -> None:
         """Open a bundle.
@@ -61,14 +61,14 @@ class Tracer:
         Args:
             path: a bundle, or the name of a shipped one.
         Raises:
-            BundleError: it is no bundle of this format, or has no LSTM.
+            BundleError: the file is not a bundle of this format, or has no LSTM.
         """
         self.info: BundleInfo = Recognizer.load(path).info
         model = onnx.load(str(path if path.is_file() else MODELS / f"{path}.onnx"))
         self._names = [output.name for output in model.graph.output]
         self._layers = [[*node.input[:4], node.output[0]] for node in model.graph.node if node.op_type == "LSTM"]
         if not self._layers or "features" not in self._names:
-            raise BundleError(f"{path} holds no LSTM that can be looked into")
+            raise BundleError(f"{path} has no LSTM layers to examine")
         inside = {name for layer in self._layers for name in layer}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(inside))
         options = onnxruntime.SessionOptions()
@@ -78,10 +78,10 @@ class Tracer:
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
     def trace(self, waveform: Values) -> Trace:
-        """Run one utterance through the network.
+        """Run the network on one utterance.
 
         Args:
-            waveform: (time,) float32 in -1..1 at `info.sample_rate_hz`; at least `speech.recognizer.SHORTEST_S`.
+            waveform: (time,) float32 in -1..1 at `info.sample_rate_hz`, at least `speech.recognizer.SHORTEST_S` long.
         """
         names = [*self._names, *(name for layer in self._layers for name in layer)]
         values = dict(zip(names, self._session.run(names, {"waveform": waveform[None]}), strict=True))

@@ -1,4 +1,4 @@
-"""Stream of samples -> detections.  Time is counted in samples; no clock and no device is read."""
+"""Detect commands in a stream of samples.  Time is counted in samples; no clock and no device is read."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -14,27 +14,28 @@ from speech.utterances import Decision
 
 
 class Listener:
-    """Cuts a stream into utterances and reads each once.
+    """Cuts a stream into utterances and recognises each once.
 
     Args:
         recognizer: a loaded bundle.
         words: report only these; default: all words of the bundle.
-        threshold: posterior from which a word counts, 0..1, for all words or for each; default: the bundle's.
-        config: how the stream is cut.
-        grammar: for a bundle with a CTC head: the sentences that may be said.
-        rejected: called with each utterance that is not reported, and why.
-        examined: called with each utterance, its audio and scores.
-        voice: tells speech from other sound; default: Silero VAD.
-        wake: a word after which commands are heard for `config.wake_for_s`, and not otherwise.
+        threshold: lowest posterior that is accepted, 0..1, one for all words or one for each; default: the bundle's.
+        config: the settings.
+        grammar: for a bundle with a CTC head: the sentences that are accepted.
+        rejected: called with each utterance that is not reported, and the reason.
+        examined: called with each utterance, its audio, scores and result.
+        voice: the voice activity detector; default: Silero VAD.
+        wake: a wake word: commands are accepted only within `config.wake_for_s` after it.
         language_model: for a bundle with a CTC head: probabilities of words that follow each other within an
             utterance, weighted by `config.language_model_weight`.
     Raises:
-        ConfigError: a grammar or a language model for another head; a word that the bundle lacks, a language model that
-            lacks one of the bundle's, a threshold out of range; a bundle at another rate than `SAMPLE_RATE_HZ`.
+        ConfigError: a grammar or a language model for another head; a word that is not in the bundle; a language model
+            without one of the bundle's words; a threshold out of range; a bundle whose rate is not `SAMPLE_RATE_HZ`.
     """
 
     LATE = 3 * HOP
-    """The detector notices speech so much late, in samples: what begins sooner after a pause may have begun in it."""
+    """Delay of the voice activity detector in samples: an utterance that begins sooner after a pause may have begun in
+    it."""
 
     def __init__(
         self,
@@ -51,14 +52,14 @@ class Listener:
     ) -> None:
         if recognizer.info.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ConfigError(
-                f"a bundle at {recognizer.info.sample_rate_hz} Hz; streams are heard at {SAMPLE_RATE_HZ} Hz"
+                f"the bundle takes {recognizer.info.sample_rate_hz} Hz; a Listener needs {SAMPLE_RATE_HZ} Hz"
             )
         self.recognizer, self.config = recognizer, config
         if wake is not None and words is not None and wake not in words:
             words = [*words, wake]
         self.thresholds = thresholds_for(recognizer, words, threshold)
         if wake is not None and wake not in self.thresholds:
-            thresholds_for(recognizer, [wake], None)  # raises and names those that there are
+            thresholds_for(recognizer, [wake], None)  # raises ConfigError, which lists the known words
         reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar, language_model)
         self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, wake)
@@ -68,10 +69,10 @@ class Listener:
 
     def reset(self) -> None:
         """Begin a new stream at time 0."""
-        self._rest: list[Block] = []  # less than a hop in all
+        self._rest: list[Block] = []  # together less than a hop
         self._n_rest = 0
         self._fed = 0
-        self._deaf_until = -1 - self.LATE  # nothing
+        self._deaf_until = -1 - self.LATE  # no pause yet
         self._segmenter.reset()
         self._decision.reset()
 
@@ -82,25 +83,25 @@ class Listener:
 
     @property
     def is_hearing(self) -> bool:
-        """Whether somebody is speaking, as far as is known."""
+        """Whether an utterance has begun and not ended."""
         return self._segmenter.is_open
 
     @property
     def is_awake(self) -> bool:
-        """Whether a command would be heard now: always without a wake word."""
+        """Whether a command would be accepted now; always true without a wake word."""
         return self._decision.is_awake(self._fed)
 
     @property
     def is_paused(self) -> bool:
-        """Whether what is fed is not heard."""
+        """Whether audio is ignored."""
         return self._is_paused
 
     def pause(self) -> None:
-        """Hear nothing of what is fed from now on, nor the utterance that is being spoken; time runs on."""
+        """Ignore the audio from now on, and the utterance that has begun; time is still counted."""
         self._is_paused, self._deaf_until = True, self._fed
 
     def resume(self) -> None:
-        """Hear again what is fed from now on."""
+        """Listen again, to the audio from now on."""
         self._is_paused = False
 
     def feed(self, block: Samples) -> list[Detection]:
@@ -109,9 +110,9 @@ class Listener:
         Args:
             block: (time,) or (time, channels), any length, at 16 kHz; float in -1..1 or 16/32-bit integers.
         Returns:
-            what was decided in it.
+            the detections that were decided in this block.
         Raises:
-            AudioError: NaN, infinity or another type.
+            AudioError: NaN, infinity or an unsupported type.
         """
         samples = as_array(block)
         if not samples.size:
@@ -130,14 +131,14 @@ class Listener:
         return self._hear(whole[:n_whole])
 
     def flush(self) -> list[Detection]:
-        """The stream has ended: what its last words decide.  Then begin anew."""
+        """End the stream.  Returns its last detections and resets the Listener."""
         detections = self._hear(np.concatenate([*self._rest, np.zeros(-self._n_rest % HOP, np.float32)]))
         detections += self._decide(self._segmenter.finish())
         self.reset()
         return detections
 
     def listen(self, blocks: Iterable[Samples]) -> Iterator[Detection]:
-        """Detections of a whole stream, each as soon as it is decided; a stream may be left early."""
+        """Yield the detections of a whole stream, each as soon as it is decided.  The loop may be left early."""
         self.reset()
         try:
             for block in blocks:
@@ -166,10 +167,14 @@ class Listener:
 def thresholds_for(
     recognizer: Recognizer, words: Sequence[str] | None, threshold: float | Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The words to report and the confidence from which each counts.
+    """The words to report, each with the lowest confidence that is accepted.
 
+    Args:
+        recognizer: the loaded bundle.
+        words: the words to report; None: all.
+        threshold: one for all words, or one for some words; None or a missing word: the bundle's.
     Raises:
-        ConfigError: a word that the model lacks, a threshold out of range.
+        ConfigError: a word that the model does not know, or a threshold out of range.
     """
     known = recognizer.thresholds
     words = list(known) if words is None else list(words)

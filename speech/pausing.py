@@ -1,4 +1,4 @@
-"""Pauses a listener from outside of its loop: from another thread, by a signal, or while a file exists."""
+"""Pause a listener from outside its loop: from another thread, by a signal, or while a file exists."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +10,16 @@ from speech.listener import Listener
 
 
 class Pauser:
-    """Lets nothing through that was captured between `pause` and `resume`, however late it is read.
+    """Replaces audio captured between `pause` and `resume` by silence, however late it is read.
 
-    Both return at once and may be called from any thread, from a signal handler, and from what the listener calls;
-    they take effect with the next block.
+    `pause` and `resume` return at once and take effect with the next block.  They may be called from any thread, from a
+    signal handler, and from callbacks of the listener.
 
     Args:
-        listener: what is paused.
-        discard: makes the source forget what it has captured up to now, see `Microphone.discard`.
-        path: a file; the listener is also paused while it exists.
-        changed: called with whether it is paused, whenever that changes.
+        listener: the listener to pause.
+        discard: drops the audio that the source has captured so far; see `Microphone.discard`.
+        path: the listener is also paused while this file exists.
+        changed: called with the new value whenever `is_paused` has changed.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Pauser:
         self._is_wanted, self._is_due = False, False
 
     def pause(self) -> None:
-        """Hear nothing from now on."""
+        """Ignore audio from now on."""
         self._is_wanted, self._is_due = True, True
 
     def resume(self) -> None:
-        """Hear again from now on, unless the file exists."""
+        """Listen again from now on, unless the file exists."""
         self._is_wanted = False
 
     def toggle(self) -> None:
-        """Pause, or resume."""
+        """Pause; resume if paused by `pause`."""
         if self._is_wanted:
             self.resume()
         else:
@@ -51,17 +51,17 @@ class Pauser:
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is to be heard now."""
+        """Whether audio is to be ignored now."""
         return self._is_wanted or bool(self._path and self._path.exists())
 
     def let_through(self, block: Block) -> Block:
-        """The next block (time,) before it is fed: itself, or silence of its length."""
+        """Take the next block (time,).  Returns it, or silence of the same length, for `Listener.feed`."""
         is_paused, was_paused = self.is_paused, self._listener.is_paused
         if not (is_paused or self._is_due):
             return block
         self._listener.pause()
         self._is_due = is_paused
-        if not is_paused:  # this block and those that wait to be read were captured before
+        if not is_paused:  # this block and all unread ones were captured before the end of the pause
             self.discard()
             self._listener.resume()
         if is_paused != was_paused:

@@ -1,4 +1,4 @@
-"""What listening and recognising return: the public types, and nothing heavy."""
+"""Types of the results of listening and recognising."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -12,83 +12,83 @@ class Reason(StrEnum):
     """Why an utterance was rejected."""
 
     UNSURE = "unsure"
-    """It sounds like a command, but below that word's threshold."""
+    """A command whose confidence is below its threshold."""
     ANOTHER_WORD = "another word"
-    """Speech that is none of the words."""
+    """Speech, but none of the words."""
     NO_WORD = "no word"
-    """No speech: a noise that the voice activity detector took for some."""
+    """A noise that the voice activity detector took for speech."""
     TOO_LONG = "too long"
-    """Talk: longer than a command can be."""
+    """Talk: longer than the longest command."""
     AFTER_TALK = "after talk"
-    """A command, but said right after talk."""
+    """A command right after talk."""
     NOT_IN_GRAMMAR = "not in the grammar"
-    """Words that the grammar does not allow here."""
+    """Words that the grammar does not allow."""
     NOT_ASKED_FOR = "not asked for"
-    """A word of the model that the listener was not asked for."""
+    """A word of the model that is not among the words to report."""
     NO_WAKE_WORD = "no wake word"
     """A command without the wake word just before it."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A command that was heard."""
+    """A recognised command."""
 
     word: str
     start_s: float
-    """Where its sound begins, in seconds since the stream began."""
+    """Start of its sound, in seconds since the stream began."""
     end_s: float
-    """Where its sound ends."""
+    """End of its sound."""
     confidence: float
     """Posterior of the word, 0..1."""
     at_s: float
-    """How much audio had been heard when it was decided; `at_s - end_s` is the latency."""
+    """Seconds of audio fed when it was decided; `at_s - end_s` is the latency."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """An utterance that was heard and not reported."""
+    """An utterance that was not reported."""
 
     reason: Reason
     word: str
-    """What it sounds most like; "" for talk that was not read."""
+    """The most probable word; "" for talk, which is not recognised."""
     start_s: float
     end_s: float
     confidence: float
-    """Posterior of `word`, 0..1; 0 for talk that was not read."""
+    """Posterior of `word`, 0..1; 0 for talk."""
     at_s: float
 
     @property
     def was_close(self) -> bool:
-        """Whether a person may have meant a command, and wants to know why nothing happened."""
+        """Whether the speaker probably meant a command, so that the reason is worth showing."""
         return self.reason in (Reason.UNSURE, Reason.AFTER_TALK, Reason.NOT_IN_GRAMMAR)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """One utterance, what the model made of it and what was decided."""
+    """An utterance, its scores, and the decision."""
 
     waveform: NDArray[np.float32]
-    """(time,) at the bundle's rate, with its margins; empty for talk that was not read."""
+    """(time,) at the bundle's rate, with margins before and after the speech; empty for talk."""
     start_s: float
-    """Where the waveform begins in the stream."""
+    """Start of the waveform, in seconds since the stream began."""
     at_s: float
     scores: dict[str, float]
     """Posterior of each label, for a classification head; empty otherwise."""
     detections: tuple[Detection, ...]
     rejection: Rejection | None
-    """Exactly one of the two is there."""
+    """None if and only if there are detections."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one recording holds."""
+    """The recognised word of a recording."""
 
     word: str
-    """The best label; may be `_unknown_` or `_silence_`."""
+    """The most probable label; may be `_unknown_` or `_silence_`."""
     confidence: float
     """Its posterior, 0..1."""
     scores: dict[str, float]
-    """The posterior of every label; they sum to one."""
+    """Posterior of each label; they sum to one."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class SpokenWord:
 
     word: str
     start_s: float
-    """Where its token begins, in seconds; the sound may reach further to both sides."""
+    """Start of its CTC token in seconds; the sound of the word may begin earlier."""
     end_s: float
-    """Where its token ends."""
+    """End of its token; the sound may end later."""
     confidence: float
-    """How much better the word explains what is there than everything else, see `ctc.confidences`; 0..1."""
+    """Probability of the word against all alternatives, 0..1; see `ctc.confidences`."""
 
 
 def as_dict(found: Detection | Rejection) -> dict[str, Any]:
-    """For JSON: times and confidence to three places; a rejection is marked as one."""
+    """As a dictionary for JSON, numbers rounded to three places; a rejection has `"rejected": True`."""
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(found).items()}
     return {"rejected": True} | rounded if isinstance(found, Rejection) else rounded

@@ -1,4 +1,4 @@
-"""Text files that a person writes: read whole, but not without end."""
+"""Read text files that users write, up to a maximum size."""
 
 import tomllib
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 from speech.errors import ConfigError
 
 MOST_BYTES = 1 << 20
-"""No file of settings is larger."""
+"""Largest file that is read, in bytes."""
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file.  Raises ConfigError: it can't be read, is too large or no UTF-8."""
+    """The text of a file.  Raises ConfigError if it can't be read, is too large or not UTF-8."""
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise ConfigError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of settings is")
+            raise ConfigError(f"{path}: larger than {MOST_BYTES >> 20} MiB")
         return data.decode()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
@@ -25,7 +25,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file.  Raises ConfigError: it can't be read or is no TOML."""
+    """The tables of a TOML file.  Raises ConfigError if it can't be read or is not valid TOML."""
     try:
         return tomllib.loads(read_text(path))
     except ConfigError:

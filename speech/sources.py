@@ -1,4 +1,4 @@
-"""Where the blocks of a stream come from, when, and for how long."""
+"""Standard input as a stream, and streams that are paced or limited in time."""
 
 import math
 import os
@@ -12,12 +12,12 @@ from speech.errors import AudioError, tell
 
 
 def standard_input(raw: RawFormat, sniff: bool = True, tell: Callable[[str], None] = tell) -> Recording:
-    """What is piped in: a container, recognised by its first bytes, or raw samples.
+    """Open standard input: a container, identified by its first bytes, or raw samples.
 
     Args:
-        raw: what samples without a header are.
-        sniff: whether it may be a container.
-        tell: takes one line when nothing can be heard before its end.
+        raw: format of samples without a header.
+        sniff: look for a container.
+        tell: takes one line if the stream must be read to its end first.
     Raises:
         AudioError: it is closed, empty, or a container that can't be read.
     """
@@ -28,12 +28,12 @@ def standard_input(raw: RawFormat, sniff: bool = True, tell: Callable[[str], Non
 
 
 def number_or_name(text: str | None) -> int | str | None:
-    """What somebody typed to name a device: digits are its number."""
+    """Parse how a user named a device: digits are its number."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
 def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
-    """Hand each block out when a microphone would have recorded it."""
+    """Yield each block when a microphone would have recorded it."""
     begin, given = time.monotonic(), 0
     for block in blocks:
         given += len(block)
@@ -42,7 +42,7 @@ def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
 
 
 def limited(blocks: Iterable[Block], seconds: float | None, rate_hz: int) -> Iterator[Block]:
-    """The beginning of a stream; all of it for None."""
+    """Yield the first `seconds` of a stream; all of it for None."""
     if seconds is None or math.isinf(seconds):
         yield from blocks
         return
@@ -55,7 +55,7 @@ def limited(blocks: Iterable[Block], seconds: float | None, rate_hz: int) -> Ite
 
 
 def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
-    """End a stream that is only waiting (empty blocks) after that time; None: never."""
+    """End a stream at its first empty block (a source that waits) after `seconds`; None: never."""
     end = time.monotonic() + (math.inf if seconds is None else seconds)
     for block in blocks:
         if not len(block) and time.monotonic() > end:

@@ -331,7 +331,7 @@ def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(reported: l
     actions.close()
     go.set()
     assert time.monotonic() - begin < DEADLINE_S
-    assert reported == ["action left: still running, skipped", "action left: does not end, left behind"]
+    assert reported == ["action left: still running, skipped", "action left: does not end, left running"]
 
 
 def test_lines_go_to_stderr_by_default(capfd: pytest.CaptureFixture[str]) -> None:
