@@ -54,8 +54,6 @@ class ListenerConfig:
     """Time that the gate stays open after the last such sound."""
     wake_for_s: float = 5.0
     """Time after the wake word, if any, in which a command may begin."""
-    language_model_weight: float = 0.125
-    """Weight of the language model, if any; 0: it has no effect."""
 
     def __post_init__(self) -> None:
         if not SILENCE_PROBABILITY <= self.speech_probability < 1:
@@ -63,8 +61,7 @@ class ListenerConfig:
         for field in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"):
             if not HOP_S <= getattr(self, field) <= 60:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in {HOP_S}..60")
-        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60), ("wake_for_s", 3600),
-                            ("language_model_weight", 10)):  # fmt: skip
+        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60), ("wake_for_s", 3600)):
             if not 0 <= getattr(self, field) <= most:
                 raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..{most}")
         if not self.gate_floor_dbfs <= 0:

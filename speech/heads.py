@@ -101,6 +101,7 @@ class SequenceReader:
         config: the settings.
         grammar: the sentences that are accepted; None for any sequence.
         language_model: probabilities of words that follow each other within an utterance.
+        weight: weight of the language model beside the audio, at least 0; 0: it has no effect.
     Raises:
         ConfigError: the language model lacks words of the bundle.
     """
@@ -109,6 +110,8 @@ class SequenceReader:
     """Longest pause within a sentence of the grammar."""
     SURE = 0.7
     """Confidence at which an unwanted word is believed; below, it may be a wanted word in noise."""
+    WEIGHT = 0.125
+    """Default weight of the language model."""
 
     def __init__(
         self,
@@ -117,12 +120,13 @@ class SequenceReader:
         config: ListenerConfig,
         grammar: Grammar | None = None,
         language_model: NGram | None = None,
+        weight: float = WEIGHT,
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
         if language_model and not set(recognizer.info.words) <= set(language_model.words):
             lacking = sorted(set(recognizer.info.words) - set(language_model.words))
             raise ConfigError(f"the language model does not know {', '.join(lacking)}, words of the bundle")
-        self._grammar, self._language_model, self._weight = grammar, language_model, config.language_model_weight
+        self._grammar, self._language_model, self._weight = grammar, language_model, weight
         self._others = set(recognizer.info.words) - {
             word for word in thresholds if not grammar or word in grammar.words
         }

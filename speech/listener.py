@@ -27,7 +27,7 @@ class Listener:
         voice: the voice activity detector; default: Silero VAD.
         wake: a wake word: commands are accepted only within `config.wake_for_s` after it.
         language_model: for a bundle with a CTC head: probabilities of words that follow each other within an
-            utterance, weighted by `config.language_model_weight`.
+            utterance.
     Raises:
         ConfigError: a grammar or a language model for another head; a word that is not in the bundle; a language model
             without one of the bundle's words; a threshold out of range; a bundle whose rate is not `SAMPLE_RATE_HZ`.

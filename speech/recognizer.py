@@ -198,7 +198,7 @@ class Recognizer:
             language_model: probabilities of words that follow each other.
             threshold: words with a lower confidence are dropped, 0..1; default: the bundle's.
             weight: weight of the language model beside the audio, at least 0.  The Listener's is lower
-                (`ListenerConfig.language_model_weight`) because one doubtful token rejects a whole utterance there.
+                (`SequenceReader.WEIGHT`) because one doubtful token rejects a whole utterance there.
         Raises:
             AudioError: the recording is empty or holds NaN or infinity.
             BundleError: the bundle has another head.

@@ -58,7 +58,7 @@ def test_errors_and_their_change() -> None:
 
 
 def test_live_is_what_a_listener_reports() -> None:
-    recognizer, config = Recognizer.load("connected"), ListenerConfig(language_model_weight=1.0)
+    recognizer, config = Recognizer.load("connected"), ListenerConfig()
     samples = read(DEMO, 16000)
     model = NGram.train([["yes", "no"], ["left", "right"]] * 20, recognizer.info.words)
     listener = Listener(recognizer, config=config, language_model=model)

@@ -13,7 +13,6 @@ from scripted import LoudVoice, ScriptedRecognizer, sound
 from speech.activity import HOP_S, ListenerConfig
 from speech.bundle import BundleInfo
 from speech.errors import AudioError, ConfigError
-from speech.grammar import NGram
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
@@ -151,22 +150,6 @@ def test_the_longest_sequence(info: BundleInfo, max_sequence_s: float | None, n_
     wavering = [(0.48, 1.0), (0.48, 0.6)] * 7  # what is steady for longer shuts the gate
     pieces = [*wavering, (1.2, 1.0), (3.2, 0.0), *wavering, (1.4, 1.0), (0.64, 0.0)]
     assert len(list(listener.listen([sound((0.32, 0.0), *pieces)]))) == n_heard
-
-
-@pytest.mark.parametrize(("weight", "outcome"), [(None, Reason.UNSURE), (0.0, "high"), (0.0625, "high"), (0.25, "low")])
-def test_how_much_a_language_model_counts(info: BundleInfo, weight: float | None, outcome: str) -> None:
-    """97 times as much speaks for "high", which nobody has said so far."""
-    config = ListenerConfig() if weight is None else ListenerConfig(language_model_weight=weight)
-    ctc = replace(info, head="ctc", labels=("low", "high", "_unknown_", "_blank_"), step_s=0.04, offset_s=0.02)
-    model = NGram.train([["low"]] * 20_000, ctc.words)
-    thresholds, examined = {"low": 0.3, "high": 0.8}, list[Examined]()
-    listener = listener_to(
-        ScriptedRecognizer(ctc, ["..h.."]), threshold=thresholds, config=config, examined=examined.append,
-        language_model=model,
-    )  # fmt: skip
-    list(listener.listen([sound((0.32, 0.0), WORD, (0.64, 0.0))]))
-    (found,) = examined
-    assert (found.rejection.reason if found.rejection else found.detections[0].word) == outcome
 
 
 @pytest.mark.parametrize(("hold_s", "n_heard"), [(None, 1), (0.4, 2), (1.6, 1)])

@@ -203,7 +203,7 @@ def test_a_window_without_a_console_needs_no_streams(function: str, arguments: l
         (["--format", "s17le", "--stdin"], 2, "--format: invalid choice: 's17le'"),
         (["--format", "s16le", "--demo"], 2, "--format belongs to --stdin"),
         (["--channels", "0", "--stdin"], 2, "from 1 to 64"),
-        (["--grammar", "(" * 300 + "left", "--model", "connected", "--demo"], 2, "more than 100 parentheses"),
+        (["--grammar", "(" * 300 + "left", "--model", "connected", "--demo"], 2, "more than 100 nested parentheses"),
         (["--grammar", "left " * 1000 + "lfet", "--model", "connected", "--demo"], 2, "'lfet' is not a word"),
     ],
 )

@@ -286,3 +286,16 @@ def test_a_language_model_knows_all_words_of_the_bundle() -> None:
     recognizer = ScriptedRecognizer(SEQUENCES, [])
     with pytest.raises(ConfigError, match="the language model does not know high,"):
         SequenceReader(recognizer, {"low": 0.6}, ListenerConfig(), language_model=NGram.train([], ["low"]))
+
+
+@pytest.mark.parametrize(("weight", "outcome"), [(None, Reason.UNSURE), (0.0, "high"), (0.0625, "high"), (0.25, "low")])
+def test_how_much_a_language_model_counts(weight: float | None, outcome: str) -> None:
+    """The audio makes "high" 97 times as probable as "low", but "high" is not in the log."""
+    recognizer, model = ScriptedRecognizer(SEQUENCES, ["..h.."]), NGram.train([["low"]] * 20_000, WORDS.words)
+    thresholds = {"low": 0.3, "high": 0.8}
+    if weight is None:
+        reader = recognizer.head.reader(recognizer, thresholds, DEFAULT, None, model)
+    else:
+        reader = SequenceReader(recognizer, thresholds, DEFAULT, language_model=model, weight=weight)
+    found = Decision(reader, DEFAULT).decide(Said(1, 0.5, "..h..").utterance(), 2 * RATE)
+    assert (found.rejection.reason if found.rejection else found.detections[0].word) == outcome

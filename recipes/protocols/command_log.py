@@ -24,7 +24,7 @@ from speech.activity import ListenerConfig, Utterance, utterances_of
 from speech.bundle import BundleInfo
 from speech.errors import DataError, exit_status
 from speech.grammar import Grammar, NGram
-from speech.heads import Reader
+from speech.heads import Reader, SequenceReader
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection
@@ -34,7 +34,7 @@ from speech.training.mixtures import Mixture, spoken_mixtures
 from speech.utterances import Decision
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0, 5.0)
-WEIGHTS = (ListenerConfig.language_model_weight, 0.25)
+WEIGHTS = (SequenceReader.WEIGHT, 0.25)
 PEOPLE = 10
 SIZES = (1, 6)
 """Least and greatest number of words in an utterance; all numbers are equally frequent."""
@@ -219,12 +219,12 @@ class Hearing:
 
     def outcome(self, name: str, snr_db: float | None, models: Sequence[NGram | None], weight: float) -> Outcome:
         """The results with `models`, one for each mixture."""
-        recognizer, config = self._recognizer, ListenerConfig(language_model_weight=weight)
+        recognizer, config = self._recognizer, ListenerConfig()
         whole, cut = [], []
         for mixture, audio, utterances, model in zip(self._mixtures, self._audio, self._cut, models, strict=True):
             words = words_of(recognizer.transcribe(audio, SAMPLE_RATE_HZ, self._these, model, weight=weight))
             whole.append(Heard(mixture.transcript, tuple(words), mean_gap_s(mixture)))
-            reader = recognizer.head.reader(recognizer, self._thresholds, config, None, model)
+            reader = SequenceReader(recognizer, self._thresholds, config, language_model=model, weight=weight)
             words = words_of(live(reader, utterances, len(audio), config))
             cut.append(Heard(mixture.transcript, tuple(words), mean_gap_s(mixture)))
         return Outcome(name, snr_db, whole, cut)
