@@ -23,6 +23,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell began it in the background: children would be deaf too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+FIRST = (
+    "test_microphone", "test_notebooks", "test_connected", "test_recipes", "test_ddp", "test_compare", "test_code",
+    "test_installed", "test_features", "test_fuzz",
+)  # fmt: skip
+"""Files with the longest tests.  They start first, so that no process is left alone at the end."""
+APART = ("test_notebooks", "test_ddp", "test_compare", "test_code", "test_listen", "test_sources", "test_serve_cli")
+"""Files whose tests may run in several processes.  All others run in one process, which sets up fixtures once."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist which tests belong together, and which start first."""
+    for item in items:
+        if item.path.stem not in APART:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_words_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,20 @@ def test_variants_are_trained_alike_and_compared(
     assert all("keyword: 20\n" in config for config in configs), "what is not of a variant goes to all"
 
 
-def test_a_variant_that_fails_is_reported(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_variant_that_fails_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho refused: $*\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     variants = tmp_path / "variants.yaml"
     variants.write_text("wrong: {model.network.hidden: 0}\n")
-    arguments = [str(variants), "--config", SMOKE, "--out", str(tmp_path / "out"), "--data.root", str(root)]
+    arguments = [str(variants), "--config", SMOKE, "--out", str(tmp_path / "out"), "--data.root", "toy"]
     assert compare.main(arguments) == 1
     log = tmp_path / "out/wrong/log.txt"
     assert str(log) in capsys.readouterr().err
+    assert "refused: -m recipes.train" in log.read_text()
     assert "hidden=0" in log.read_text()
 
 

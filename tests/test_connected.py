@@ -16,7 +16,6 @@ from speech.bundle import BLANK, UNKNOWN
 from speech.training import export
 
 SMOKE = "recipes/configs/smoke_connected.yaml"
-pytestmark = pytest.mark.xdist_group("connected")  # one process, which trains once for all of them
 
 
 @pytest.fixture(scope="module")

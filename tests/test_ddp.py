@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,20 +23,28 @@ def n_said(corpus: Corpus) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "setting", "n_steps", "figure", "n_validated"),
+    ("config", "setting", "strategy", "n_steps", "figure", "n_validated"),
     [
         # 10 * 40 commands, 60 + 20 others, 40 + 20 + 5 of silence: 545 examples, 2 * 16 in a step
-        ("smoke", ["--data.batch_size", "16"], 545 // 32, "keywords", n_official),
-        ("smoke_connected", ["--data.mixtures.batches", "24"], 24 // 2, "commands", n_said),
+        ("smoke", ["--data.batch_size", "16"], "ddp", 545 // 32, "keywords", n_official),
+        ("smoke_connected", ["--data.mixtures.batches", "24"], "ddp_fork", 24 // 2, "commands", n_said),
     ],
 )
 def test_two_processes_share_an_epoch(
-    root: Path, corpus: Corpus, tmp_path: Path, config: str, setting: list[str], n_steps: int, figure: str, n_validated
+    root: Path,
+    corpus: Corpus,
+    tmp_path: Path,
+    config: str,
+    setting: list[str],
+    strategy: str,
+    n_steps: int,
+    figure: str,
+    n_validated: Callable[[Corpus], int],
 ) -> None:
     command = [
         sys.executable, "-m", "recipes.train", "--config", f"recipes/configs/{config}.yaml", "--data.root", str(root),
         "--run", str(tmp_path), "--trainer.max_epochs", "1", "--export", "false", *setting,
-        "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false",
+        "--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
