@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speech.recognizer import Recognizer
     from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Detection",

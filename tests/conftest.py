@@ -28,7 +28,7 @@ FIRST = (
     "test_installed", "test_features", "test_fuzz",
 )  # fmt: skip
 """Files with the longest tests.  They start first, so that no process is left alone at the end."""
-APART = ("test_notebooks", "test_ddp", "test_compare", "test_code", "test_listen", "test_sources", "test_serve_cli")
+APART = ("test_ddp", "test_compare", "test_code", "test_listen", "test_sources", "test_serve_cli")
 """Files whose tests may run in several processes.  All others run in one process, which sets up fixtures once."""
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import speech
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("speech/models/*.md")]
@@ -44,6 +46,11 @@ def test_links_between_the_pages_lead_somewhere() -> None:
     assert len(local) > 10
     for page, link in local:
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert versions[0] == speech.__version__
 
 
 def test_the_prose_of_the_pages() -> None:

@@ -1,9 +1,11 @@
 """The notebooks run from top to bottom on synthesised audio, and are kept without what they printed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +37,20 @@ def test_nothing_that_was_printed_is_kept(name: str) -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One for all notebooks, because importing the training stack takes longer than most cells."""
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(ROOT))
+    yield manager
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_from_top_to_bottom(name: str) -> None:
+def test_it_runs_from_top_to_bottom(name: str, kernel: KernelManager) -> None:
     notebook = read(name)
-    NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(ROOT)}}).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    NotebookClient(notebook, timeout=TIMEOUT_S, km=kernel).execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source)
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert pictures, "a notebook that shows nothing"
