@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
-from recipes.task import WORDS
+from recipes.vocabulary import WORDS
 from speech.errors import ConfigError, DataError
 from speech.training import corpus as corpus_module
 from speech.training.clips import CLIP, extent, procedural_sound
