@@ -65,7 +65,7 @@ class BundleInfo:
         for name in ("features", "training", "figures", "thresholds"):
             if not isinstance(getattr(self, name), Mapping):
                 raise BundleError(f"bundle with {name}={getattr(self, name)!r}; expected a table")
-        if not (self.sample_rate_hz > 0 and 0 < self.window_s <= LONGEST_S and 0 < self.threshold <= 1):
+        if not (self.sample_rate_hz > 0 and self.window_s <= LONGEST_S and self.window > 0 and 0 < self.threshold <= 1):
             raise BundleError("bundle with a sample rate, window or threshold out of range")
         if not 0 <= self.offset_s <= LONGEST_S:
             raise BundleError(f"bundle with offset_s={self.offset_s}")

@@ -295,6 +295,7 @@ METADATA = BundleInfo(2, "classification", ("left", "right", "_unknown_", "_sile
 
 
 @many
+@example({"speech.window_s": "1e-5"}, set())
 @given(
     st.dictionaries(st.sampled_from(sorted(METADATA)), st.text(max_size=20) | json_values.map(json.dumps), max_size=3),
     st.sets(st.sampled_from(sorted(METADATA)), max_size=1),
