@@ -9,7 +9,7 @@ import pytest
 from ten import KEYWORDS
 
 from recipes.protocols import command_log
-from recipes.protocols.command_log import Habits, error_change, error_rate, live, people, perplexity
+from recipes.protocols.command_log import Habits, error_change, error_rate, false_alarms, live, people, perplexity
 from recipes.protocols.connected import Heard
 from speech import Listener, Recognizer
 from speech.activity import ListenerConfig, utterances_of
@@ -94,6 +94,19 @@ def test_the_program_prints_and_writes(root: Path, tmp_path: Path, capsys: pytes
     assert own["live"] == without["live"]
     assert own["whole"] == without["whole"]
     assert f"{100 * without['live']['value']:6.2f} [" in printed
+    assert skew["alarms"] is None, "the toy corpus has no speech without commands"
+    assert "false alarms" not in printed
+
+
+def test_false_alarms_are_what_is_reported_in_speech() -> None:
+    recognizer, speech = Recognizer.load("connected"), read(DEMO, 16000)
+    model = NGram.train([["yes", "no"]] * 20, recognizer.info.words)
+    alarms = false_alarms(recognizer, np.tile(speech, 2), [model, model], [0.0, 1.0], KEYWORDS)
+    found = list(Listener(recognizer, KEYWORDS, config=ListenerConfig(after_talk_s=0)).listen([np.tile(speech, 2)]))
+    assert alarms.counts["without"] == alarms.counts["weight 0"] == len(found) > 10
+    assert alarms.counts["weight 1"] < len(found), "words that are not in the log need clearer audio"
+    assert alarms.hours == 2 * len(speech) / 16000 / 3600
+    assert "0.01 h of speech, commands accepted after talk: without 20.0, weight 0 20.0, weight 1 " in str(alarms)
 
 
 def test_wrong_usage_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

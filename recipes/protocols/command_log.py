@@ -3,7 +3,8 @@
 Ten simulated people each have a Markov chain over the commands, with rows from a Dirichlet distribution.  Each chain
 generates a log, from which a language model is counted, and separate test utterances, which are mixed from recordings
 of the part as in the connected protocol.  The utterances are recognised without a language model, with the model of
-the same person, and with that of another person, as if habits had changed.
+the same person, and with that of another person, as if habits had changed.  False alarms are counted in speech without
+commands.
 """
 
 import argparse
@@ -140,6 +141,19 @@ def counts(heard: Sequence[Heard]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Alarms:
+    """False alarms of the Listener in speech without commands, when it accepts commands after talk."""
+
+    hours: float
+    counts: dict[str, float]
+    """Without a language model, and for each weight the mean over the people's language models."""
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {count:.1f}" for name, count in self.counts.items())
+        return f"  false alarms in {self.hours:.2f} h of speech, commands accepted after talk: {counts}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The results of all language models for one skew."""
 
@@ -148,6 +162,8 @@ class Comparison:
     perplexity: float
     outcomes: list[list[Outcome]]
     """One list for each signal-to-noise ratio; its first entry is without a language model."""
+    alarms: Alarms | None
+    """None if the part has no speech without commands."""
 
     def __str__(self) -> str:
         lines = [
@@ -163,11 +179,12 @@ class Comparison:
                     figures.append(f"{name} {as_text(error_rate(heard))}")
                     figures[-1] += "" if outcome is without else f"  {as_text(error_change(heard, before), '+')}"
                 lines.append(f"    {outcome.name:24}" + "   ".join(f"{figure:42}" for figure in figures).rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, *([str(self.alarms)] if self.alarms else [])])
 
     def as_dict(self) -> dict[str, object]:
         return {
             "part": self.part, "skew": self.skew, "perplexity": self.perplexity,
+            "alarms": vars(self.alarms) if self.alarms else None,
             "outcomes": [
                 {
                     "name": outcome.name, "snr_db": outcome.snr_db,
@@ -230,6 +247,23 @@ class Hearing:
         return Outcome(name, snr_db, whole, cut)
 
 
+def false_alarms(
+    recognizer: Recognizer, speech: Waveform, models: Sequence[NGram], weights: Sequence[float], commands: Sequence[str]
+) -> Alarms:
+    """Count false alarms in speech (time,) without commands."""
+    config, thresholds = ListenerConfig(after_talk_s=0.0), thresholds_for(recognizer, commands, None)
+    utterances = utterances_of(speech, config, config.max_sequence_s)
+
+    def count(model: NGram | None = None, weight: float = 0.0) -> int:
+        reader = SequenceReader(recognizer, thresholds, config, language_model=model, weight=weight)
+        return len(live(reader, utterances, len(speech), config))
+
+    counts = {"without": float(count())}
+    for weight in weights:
+        counts[f"weight {weight:g}"] = float(np.mean([count(model, weight) for model in models]))
+    return Alarms(len(speech) / SAMPLE_RATE_HZ / 3600, counts)
+
+
 def compare(recognizer: Recognizer, corpus: Corpus, arguments: argparse.Namespace, commands: Sequence[str],
             skew: float) -> Comparison:  # fmt: skip
     """Measure all weights in all conditions for one skew."""
@@ -246,7 +280,11 @@ def compare(recognizer: Recognizer, corpus: Corpus, arguments: argparse.Namespac
             outcomes.append(hearing.outcome(f"own log, weight {weight:g}", snr_db, own, weight))
             outcomes.append(hearing.outcome(f"another's, weight {weight:g}", snr_db, another, weight))
         conditions.append(outcomes)
-    return Comparison(arguments.part, skew, perplexity(some), conditions)
+    alarms, spoken = None, [corpus[int(i)] for i in corpus.select(arguments.part, "speech")]
+    if spoken:
+        models = [person.language_model for person in some]
+        alarms = false_alarms(recognizer, np.concatenate(spoken), models, arguments.weights, commands)
+    return Comparison(arguments.part, skew, perplexity(some), conditions, alarms)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
