@@ -1,4 +1,4 @@
-"""What several tests share: synthesised audio and a small bundle whose answers are known."""
+"""Fixtures for several tests: synthesised audio, and small bundles whose answers are known."""
 
 import os
 import signal
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 RATE = 16000
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait for each other cost more than they do
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell began it in the background: children would be deaf too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads cost more than they gain
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # started in the background by a shell: children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIRST = (

@@ -51,18 +51,8 @@ def test_a_variant_that_fails_is_reported(
     monkeypatch.setattr(sys, "executable", str(python))
     variants = tmp_path / "variants.yaml"
     variants.write_text("wrong: {model.network.hidden: 0}\n")
-    arguments = [
-        str(variants),
-        "--config",
-        SMOKE,
-        "--parallel",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-        "--data.root",
-        "toy",
-    ]
-    assert compare.main(arguments) == 1
+    arguments = [str(variants), "--config", SMOKE, "--parallel", "2", "--out", str(tmp_path / "out")]
+    assert compare.main([*arguments, "--data.root", "toy"]) == 1
     log = tmp_path / "out/wrong/log.txt"
     assert str(log) in capsys.readouterr().err
     assert "refused: -m recipes.train" in log.read_text()
