@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 RATE = 16000
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads cost more than they gain
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # started in the background by a shell: children would ignore Ctrl-C too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell; children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIRST = (
