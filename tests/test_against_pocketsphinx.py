@@ -15,7 +15,6 @@ from recipes.protocols.against_pocketsphinx import (
     Timed,
     arpa,
     compare,
-    error_rate,
     error_ratio,
     excerpt,
     jsgf,
@@ -55,10 +54,10 @@ def test_both_hear_the_same_and_are_counted_alike(corpus: Corpus) -> None:
     assert [c.snr_db for c in comparison.conditions] == [None, 10.0]
     for condition in comparison.conditions:
         assert condition.ours.name == OURS
-        assert error_rate(condition.ours).value == 0
-        assert error_rate(condition.others[0]).value == 1
+        assert condition.ours.error_rate.value == 0
+        assert condition.others[0].error_rate.value == 1
         total = sum(len(words) for words in mixtures.values())
-        assert error_rate(condition.others[1]).value == pytest.approx(12 / total)
+        assert condition.others[1].error_rate.value == pytest.approx(12 / total)
         assert condition.best.name == "forgetful"
         assert f"12/{total}" in str(comparison)
     for a, b in zip(heard["exact"], heard["forgetful"], strict=True):
@@ -71,10 +70,10 @@ def test_an_interval_covers_and_may_lie_over_one() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(60):
-        rate = error_rate(result("x", rng.poisson(0.3 * 3, 80).tolist()))
+        rate = result("x", rng.poisson(0.3 * 3, 80).tolist()).error_rate
         covered += rate.low <= 0.3 <= rate.high
     assert covered >= 51  # 95 % of 60 is 57
-    many = error_rate(result("x", [6] * 10))
+    many = result("x", [6] * 10).error_rate
     assert (many.value, many.low, many.high) == (2, 2, 2)
 
 

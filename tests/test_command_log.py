@@ -9,8 +9,8 @@ import pytest
 from ten import KEYWORDS
 
 from recipes.protocols import command_log
-from recipes.protocols.command_log import Habits, error_change, error_rate, false_alarms, live, people, perplexity
-from recipes.protocols.connected import Heard
+from recipes.protocols.command_log import Habits, Speech, error_change, false_alarms, live, people, perplexity
+from recipes.protocols.connected import Heard, error_estimate
 from speech import Listener, Recognizer
 from speech.activity import ListenerConfig, utterances_of
 from speech.audio import read
@@ -51,7 +51,7 @@ def test_errors_and_their_change() -> None:
     said = ("yes", "no", "go", "up")
     without = [Heard(said, said[:n], 0.2) for n in (4, 3, 2, 4)]
     better = [Heard(said, said[:n], 0.2) for n in (4, 4, 3, 4)]
-    assert error_rate(without).value == 3 / 16
+    assert error_estimate(without).value == 3 / 16
     change = error_change(better, without)
     assert change.value == -2 / 16
     assert change.low < change.value < change.high <= 0
@@ -101,7 +101,7 @@ def test_the_program_prints_and_writes(root: Path, tmp_path: Path, capsys: pytes
 def test_false_alarms_are_what_is_reported_in_speech() -> None:
     recognizer, speech = Recognizer.load("connected"), read(DEMO, 16000)
     model = NGram.train([["yes", "no"]] * 20, recognizer.info.words)
-    alarms = false_alarms(recognizer, np.tile(speech, 2), [model, model], [0.0, 1.0], KEYWORDS)
+    alarms = false_alarms(recognizer, Speech.cut(np.tile(speech, 2)), [model, model], [0.0, 1.0], KEYWORDS)
     found = list(Listener(recognizer, KEYWORDS, config=ListenerConfig(after_talk_s=0)).listen([np.tile(speech, 2)]))
     assert alarms.counts["without"] == alarms.counts["weight 0"] == len(found) > 10
     assert alarms.counts["weight 1"] < len(found), "words that are not in the log need clearer audio"

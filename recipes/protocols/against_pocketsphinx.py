@@ -29,13 +29,11 @@ from typing import Any
 import numpy as np
 
 from recipes.metrics import Estimate, estimate, write_json
-from recipes.protocols.connected import Heard, hear, noisy, words_of
-from recipes.vocabulary import add_words_option
+from recipes.protocols.connected import Heard, add_options, counts, error_estimate, hear, load, noisy, words_of
 from speech.errors import DataError, SpeechError, exit_status
 from speech.grammar import Grammar
-from speech.recognizer import Recognizer
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus, index_others, index_words, read_commands
+from speech.training.corpus import Corpus
 from speech.training.mixtures import fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0)
@@ -64,33 +62,26 @@ class Result:
         return self.cpu_s / self.audio_s
 
     @property
-    def counts(self) -> np.ndarray:
-        """(mixtures, 2): errors and commands."""
-        return np.array([(h.errors, len(h.said)) for h in self.heard])
+    def error_rate(self) -> Estimate:
+        return error_estimate(self.heard)
 
     def __str__(self) -> str:
-        errors, total = self.counts.sum(0)
-        rate = error_rate(self)
+        errors, total = counts(self.heard).sum(1)
+        rate = self.error_rate
         return (
             f"    {self.name:23}{100 * rate.value:6.2f} %  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]  "
             f"{errors}/{total}   {1000 * self.load:6.1f} ms of CPU for 1 s"
         )
 
     def as_dict(self) -> dict[str, object]:
-        errors, total = self.counts.sum(0).tolist()
-        rate = error_rate(self).as_dict()
+        errors, total = counts(self.heard).sum(1).tolist()
+        rate = self.error_rate.as_dict()
         return {"name": self.name, "error_rate": rate, "errors": errors, "commands": total, "load": self.load}
-
-
-def error_rate(result: Result) -> Estimate:
-    """Command error rate: substitutions, deletions and insertions over commands."""
-    errors, total = result.counts.sum(0)
-    return estimate(errors / total, lambda e, n: e / n, *result.counts.T)
 
 
 def error_ratio(ours: Result, theirs: Result) -> Estimate:
     """Our errors over theirs; half an error is added to both so that zero errors are allowed."""
-    mine, other = ours.counts[:, 0], theirs.counts[:, 0]
+    (mine, _), (other, _) = counts(ours.heard), counts(theirs.heard)
     value = float((mine.sum() + 0.5) / (other.sum() + 0.5))
     return estimate(value, lambda a, b: (a + 0.5) / (b + 0.5), mine, other)
 
@@ -107,7 +98,7 @@ class Condition:
     @property
     def best(self) -> Result:
         """The other recogniser with the fewest errors."""
-        return min(self.others, key=lambda r: int(r.counts[:, 0].sum()))
+        return min(self.others, key=lambda r: int(counts(r.heard)[0].sum()))
 
     def __str__(self) -> str:
         name = "clean" if self.snr_db is None else f"{self.snr_db:.0f} dB"
@@ -238,14 +229,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.protocols.against_pocketsphinx", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--model", default="connected", help="bundle with a CTC head (default: connected)")
-    parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
-    parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
-    parser.add_argument("--part", choices=("validation", "testing"), default="validation")
-    parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
+    add_options(parser)
     parser.add_argument("--n", type=int, default=200, help="mixtures (default: 200)")
-    add_words_option(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     arguments = parser.parse_args(argv)
     if arguments.n < 1:
         parser.error("--n must be positive")
@@ -260,12 +245,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
     """
     if find_spec("pocketsphinx") is None:
         raise SpeechError("pocketsphinx is not installed: `uv sync --group bench`, or `uv pip install pocketsphinx`")
-    recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
-    if not recognizer.head.has_steps:
-        raise SpeechError(f"{arguments.model} recognises single words; sequences need a bundle like --model connected")
-    recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-    needed = [recording for recording in recordings if recording.part == arguments.part]
-    corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
+    recognizer, corpus, commands = load(arguments)
     others = {search: pocketsphinx(commands, search) for search in SEARCHES}
 
     words = recognizer.info.words

@@ -12,25 +12,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from recipes.metrics import Estimate, estimate, write_json
-from recipes.protocols.connected import Heard, mean_gap_s, noisy, words_of
-from recipes.vocabulary import add_words_option
+from recipes.protocols.connected import Heard, add_options, counts, error_estimate, heard_in, load, noisy, words_of
+from recipes.protocols.live import detections_in
 from speech.activity import ListenerConfig, Utterance, utterances_of
 from speech.bundle import BundleInfo
-from speech.errors import DataError, exit_status
+from speech.errors import exit_status
 from speech.grammar import Grammar, NGram
 from speech.heads import Reader, SequenceReader
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus, index_others, index_words, read_commands
+from speech.training.corpus import Corpus
 from speech.training.mixtures import Mixture, spoken_mixtures
 from speech.utterances import Decision
 
@@ -122,22 +121,11 @@ class Outcome:
     live: list[Heard]
 
 
-def error_rate(heard: Sequence[Heard]) -> Estimate:
-    """Errors over commands."""
-    errors, said = counts(heard)
-    return estimate(errors.sum() / said.sum(), lambda e, n: e / n, errors, said)
-
-
 def error_change(heard: Sequence[Heard], without: Sequence[Heard]) -> Estimate:
     """Error rate minus that of the same utterances without a language model; below 0: the model helps."""
     (errors, said), (before, _) = counts(heard), counts(without)
     value = (errors.sum() - before.sum()) / said.sum()
     return estimate(value, lambda e, b, n: (e - b) / n, errors, before, said)
-
-
-def counts(heard: Sequence[Heard]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(utterances,) errors and (utterances,) commands."""
-    return np.array([h.errors for h in heard]), np.array([len(h.said) for h in heard])
 
 
 @dataclass(frozen=True)
@@ -176,7 +164,7 @@ class Comparison:
                 figures = []
                 for name in ("whole", "live"):
                     heard, before = getattr(outcome, name), getattr(without, name)
-                    figures.append(f"{name} {as_text(error_rate(heard))}")
+                    figures.append(f"{name} {as_text(error_estimate(heard))}")
                     figures[-1] += "" if outcome is without else f"  {as_text(error_change(heard, before), '+')}"
                 lines.append(f"    {outcome.name:24}" + "   ".join(f"{figure:42}" for figure in figures).rstrip())
         return "\n".join([*lines, *([str(self.alarms)] if self.alarms else [])])
@@ -188,7 +176,7 @@ class Comparison:
             "outcomes": [
                 {
                     "name": outcome.name, "snr_db": outcome.snr_db,
-                    "whole": error_rate(outcome.whole).as_dict(), "live": error_rate(outcome.live).as_dict(),
+                    "whole": error_estimate(outcome.whole).as_dict(), "live": error_estimate(outcome.live).as_dict(),
                     "whole_change": error_change(outcome.whole, without.whole).as_dict(),
                     "live_change": error_change(outcome.live, without.live).as_dict(),
                 }
@@ -220,7 +208,7 @@ class Once(Recognizer):
 def live(reader: Reader, utterances: Sequence[Utterance], n_samples: int, config: ListenerConfig) -> list[Detection]:
     """The detections of a Listener, given the utterances of a recording."""
     decision = Decision(reader, config)
-    return [found for utterance in utterances for found in decision.decide(utterance, n_samples).detections]
+    return detections_in(decision.decide(utterance, n_samples) for utterance in utterances)
 
 
 class Hearing:
@@ -240,32 +228,43 @@ class Hearing:
         whole, cut = [], []
         for mixture, audio, utterances, model in zip(self._mixtures, self._audio, self._cut, models, strict=True):
             words = words_of(recognizer.transcribe(audio, SAMPLE_RATE_HZ, self._these, model, weight=weight))
-            whole.append(Heard(mixture.transcript, tuple(words), mean_gap_s(mixture)))
+            whole.append(heard_in(mixture, words))
             reader = SequenceReader(recognizer, self._thresholds, config, language_model=model, weight=weight)
-            words = words_of(live(reader, utterances, len(audio), config))
-            cut.append(Heard(mixture.transcript, tuple(words), mean_gap_s(mixture)))
+            cut.append(heard_in(mixture, words_of(live(reader, utterances, len(audio), config))))
         return Outcome(name, snr_db, whole, cut)
 
 
+@dataclass(frozen=True)
+class Speech:
+    """Speech without commands, cut into utterances."""
+
+    utterances: list[Utterance]
+    n_samples: int
+
+    @classmethod
+    def cut(cls, waveform: Waveform) -> "Speech":
+        config = ListenerConfig()
+        return cls(utterances_of(waveform, config, config.max_sequence_s), len(waveform))
+
+
 def false_alarms(
-    recognizer: Recognizer, speech: Waveform, models: Sequence[NGram], weights: Sequence[float], commands: Sequence[str]
+    recognizer: Recognizer, speech: Speech, models: Sequence[NGram], weights: Sequence[float], commands: Sequence[str]
 ) -> Alarms:
-    """Count false alarms in speech (time,) without commands."""
+    """Count false alarms in speech without commands."""
     config, thresholds = ListenerConfig(after_talk_s=0.0), thresholds_for(recognizer, commands, None)
-    utterances = utterances_of(speech, config, config.max_sequence_s)
 
     def count(model: NGram | None = None, weight: float = 0.0) -> int:
         reader = SequenceReader(recognizer, thresholds, config, language_model=model, weight=weight)
-        return len(live(reader, utterances, len(speech), config))
+        return len(live(reader, speech.utterances, speech.n_samples, config))
 
     counts = {"without": float(count())}
     for weight in weights:
         counts[f"weight {weight:g}"] = float(np.mean([count(model, weight) for model in models]))
-    return Alarms(len(speech) / SAMPLE_RATE_HZ / 3600, counts)
+    return Alarms(speech.n_samples / SAMPLE_RATE_HZ / 3600, counts)
 
 
-def compare(recognizer: Recognizer, corpus: Corpus, arguments: argparse.Namespace, commands: Sequence[str],
-            skew: float) -> Comparison:  # fmt: skip
+def compare(recognizer: Recognizer, corpus: Corpus, speech: Speech | None, arguments: argparse.Namespace,
+            commands: Sequence[str], skew: float) -> Comparison:  # fmt: skip
     """Measure all weights in all conditions for one skew."""
     some = people(commands, recognizer.info.words, skew, arguments.n // PEOPLE, arguments.log)
     others = [some[-1], *some[:-1]]
@@ -280,20 +279,14 @@ def compare(recognizer: Recognizer, corpus: Corpus, arguments: argparse.Namespac
             outcomes.append(hearing.outcome(f"own log, weight {weight:g}", snr_db, own, weight))
             outcomes.append(hearing.outcome(f"another's, weight {weight:g}", snr_db, another, weight))
         conditions.append(outcomes)
-    alarms, spoken = None, [corpus[int(i)] for i in corpus.select(arguments.part, "speech")]
-    if spoken:
-        models = [person.language_model for person in some]
-        alarms = false_alarms(recognizer, np.concatenate(spoken), models, arguments.weights, commands)
+    models = [person.language_model for person in some]
+    alarms = false_alarms(recognizer, speech, models, arguments.weights, commands) if speech else None
     return Comparison(arguments.part, skew, perplexity(some), conditions, alarms)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.protocols.command_log", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="connected", help="bundle with a CTC head (default: connected)")
-    parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
-    parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
-    parser.add_argument("--part", choices=("validation", "testing"), default="validation")
-    parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
+    add_options(parser)
     parser.add_argument("--n", type=int, default=200, help=f"test utterances in all, of {PEOPLE} people (default: 200)")
     parser.add_argument("--log", type=int, default=200, help="utterances in each person's log (default: 200)")
     parser.add_argument(
@@ -304,8 +297,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--weights", type=float, nargs="+", default=list(WEIGHTS), metavar="X",
         help=f"weights of the language model (default: of the Listener and of transcribe: {WEIGHTS[0]} {WEIGHTS[1]})",
     )  # fmt: skip
-    add_words_option(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     arguments = parser.parse_args(argv)
     if arguments.n < PEOPLE or arguments.log < 1 or not min(arguments.skew) > 0:
         parser.error(f"--n must be at least {PEOPLE}, --log 1, and --skew positive")
@@ -318,15 +309,12 @@ def run(arguments: argparse.Namespace) -> list[Comparison]:
     Raises:
         SpeechError: the bundle or the data is missing, or the bundle recognises single words only.
     """
-    recognizer, commands = Once.load(arguments.model), read_commands(arguments.words)
-    if not recognizer.head.has_steps:
-        raise DataError(f"{arguments.model} recognises single words only; use a bundle such as --model connected")
-    recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
-    needed = [recording for recording in recordings if recording.part == arguments.part]
-    corpus = Corpus(needed, arguments.cache or arguments.root / "cache")
+    recognizer, corpus, commands = load(arguments, Once)
+    spoken = [corpus[int(i)] for i in corpus.select(arguments.part, "speech")]
+    speech = Speech.cut(np.concatenate(spoken)) if spoken else None
     comparisons = []
     for skew in arguments.skew:
-        comparisons.append(compare(recognizer, corpus, arguments, commands, skew))
+        comparisons.append(compare(recognizer, corpus, speech, arguments, commands, skew))
         print(comparisons[-1], flush=True)
     return comparisons
 

@@ -1,5 +1,6 @@
 """Sequences of commands: command error rate with the whole recording at once, and through the Listener."""
 
+import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torchaudio.functional import edit_distance
 
-from recipes.metrics import Share
+from recipes.metrics import Estimate, Share, estimate
 from recipes.protocols.scenes import bed, blocks
+from recipes.vocabulary import add_words_option
+from speech.errors import DataError
 from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection, SpokenWord
 from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus
+from speech.training.corpus import Corpus, index_others, index_words, read_commands
 from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
@@ -41,6 +45,17 @@ class Heard:
 def error_rate(heard: Sequence[Heard]) -> Share:
     """Command error rate: errors over commands."""
     return Share(sum(h.errors for h in heard), sum(len(h.said) for h in heard))
+
+
+def counts(heard: Sequence[Heard]) -> NDArray[np.int64]:
+    """(2, mixtures): the errors and the commands of each mixture."""
+    return np.array([(h.errors, len(h.said)) for h in heard]).T
+
+
+def error_estimate(heard: Sequence[Heard]) -> Estimate:
+    """Command error rate with its bootstrap interval over mixtures."""
+    errors, said = counts(heard)
+    return estimate(errors.sum() / said.sum(), lambda e, n: e / n, errors, said)
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,11 @@ def hear(
     mixtures: Sequence[Mixture], audio: Sequence[Waveform], by: Callable[[Waveform], Sequence[str]]
 ) -> list[Heard]:
     """Transcribe each mixture's audio with `by`."""
-    return [Heard(m.transcript, tuple(by(x)), mean_gap_s(m)) for m, x in zip(mixtures, audio, strict=True)]
+    return [heard_in(m, by(x)) for m, x in zip(mixtures, audio, strict=True)]
+
+
+def heard_in(mixture: Mixture, words: Sequence[str]) -> Heard:
+    return Heard(mixture.transcript, tuple(words), mean_gap_s(mixture))
 
 
 def words_of(found: Sequence[SpokenWord | Detection]) -> list[str]:
@@ -193,3 +212,30 @@ def evaluate_connected(recognizer: Recognizer, corpus: Corpus, part: str, n: int
         reasons = Counter(rejection.reason.value for rejection in rejections)
         conditions.append(Sequences(snr_db, whole, live, found, dict(reasons.most_common())))
     return Connected(part, conditions)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that programs for sequences share; `load` reads them."""
+    parser.add_argument("--model", default="connected", help="bundle with a CTC head (default: connected)")
+    parser.add_argument("--data.root", dest="root", type=Path, required=True, metavar="DIR", help="the data folder")
+    parser.add_argument("--data.cache", dest="cache", type=Path, metavar="DIR", help="default: DIR/cache")
+    parser.add_argument("--part", choices=("validation", "testing"), default="validation")
+    parser.add_argument("--held-out", type=float, default=0.12, help="as data.held_out in training (default: 0.12)")
+    add_words_option(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+
+
+def load(
+    arguments: argparse.Namespace, kind: type[Recognizer] = Recognizer
+) -> tuple[Recognizer, Corpus, tuple[str, ...]]:
+    """Load the bundle as `kind`, the recordings of the part, and the commands.
+
+    Raises:
+        SpeechError: the bundle or the data is missing, or the bundle recognises single words only.
+    """
+    recognizer, commands = kind.load(arguments.model), read_commands(arguments.words)
+    if not recognizer.head.has_steps:
+        raise DataError(f"{arguments.model} recognises single words only; use a bundle such as --model connected")
+    recordings = index_words(arguments.root, arguments.held_out) + index_others(arguments.root)
+    needed = [recording for recording in recordings if recording.part == arguments.part]
+    return recognizer, Corpus(needed, arguments.cache or arguments.root / "cache"), commands

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.metrics import Share
+from recipes.protocols.live import detections_in
 from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_of
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
@@ -159,8 +160,7 @@ def heard(once: Once, utterances: Iterable[Utterance], after_talk_s: float) -> l
     """The detections of a Listener whose thresholds are almost 0."""
     config = ListenerConfig(after_talk_s=after_talk_s)
     decision = Decision(WordReader(once, dict.fromkeys(once.words, 1e-6), config), config)
-    examined = [decision.decide(utterance, utterance.closed) for utterance in utterances]
-    return [detection for one in examined for detection in one.detections]
+    return detections_in(decision.decide(utterance, utterance.closed) for utterance in utterances)
 
 
 def confidences_of(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> list[float]:
