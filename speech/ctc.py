@@ -8,6 +8,7 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise, repeat, starmap
 from typing import Any
 
@@ -293,6 +294,12 @@ class _Search:
             return 0.0
         return self.weight * self.language_model.log_gain(history, label)
 
+    @cached_property
+    def _most_bonus(self) -> float:
+        """The largest bonus that a new token can add."""
+        gain = self.weight * self.language_model.most_gain if self.language_model else 0.0
+        return max(0.0, self.insertion + gain)
+
     def _advance(self, beam: dict[_Prefix, Scores], frame: list[float], begun: list[int]) -> dict[_Prefix, Scores]:
         """Every prefix of the beam, unchanged and extended by each token that may begin in this frame."""
         scores = {
@@ -302,10 +309,9 @@ class _Search:
         if not begun:
             return scores
         # A full beam scores at least this: a new prefix that is worse, even with the largest bonus, would be pruned.
-        most_gain = self.weight * self.language_model.most_gain if self.language_model else 0.0
         worst = min(starmap(_total, scores.items())) if len(scores) >= self.beam else -math.inf
         for prefix, before in beam.items():
-            both, most = _add(*before), prefix.bonus + max(0, self.insertion + most_gain)
+            both, most = _add(*before), prefix.bonus + self._most_bonus
             for token in begun:
                 came = (before[0] if token == prefix.token else both) + frame[token]
                 longer = prefix.children.get(token)

@@ -225,6 +225,13 @@ class _Parser:
         return ConfigError(f"grammar, line {line}, column {column}: {problem}: {excerpt}")
 
 
+def _check_words(sequence: Sequence[str], words: Collection[str]) -> None:
+    """Raise ConfigError if a word of the sequence is not among `words`."""
+    for word in sequence:
+        if word not in words:
+            raise ConfigError(f"{word!r} is not a word of the model; it knows {', '.join(words)}")
+
+
 class NGram:
     """Probability of a word, or of the end of the sequence, given the words before it.
 
@@ -264,9 +271,7 @@ class NGram:
         """
         counts: dict[tuple[str, ...], Counter[str]] = {}
         for sequence in sequences:
-            strange = set(sequence) - set(words)
-            if strange:
-                raise ConfigError(f"{min(strange)!r} is not a word of the model; it knows {', '.join(words)}")
+            _check_words(sequence, words)
             padded = (*(START,) * (order - 1), *sequence, END)
             for position in range(order - 1, len(padded)):
                 for length in range(order):
@@ -288,11 +293,10 @@ class NGram:
         sequences = []
         for number, line in enumerate(read_text(path).splitlines(), 1):
             sequence = line.split()
-            for word in sequence:
-                if word not in words:
-                    raise ConfigError(
-                        f"{path}, line {number}: {word!r} is not a word of the model; it knows {', '.join(words)}"
-                    )
+            try:
+                _check_words(sequence, words)
+            except ConfigError as error:
+                raise ConfigError(f"{path}, line {number}: {error}") from error
             sequences += [sequence] if sequence else []
         if not sequences:
             raise ConfigError(f"{path}: no words; expected a line for each past utterance, as in: left left stop")

@@ -123,8 +123,8 @@ class SequenceReader:
         weight: float = WEIGHT,
     ) -> None:
         self._recognizer, self._thresholds, self.max_s = recognizer, thresholds, config.max_sequence_s
-        if language_model and not set(recognizer.info.words) <= set(language_model.words):
-            lacking = sorted(set(recognizer.info.words) - set(language_model.words))
+        lacking = sorted(set(recognizer.info.words) - set(language_model.words)) if language_model else []
+        if lacking:
             raise ConfigError(f"the language model does not know {', '.join(lacking)}, words of the bundle")
         self._grammar, self._language_model, self._weight = grammar, language_model, weight
         self._others = set(recognizer.info.words) - {
