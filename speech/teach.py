@@ -23,6 +23,7 @@ from speech.own_words import MOST_RECORDINGS, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection
 from speech.similarity import Vectors
+from speech.sources import number_or_name
 from speech.status import Console
 from speech.teaching import Fault, Take, largest_group, takes
 
@@ -72,8 +73,7 @@ class Collector:
 
 def record(collector: Collector, name: str, n_wanted: int, device: str | None, console: Console) -> None:
     """Ask for the word at the microphone until there are `n_wanted` recordings of it."""
-    number_or_name = int(device) if device and device.isdigit() else device
-    with Microphone(number_or_name, tell=console.tell) as microphone:
+    with Microphone(number_or_name(device), tell=console.tell) as microphone:
         console.inform(
             f"recording from {microphone.device.name}\n"
             f'Say "{name}" {n_wanted} times with pauses between, the way you will say it later.  Ctrl-C saves nothing.'
@@ -180,9 +180,7 @@ def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
 
     recognizer.hear_also(own)
     listener = Listener(recognizer, rejected=lambda r: nearly(r) if r.word in own or r.was_close else None)
-    device = arguments.device
-    number_or_name = int(device) if device and device.isdigit() else device
-    with Microphone(number_or_name, tell=console.tell) as microphone:
+    with Microphone(number_or_name(arguments.device), tell=console.tell) as microphone:
         words = " and ".join([*own.names, "the model's words"])
         console.inform(f"listening on {microphone.device.name} for {words}; Ctrl-C ends")
         console.sign = "try it"

@@ -197,6 +197,13 @@ def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
     assert len(list(home.rglob("*.wav"))) == 3
 
 
+def test_a_device_that_is_not_there_is_one_line(run: Run, home: Path) -> None:
+    for device in ("no such device", "\u00b2"):  # a digit that is no number
+        refused = run("lamp", "--device", device)
+        assert (refused.status, len(refused.err)) == (1, 1)
+    assert not home.exists()
+
+
 def test_ctrl_c_half_way_saves_nothing(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spoken, "sounds", tuple(repeated("yes", 2)))
     monkeypatch.setattr(teach, "Microphone", Spoken)
