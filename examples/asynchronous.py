@@ -9,7 +9,7 @@ import contextlib
 import sys
 
 from speech import listen_async
-from speech.audio import read_blocks
+from speech.sound.files import read_blocks
 
 RATE_HZ = 16000
 

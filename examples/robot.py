@@ -10,7 +10,7 @@ import sys
 import time
 
 from speech import Detection, Listener, Recognizer, listen_in_background
-from speech.audio import read_blocks
+from speech.sound.files import read_blocks
 
 STEP_S = 0.02
 WHEELS = {"go": (1.0, 1.0), "stop": (0.0, 0.0), "left": (-0.5, 0.5), "right": (0.5, -0.5)}

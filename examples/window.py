@@ -10,7 +10,7 @@ import tkinter as tk
 from collections.abc import Iterable
 
 from speech import Detection, listen_in_background
-from speech.audio import Block, read_blocks
+from speech.sound.files import Block, read_blocks
 
 RATE_HZ = 16000
 POLL_MS = 50

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from recipes.data.corpus import PARTS, Corpus, index_others, index_words, read_commands
 from recipes.metrics import write_json
 from recipes.protocols.connected import Connected, draw_connected, evaluate_connected
 from recipes.protocols.live import ALARMS, THRESHOLDS, Live, draw_live, evaluate_live
@@ -25,11 +26,10 @@ from recipes.protocols.speed import evaluate_speed
 from recipes.protocols.words import Evaluation, draw_confusion, draw_reliability, evaluate_twelve, evaluate_words
 from recipes.report import Result, write_report
 from recipes.vocabulary import add_words_option
-from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import ConfigError, exit_status
 from speech.recognizer import Recognizer
-from speech.training.corpus import PARTS, Corpus, index_others, index_words, read_commands
+from speech.segment import ListenerConfig
 
 PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 

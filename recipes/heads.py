@@ -1,6 +1,6 @@
 """How each head is trained: labels, examples, loss and validation figures.
 
-A new head needs a class here, entered in `TRAINED`, a network (`speech.training.networks`) and a class in
+A new head needs a class here, entered in `TRAINED`, a network (`speech.model.networks`) and a class in
 `speech.heads`.
 """
 
@@ -16,22 +16,22 @@ from torchaudio.functional import edit_distance
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from recipes.data.augment import as_heard_live
+from recipes.data.corpus import SCARCE
+from recipes.data.examples import GROUPS, UtteranceBatches, Utterances, ValidationUtterances
+from recipes.data.material import SourceMix
+from recipes.data.mixtures import MixtureBatches, Mixtures, encode, fixed_mixtures
+from recipes.data.plan import as_bank, render
 from recipes.metrics import Share, fold, summarize
 from recipes.protocols.connected import evaluate_connected
 from recipes.protocols.words import evaluate_words
 from recipes.report import Result
 from speech.bundle import BLANK, SILENCE, UNKNOWN
-from speech.ctc import greedy
 from speech.errors import DataError
+from speech.model.export import Scorer, best_temperature
+from speech.model.networks import Classifier
 from speech.recognizer import Recognizer
-from speech.training.augment import as_heard_live
-from speech.training.corpus import SCARCE
-from speech.training.examples import GROUPS, UtteranceBatches, Utterances, ValidationUtterances
-from speech.training.export import Scorer, best_temperature
-from speech.training.material import SourceMix
-from speech.training.mixtures import MixtureBatches, Mixtures, encode, fixed_mixtures
-from speech.training.networks import Classifier
-from speech.training.plan import as_bank, render
+from speech.sequences import greedy
 
 if TYPE_CHECKING:
     from recipes.task import CommandData, CommandTask

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import soundfile
 
+from recipes.data.clips import SAMPLE_RATE_HZ
 from recipes.metrics import Share, summarize
 from recipes.protocols.connected import Connected, error_rate
 from recipes.protocols.live import Live, Outcome
@@ -16,7 +17,6 @@ from recipes.protocols.own import Own
 from recipes.protocols.speed import Speed
 from recipes.protocols.words import Evaluation, Mistake
 from speech.bundle import BundleInfo
-from speech.training.clips import SAMPLE_RATE_HZ
 
 Result = Evaluation | Live | Connected | Own | Speed
 

@@ -1,7 +1,7 @@
 """Prepare a bundle for own words: `python -m recipes.similarity --model BUNDLE --data.root DIR`.
 
 Cuts training speech into utterances as the live path does, embeds these and training words, and adds the result,
-described in `speech.similarity`, to the bundle's metadata.  Nothing else in the bundle changes.  The utterances are
+described in `speech.own.similarity`, to the bundle's metadata.  Nothing else in the bundle changes.  The utterances are
 cached, so for the next bundle only the embeddings are computed.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass
-from speech.audio import Block, read
+from recipes.data.clips import as_float, extent
+from recipes.data.corpus import Recording, index_others, index_words, speaker_of
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import DataError, exit_status
+from speech.own.similarity import METADATA, Similarity, make_similarity
 from speech.recognizer import Recognizer
-from speech.similarity import METADATA, Similarity, make_similarity
-from speech.training.clips import as_float, extent
-from speech.training.corpus import Recording, index_others, index_words, speaker_of
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, high_pass
+from speech.sound.files import Block, read
 
 PER_WORD = 24
 """Recordings of each word of the bundle, by different speakers if there are enough."""

@@ -12,12 +12,8 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recipes.heads import TRAINED
-from recipes.metrics import Share, write_json
-from recipes.vocabulary import WORDS
-from speech.errors import ConfigError
-from speech.training.augment import Augment, AugmentConfig, impulse_responses
-from speech.training.corpus import (
+from recipes.data.augment import Augment, AugmentConfig, impulse_responses
+from recipes.data.corpus import (
     Corpus,
     Recording,
     index_others,
@@ -26,14 +22,18 @@ from speech.training.corpus import (
     read_commands,
     vocabulary,
 )
-from speech.training.examples import MixConfig, Utterances
-from speech.training.export import load_network
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.material import Material, NoiseMix
-from speech.training.mixtures import MixtureConfig, Mixtures
-from speech.training.networks import NETWORKS, LSTMKind, Network, NetworkConfig
-from speech.training.plan import as_bank, render
-from speech.training.teacher import Teacher, read_teacher
+from recipes.data.examples import MixConfig, Utterances
+from recipes.data.material import Material, NoiseMix
+from recipes.data.mixtures import MixtureConfig, Mixtures
+from recipes.data.plan import as_bank, render
+from recipes.data.teacher import Teacher, read_teacher
+from recipes.heads import TRAINED
+from recipes.metrics import Share, write_json
+from recipes.vocabulary import WORDS
+from speech.errors import ConfigError
+from speech.model.export import load_network
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.networks import NETWORKS, LSTMKind, Network, NetworkConfig
 
 SHARES = 10_000
 """Steps of the learning-rate schedule when the length of training is set by time."""

@@ -26,8 +26,8 @@ from recipes.heads import TRAINED
 from recipes.metrics import write_json
 from recipes.task import CommandData, CommandTask
 from speech.errors import SpeechError, exit_status
+from speech.model.export import bundle_info, export, load_checkpoint, parity
 from speech.recognizer import Recognizer
-from speech.training.export import bundle_info, export, load_checkpoint, parity
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
 """Settings that every config starts from."""

@@ -8,7 +8,7 @@ WORDS = Path(__file__).parent / "words.txt"
 
 
 def add_words_option(parser: ArgumentParser) -> None:
-    """Add the option `--words FILE`; `speech.training.corpus.read_commands` reads the file."""
+    """Add the option `--words FILE`; `recipes.data.corpus.read_commands` reads the file."""
     parser.add_argument(
         "--words", type=Path, default=WORDS, metavar="FILE", help="list of the commands (default: recipes/words.txt)"
     )

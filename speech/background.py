@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from speech import errors
-from speech.audio import Block
 from speech.errors import SpeechError
 from speech.listener import Listener
-from speech.microphone import Microphone
 from speech.pausing import Pauser
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.sound.files import Block
+from speech.sound.microphone import Microphone
 
 STOP_S = 5.0
 """Longest time in seconds that `stop` waits for a callback to return."""

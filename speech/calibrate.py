@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speech.audio import Block, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import AudioError, ConfigError, exit_status
 from speech.listener import Listener
-from speech.microphone import Microphone
 from speech.recognizer import Recognizer, load_with_own
 from speech.results import Detection
 from speech.settings import read_toml
-from speech.sources import number_or_name
+from speech.sound.files import Block, read_blocks
+from speech.sound.microphone import Microphone
+from speech.sound.sources import number_or_name
 from speech.status import settle_streams
 
 FLOOR = 0.3

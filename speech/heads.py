@@ -1,6 +1,6 @@
 """Heads: what the scores of a bundle mean, and how words are read from them.  Each head has one class.
 
-A new head needs a class here, entered in `HEADS`, a network (`speech.training.networks`) and its training
+A new head needs a class here, entered in `HEADS`, a network (`speech.model.networks`) and its training
 (`recipes.heads`).
 """
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance, sound_bounds
 from speech.bundle import BLANK, SILENCE, UNKNOWN, BundleInfo
-from speech.ctc import Span, beam_search, confidences
 from speech.errors import BundleError, ConfigError
 from speech.grammar import Grammar, NGram
 from speech.results import Reason
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Utterance, sound_bounds
+from speech.sequences import Span, beam_search, confidences
 
 if TYPE_CHECKING:
     from speech.recognizer import Recognizer

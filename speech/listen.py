@@ -11,25 +11,25 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from speech import channels
 from speech.actions import Actions
-from speech.activity import ListenerConfig
-from speech.audio import Block, open_recording, read_blocks
 from speech.bundle import DEFAULT_MODEL
 from speech.calibrate import load_thresholds
-from speech.containers import RawFormat
-from speech.devices import list_devices
 from speech.errors import AudioError, exit_status
 from speech.grammar import Grammar, NGram
 from speech.listener import Listener
-from speech.microphone import Microphone
 from speech.options import parse
 from speech.pausing import Pauser
 from speech.recognizer import load_with_own
-from speech.recording import Recorder
+from speech.recorder import Recorder
 from speech.results import Detection, Rejection, as_dict
+from speech.segment import ListenerConfig
 from speech.settings import read_text
-from speech.sources import limited, number_or_name, paced, standard_input, until
+from speech.sound import channels
+from speech.sound.containers import RawFormat
+from speech.sound.devices import list_devices
+from speech.sound.files import Block, open_recording, read_blocks
+from speech.sound.microphone import Microphone
+from speech.sound.sources import limited, number_or_name, paced, standard_input, until
 from speech.status import Console, settle_streams
 
 DEMO = Path(__file__).parent / "demo.flac"

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.audio import Block, Samples, as_array, as_mono
+from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Rejection
-from speech.utterances import Decision
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
+from speech.sound.files import Block, Samples, as_array, as_mono
 
 
 class Listener:

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from speech import __version__
-from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL
-from speech.containers import ENCODINGS
+from speech.segment import ListenerConfig
+from speech.sound.containers import ENCODINGS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

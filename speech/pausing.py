@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio import Block
 from speech.listener import Listener
+from speech.sound.files import Block
 
 
 class Pauser:

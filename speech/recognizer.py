@@ -8,17 +8,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
-from speech.audio import Block, Samples, as_mono, resample
 from speech.bundle import DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
-from speech.ctc import beam_search
 from speech.errors import BundleError, ConfigError
 from speech.grammar import Grammar, NGram
 from speech.heads import HEADS, Head, head_of, log_of
-from speech.own_words import OwnWords
+from speech.own.matching import with_own_words
+from speech.own.similarity import Similarity, Vectors
+from speech.own.words import OwnWords
 from speech.results import Prediction, SpokenWord
-from speech.similarity import Similarity, Vectors
-from speech.word_model import with_own_words
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
+from speech.sequences import beam_search
+from speech.sound.files import Block, Samples, as_mono, resample
 
 SHORTEST_S = 0.2
 """Shorter waveforms are padded with silence to this length, because the network needs a few steps."""

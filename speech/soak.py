@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
-from speech.audio import Block, read, resample_stream
 from speech.errors import exit_status
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
+from speech.sound.files import Block, read, resample_stream
 from speech.status import settle_streams
 
 DEVICE_HZ = 44100

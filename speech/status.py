@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from speech.audio import Block
+from speech.sound.files import Block
 
 REDRAW_S = 0.1
 METER_WIDTH = 20
@@ -149,7 +149,7 @@ def settle_streams() -> None:
 
 
 def _own_stderr() -> IO[str]:
-    """stderr through a copy of file descriptor 2, which `speech.devices` redirects at times to silence libraries."""
+    """stderr through a copy of file descriptor 2, which `sound.devices` redirects at times to silence libraries."""
     with suppress(OSError, ValueError):
         if sys.stderr.fileno() == 2:
             return open(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", closefd=True)

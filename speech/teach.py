@@ -12,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig
-from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import AudioError, ConfigError, exit_status
-from speech.forecast import Forecast, forecast
 from speech.listener import Listener
-from speech.microphone import Microphone
-from speech.own_words import MOST_RECORDINGS, OwnWords, check_name
+from speech.own.forecast import Forecast, forecast
+from speech.own.lesson import Fault, Take, largest_group, takes
+from speech.own.similarity import Vectors
+from speech.own.words import MOST_RECORDINGS, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection
-from speech.similarity import Vectors
-from speech.sources import number_or_name
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
+from speech.sound.files import Block, read
+from speech.sound.microphone import Microphone
+from speech.sound.sources import number_or_name
 from speech.status import Console
-from speech.teaching import Fault, Take, largest_group, takes
 
 TIMES = 5
 """Default number of recordings of a word."""

@@ -14,8 +14,8 @@ from sound_room import Room
 from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
-    from speech.training.corpus import Corpus
-    from speech.training.networks import Network, NetworkConfig
+    from recipes.data.corpus import Corpus
+    from speech.model.networks import Network, NetworkConfig
 
 RATE = 16000
 
@@ -205,7 +205,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(root: Path) -> "Corpus":
-    from speech.training.corpus import Corpus, index_others, index_words
+    from recipes.data.corpus import Corpus, index_others, index_words
 
     return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
 
@@ -216,9 +216,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Netwo
     import torch
 
     from speech.bundle import BLANK, SILENCE, UNKNOWN
-    from speech.training.export import Scorer, bundle_info, export
-    from speech.training.features import MFCC, FeatureConfig
-    from speech.training.networks import NETWORKS
+    from speech.model.export import Scorer, bundle_info, export
+    from speech.model.features import MFCC, FeatureConfig
+    from speech.model.networks import NETWORKS
 
     def make(head: str, config: "NetworkConfig") -> "tuple[Path, Network]":
         labels = ["yes", "no", "stop", UNKNOWN, SILENCE if head == "classification" else BLANK]

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ
 from speech.bundle import BundleInfo
 from speech.recognizer import Recognizer
+from speech.segment import HOP, SAMPLE_RATE_HZ
 
 PITCH_HZ = 1000  # a hop holds 32 whole periods
 

@@ -8,7 +8,9 @@ import soundfile
 from scipy import signal
 from scripted import LoudVoice, sound
 
-from speech.activity import (
+from speech.errors import ConfigError
+from speech.listen import DEMO
+from speech.segment import (
     HOP,
     HOP_S,
     Endpointer,
@@ -22,8 +24,6 @@ from speech.activity import (
     sound_bounds,
     utterances_of,
 )
-from speech.errors import ConfigError
-from speech.listen import DEMO
 
 RATE = 16000
 HOPS_OF_SPEECH = ListenerConfig(min_silence_s=3 * HOP_S, pre_roll_s=2 * HOP_S)

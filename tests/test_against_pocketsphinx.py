@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from ten import KEYWORDS
 
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import fixed_mixtures
 from recipes.protocols import against_pocketsphinx
 from recipes.protocols.against_pocketsphinx import (
     OURS,
@@ -21,11 +23,9 @@ from recipes.protocols.against_pocketsphinx import (
     pcm,
 )
 from recipes.protocols.connected import Heard
-from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.training.corpus import Corpus
-from speech.training.mixtures import fixed_mixtures
+from speech.sound.files import read
 
 needs_pocketsphinx = pytest.mark.skipif(
     find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed: uv sync --group bench"

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.audio import (
+from speech.errors import AudioError, ConfigError
+from speech.sound.containers import ENCODINGS, HEAD_BYTES, RawFormat
+from speech.sound.files import (
     Recording,
     as_mono,
     open_recording,
@@ -19,8 +21,6 @@ from speech.audio import (
     resample,
     resample_stream,
 )
-from speech.containers import ENCODINGS, HEAD_BYTES, RawFormat
-from speech.errors import AudioError, ConfigError
 
 
 def sine(rate: int, seconds: float = 1.0, pitch_hz: float = 440) -> np.ndarray:

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech.activity import high_pass
-from speech.errors import ConfigError
-from speech.training.augment import (
+from recipes.data.augment import (
     Augment,
     AugmentConfig,
     add_noise,
@@ -14,6 +12,8 @@ from speech.training.augment import (
     speech_power,
     warp,
 )
+from speech.errors import ConfigError
+from speech.segment import high_pass
 
 NOTHING = AugmentConfig(
     gain_db=(0.0, 0.0), noisy=0.0, faint=0.0, roomy=0.0, tilt=0.0, peaks=0.0, muffled=0.0, thin=0.0, narrow=0.0

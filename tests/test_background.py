@@ -13,10 +13,11 @@ import pytest
 from fake_portaudio import FakePortAudio
 from sound_room import DEADLINE_S, Lines, Room, needs_sound, wait_for
 
-from speech import Detection, Listener, Recognizer, devices, listen, listen_async, listen_in_background, microphone
-from speech.audio import Block, read_blocks
+from speech import Detection, Listener, Recognizer, listen, listen_async, listen_in_background
 from speech.errors import AudioError, DeviceError
-from speech.microphone import Microphone
+from speech.sound import devices, microphone
+from speech.sound.files import Block, read_blocks
+from speech.sound.microphone import Microphone
 
 RATE = 16000
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]

@@ -16,7 +16,6 @@ import soundfile
 from ten import KEYWORDS
 
 from speech import calibrate as module
-from speech.audio import read
 from speech.bundle import BundleInfo
 from speech.calibrate import (
     FLOOR,
@@ -36,6 +35,7 @@ from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.sound.files import read
 
 RATE = 16000
 WORDS = ("low", "high")
@@ -67,7 +67,7 @@ class Pitches(Recognizer):
 @pytest.fixture(autouse=True)
 def tones_are_speech(request: pytest.FixtureRequest, recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
     if "demo" not in request.fixturenames:
-        monkeypatch.setattr("speech.activity.VoiceActivity", Loud)
+        monkeypatch.setattr("speech.segment.VoiceActivity", Loud)
         monkeypatch.setattr(Recognizer, "load", lambda path=None: recognizer)
 
 

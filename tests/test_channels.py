@@ -5,8 +5,8 @@ import pytest
 import soundfile
 
 from speech import listen
-from speech.channels import Channel, Picker, check, parse
 from speech.errors import ConfigError
+from speech.sound.channels import Channel, Picker, check, parse
 
 RATE = 16000
 BLOCK_S = 0.04

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.activity import ListenerConfig, utterances_of
-from speech.training.clips import (
+from recipes.data.clips import (
     CLIP,
     FRAME,
     cut_talk,
@@ -16,6 +15,7 @@ from speech.training.clips import (
     procedural_sound,
     set_level,
 )
+from speech.segment import ListenerConfig, utterances_of
 
 DEMO = "speech/demo.flac"
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from ten import KEYWORDS
 
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import spoken_mixtures
 from recipes.protocols import command_log
 from recipes.protocols.command_log import Habits, Speech, error_change, false_alarms, live, people, perplexity
 from recipes.protocols.connected import Heard, error_estimate
 from speech import Listener, Recognizer
-from speech.activity import ListenerConfig, utterances_of
-from speech.audio import read
 from speech.grammar import NGram
 from speech.listen import DEMO
-from speech.training.corpus import Corpus
-from speech.training.mixtures import spoken_mixtures
+from speech.segment import ListenerConfig, utterances_of
+from speech.sound.files import read
 
 
 def test_what_is_said_follows_the_chain() -> None:

@@ -13,7 +13,7 @@ from recipes import evaluate, train
 from recipes.material.toy_corpus import glide
 from speech import Listener, Recognizer
 from speech.bundle import BLANK, UNKNOWN
-from speech.training import export
+from speech.model import export
 
 SMOKE = "recipes/configs/smoke_connected.yaml"
 

@@ -5,11 +5,9 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
-from recipes.vocabulary import WORDS
-from speech.errors import ConfigError, DataError
-from speech.training import corpus as corpus_module
-from speech.training.clips import CLIP, extent, procedural_sound
-from speech.training.corpus import (
+from recipes.data import corpus as corpus_module
+from recipes.data.clips import CLIP, extent, procedural_sound
+from recipes.data.corpus import (
     SILENCE,
     UNKNOWN,
     Corpus,
@@ -21,6 +19,8 @@ from speech.training.corpus import (
     speaker_of,
     vocabulary,
 )
+from recipes.vocabulary import WORDS
+from speech.errors import ConfigError, DataError
 
 
 def test_no_speaker_is_in_two_parts(root: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from speech.ctc import BLANK, FILLER, Span, align, beam_search, confidences, greedy
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
+from speech.sequences import BLANK, FILLER, Span, align, beam_search, confidences, greedy
 
 LABELS = ("left", "right", "stop", FILLER, BLANK)
 SMALL = ("a", BLANK, "b", FILLER)

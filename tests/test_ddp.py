@@ -10,8 +10,8 @@ import pytest
 import torch
 from ten import KEYWORDS
 
-from speech.training.corpus import Corpus
-from speech.training.mixtures import fixed_mixtures
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import fixed_mixtures
 
 
 def n_official(_: Corpus) -> int:

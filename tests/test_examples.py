@@ -10,10 +10,9 @@ import soundfile
 import torch
 from ten import KEYWORDS
 
-from speech.errors import ConfigError
-from speech.training.clips import CLIP, FRAME
-from speech.training.corpus import SILENCE, UNKNOWN, Corpus, Recording, index_procedural
-from speech.training.examples import (
+from recipes.data.clips import CLIP, FRAME
+from recipes.data.corpus import SILENCE, UNKNOWN, Corpus, Recording, index_procedural
+from recipes.data.examples import (
     GROUPS,
     LONGEST_S,
     SHORTEST_S,
@@ -26,9 +25,10 @@ from speech.training.examples import (
     lay_out,
     make_plan,
 )
-from speech.training.material import Material, NoiseMix
-from speech.training.plan import as_bank, render
-from speech.training.teacher import Teacher
+from recipes.data.material import Material, NoiseMix
+from recipes.data.plan import as_bank, render
+from recipes.data.teacher import Teacher
+from speech.errors import ConfigError
 
 LABELS = (*KEYWORDS, "bird", UNKNOWN, SILENCE)
 MIX = MixConfig(

@@ -14,9 +14,9 @@ from ten import TWELVE
 from speech import Recognizer
 from speech.bundle import BLANK, UNKNOWN
 from speech.errors import BundleError, ConfigError
-from speech.training import export
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import NETWORKS, NetworkConfig
+from speech.model import export
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.networks import NETWORKS, NetworkConfig
 
 SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
 RICH = replace(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speech.errors import ConfigError
-from speech.training.features import MFCC, FeatureConfig
+from speech.model.features import MFCC, FeatureConfig
 
 CONFIG = FeatureConfig()
 

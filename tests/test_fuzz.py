@@ -22,12 +22,12 @@ from hypothesis.extra import numpy as arrays
 
 from speech import listen
 from speech.actions import Actions
-from speech.audio import as_mono, open_stream
 from speech.bundle import MODELS, BundleInfo
 from speech.calibrate import load_thresholds
-from speech.containers import RawFormat
 from speech.errors import SpeechError
 from speech.grammar import Grammar
+from speech.sound.containers import RawFormat
+from speech.sound.files import as_mono, open_stream
 
 WORDS = ("left", "right", "go", "stop")
 SPOKEN = ["yes", "no"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from speech.errors import BundleError
-from speech.gates import Trace, Tracer
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.lstm import LSTM
-from speech.training.networks import NETWORKS, Network, NetworkConfig
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.lstm import LSTM
+from speech.model.networks import NETWORKS, Network, NetworkConfig
+from speech.trace import Trace, Tracer
 
 RATE = 16000
 CONFIG = NetworkConfig(channels=12, stacking_channels=14, hidden=10, layers=2, blocks=1, attention_heads=2)
@@ -86,6 +86,6 @@ def test_nothing_of_the_training_stack_is_loaded() -> None:
     import subprocess
     import sys
 
-    code = "import sys, speech.gates; print([m for m in ('torch', 'lightning', 'librosa') if m in sys.modules])"
+    code = "import sys, speech.trace; print([m for m in ('torch', 'lightning', 'librosa') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

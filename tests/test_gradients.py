@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from recipes.study import gradients
-from speech.errors import ConfigError
-from speech.training.gradients import (
+from recipes.study.rnn_gradients import (
     AddingConfig,
     adding_problem,
     explode,
@@ -18,7 +17,8 @@ from speech.training.gradients import (
     set_forget_bias,
     train_adding,
 )
-from speech.training.lstm import LSTM, RNN
+from speech.errors import ConfigError
+from speech.model.lstm import LSTM, RNN
 
 
 def seeded(seed: int = 0) -> torch.Generator:

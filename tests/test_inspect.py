@@ -10,11 +10,11 @@ import soundfile
 from recipes.material.toy_corpus import RATE, glide
 from recipes.study.inspect import HOP_S, Inspection, inspect, main
 from speech import Listener, Recognizer
-from speech.activity import high_pass
-from speech.audio import read
 from speech.listen import DEMO
+from speech.model.networks import Network, NetworkConfig
 from speech.results import Examined
-from speech.training.networks import Network, NetworkConfig
+from speech.segment import high_pass
+from speech.sound.files import read
 
 NETWORK = NetworkConfig(channels=12, stacking_channels=14, hidden=10, layers=2, attention_heads=2)
 Untrained = Callable[[str, NetworkConfig], tuple[Path, Network]]

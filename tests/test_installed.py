@@ -73,7 +73,7 @@ def test_a_live_install_brings_no_training_stack(installed: Path) -> None:
 
 APP = """
 from speech import Detection, Listener, Prediction, Recognizer
-from speech.microphone import Microphone
+from speech.sound.microphone import Microphone
 import numpy as np
 
 recognizer = Recognizer.load()

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 from scripted import LoudVoice, ScriptedRecognizer, sound
 
-from speech.activity import HOP_S, ListenerConfig
 from speech.bundle import BundleInfo
 from speech.errors import AudioError, ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason, Rejection
+from speech.segment import HOP_S, ListenerConfig
 
 Tone = Callable[[float, float], np.ndarray]
 RATE = 16000

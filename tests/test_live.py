@@ -12,6 +12,8 @@ import soundfile
 from ten import KEYWORDS
 
 from recipes import evaluate
+from recipes.data.corpus import Corpus, Recording
+from recipes.data.mixtures import Placed
 from recipes.metrics import Rate, Share
 from recipes.protocols.live import (
     LATE,
@@ -32,15 +34,13 @@ from recipes.protocols.live import (
 from recipes.protocols.scenes import Scene, blocks
 from recipes.protocols.words import Evaluation, Mistake
 from recipes.report import write_report
-from speech.activity import HOP, ListenerConfig, utterances_of
-from speech.audio import read
 from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener, thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason, Rejection
-from speech.training.corpus import Corpus, Recording
-from speech.training.mixtures import Placed
+from speech.segment import HOP, ListenerConfig, utterances_of
+from speech.sound.files import read
 
 RATE = 16000
 PLACED = [Placed("yes", 1.0, 1.5), Placed("no", 3.0, 3.4), Placed("yes", 5.0, 5.5)]

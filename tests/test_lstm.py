@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from speech.training.lstm import LSTM, RNN, LSTMCell
+from speech.model.lstm import LSTM, RNN, LSTMCell
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -6,10 +6,9 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
-from speech.errors import ConfigError
-from speech.training.clips import CLIP, FRAME
-from speech.training.corpus import SPOKEN, Corpus, Recording, index_procedural, speaker_of
-from speech.training.material import (
+from recipes.data.clips import CLIP, FRAME
+from recipes.data.corpus import SPOKEN, Corpus, Recording, index_procedural, speaker_of
+from recipes.data.material import (
     Groups,
     Material,
     NoiseMix,
@@ -17,6 +16,7 @@ from speech.training.material import (
     SourceMix,
     draw_noise,
 )
+from speech.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

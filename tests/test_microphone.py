@@ -19,11 +19,12 @@ import soundfile
 from fake_portaudio import FakePortAudio
 from sound_room import DEADLINE_S, SINK, Lines, Listening, Room, needs_sound, wait_for
 
-from speech import devices, listen, microphone
-from speech.channels import Channel
+from speech import listen
 from speech.errors import ConfigError, DeviceError
-from speech.microphone import Microphone
 from speech.options import parse
+from speech.sound import devices, microphone
+from speech.sound.channels import Channel
+from speech.sound.microphone import Microphone
 
 RATE = 16000
 
@@ -622,7 +623,7 @@ def test_a_sound_server_that_dies_and_comes_back_is_listened_to_again(room: Room
 
 MICROPHONES = """
 import sys, threading
-from speech.microphone import Microphone
+from speech.sound.microphone import Microphone
 
 def say(*words):
     sys.stdout.write(" ".join(words) + chr(10))  # in one piece, unlike print
@@ -865,7 +866,10 @@ def test_a_device_that_disappears_ends_it_where_that_is_wanted(room: Room) -> No
 
 @needs_sound
 def test_a_process_that_slept_reports_what_it_missed_and_goes_on(room: Room, yes_no: Path) -> None:
-    script = "import sys; from speech import listen, devices; devices.BACKLOG_S = 1; sys.exit(listen.main())"
+    script = (
+        "import sys; from speech import listen; from speech.sound import devices; devices.BACKLOG_S = 1; "
+        "sys.exit(listen.main())"
+    )
     with Listening(room, program=("-c", script)) as listening:
         time.sleep(0.5)
         listening.process.send_signal(signal.SIGSTOP)

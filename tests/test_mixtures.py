@@ -7,14 +7,10 @@ import soundfile
 import torch
 from ten import KEYWORDS
 
-from recipes.protocols.connected import Heard, error_rate, latencies, noisy
-from speech.bundle import UNKNOWN
-from speech.errors import ConfigError
-from speech.results import Detection
-from speech.training.clips import CLIP
-from speech.training.corpus import Corpus, Recording, speaker_of
-from speech.training.material import Material, NoiseMix
-from speech.training.mixtures import (
+from recipes.data.clips import CLIP
+from recipes.data.corpus import Corpus, Recording, speaker_of
+from recipes.data.material import Material, NoiseMix
+from recipes.data.mixtures import (
     NOTHING,
     Element,
     Mixture,
@@ -30,7 +26,11 @@ from speech.training.mixtures import (
     transcripts,
     trim,
 )
-from speech.training.plan import as_bank, render
+from recipes.data.plan import as_bank, render
+from recipes.protocols.connected import Heard, error_rate, latencies, noisy
+from speech.bundle import UNKNOWN
+from speech.errors import ConfigError
+from speech.results import Detection
 
 LABELS = (*KEYWORDS, UNKNOWN, "_blank_")
 SMALL = MixtureConfig(batches=3, audio_s=24.0, lengths_s=(1.2, 3.0, 6.0))

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from speech.errors import ConfigError
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import (
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.networks import (
     NETWORKS,
     AttentionPooling,
     Classifier,

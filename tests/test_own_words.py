@@ -12,11 +12,11 @@ import pytest
 import soundfile
 from tunes import embed, make_space, random_pitches, tune
 
-from speech import own_words
 from speech.errors import BundleError, ConfigError
-from speech.own_words import MOST_RECORDINGS, OwnWords, check_name
-from speech.similarity import METADATA, N_NEAREST, Similarity, make_similarity
-from speech.word_model import KNOWN_WEIGHT, WordModel, odds_of, with_own_words
+from speech.own import words as own_words
+from speech.own.matching import KNOWN_WEIGHT, WordModel, odds_of, with_own_words
+from speech.own.similarity import METADATA, N_NEAREST, Similarity, make_similarity
+from speech.own.words import MOST_RECORDINGS, OwnWords, check_name
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from speech.training.corpus import Corpus
-from speech.training.plan import FADE, Plan, as_bank, no_noise, plan_elements, plan_noises, played, render
+from recipes.data.corpus import Corpus
+from recipes.data.plan import FADE, Plan, as_bank, no_noise, plan_elements, plan_noises, played, render
 
 LENGTH = 20000
 

@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from ten import KEYWORDS, TWELVE
 
 from recipes import evaluate, train
+from recipes.data.examples import MixConfig
 from recipes.heads import official
 from recipes.material.toy_corpus import PARTS, WORDS, glide
 from recipes.metrics import Share, calibration_error, fold, reliability, summarize
@@ -19,8 +20,7 @@ from recipes.task import CommandData, warm_cosine
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
-from speech.training import export
-from speech.training.examples import MixConfig
+from speech.model import export
 
 SMOKE = "recipes/configs/smoke.yaml"
 

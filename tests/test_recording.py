@@ -15,7 +15,7 @@ import soundfile
 
 from speech import listen
 from speech.errors import ConfigError
-from speech.recording import LEAD_S, Recorder
+from speech.recorder import LEAD_S, Recorder
 from speech.results import Detection, Reason, Rejection
 
 RATE = 16000

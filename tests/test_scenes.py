@@ -9,6 +9,9 @@ import soundfile
 import torch
 from ten import KEYWORDS
 
+from recipes.data.clips import extent
+from recipes.data.corpus import Corpus, Recording
+from recipes.data.mixtures import SPEECH_DB
 from recipes.protocols.scenes import (
     SCENES,
     SENTENCE_S,
@@ -27,12 +30,9 @@ from recipes.protocols.scenes import (
     sentence,
     sound_rms,
 )
-from speech.audio import read
 from speech.errors import DataError
 from speech.listen import DEMO
-from speech.training.clips import extent
-from speech.training.corpus import Corpus, Recording
-from speech.training.mixtures import SPEECH_DB
+from speech.sound.files import read
 
 RATE = 16000
 

@@ -21,12 +21,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from speech.audio import read
 from speech.listen import DEMO
 from speech.recognizer import Recognizer
 from speech.serve.page import PageServer
 from speech.serve.security import Access, Limits
 from speech.serve.streams import Hearing, Workers
+from speech.sound.files import read
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]

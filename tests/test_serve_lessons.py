@@ -17,14 +17,14 @@ pytest.importorskip("websockets", reason="needs the extra `serve`")
 from test_serve_browser import PATIENCE_S, chromium, needs_chromium, opened, served_in_thread, text
 from test_serve_page import next_event, run, send_all, served, socket_of, words_of
 
-from speech.audio import resample
-from speech.own_words import OwnWords
+from speech.own.similarity import make_similarity
+from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
 from speech.serve.lessons import Lesson, can_learn
 from speech.serve.messages import TIMES
 from speech.serve.security import Access
 from speech.serve.streams import Hearing, PcmFormat
-from speech.similarity import make_similarity
+from speech.sound.files import resample
 
 RATE_HZ = 48000
 ESPEAK = shutil.which("espeak-ng")

@@ -17,13 +17,13 @@ pytest.importorskip("websockets", reason="needs the extra `serve`")
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from speech.audio import read
 from speech.listen import DEMO
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.serve.page import PageServer
 from speech.serve.security import Access, Limits, is_allowed, is_loopback, parse_networks
 from speech.serve.streams import Hearing, Workers
+from speech.sound.files import read
 
 TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 DEVICE_HZ = 48000

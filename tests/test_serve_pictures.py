@@ -12,12 +12,12 @@ pytest.importorskip("websockets", reason="needs the extra `serve`")
 
 from ten import TWELVE
 
-from speech.gates import Tracer
+from speech.model import export
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.networks import NETWORKS, NetworkConfig
 from speech.results import Examined
 from speech.serve.pictures import N_COLUMNS, peaks, picture_of, standardised
-from speech.training import export
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import NETWORKS, NetworkConfig
+from speech.trace import Tracer
 
 RATE = 16000
 FEATURES = FeatureConfig()

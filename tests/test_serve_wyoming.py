@@ -22,15 +22,15 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
 
-from speech.activity import ListenerConfig
-from speech.audio import read
 from speech.errors import ConfigError
 from speech.grammar import Grammar
 from speech.listen import DEMO
 from speech.recognizer import Recognizer
+from speech.segment import ListenerConfig
 from speech.serve.security import Limits, parse_networks
 from speech.serve.streams import Hearing, Workers
 from speech.serve.wyoming import House, WyomingServer, parse_uri
+from speech.sound.files import read
 
 TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 DEVICE_HZ = 44100

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from speech import soak
-from speech.activity import ListenerConfig, utterances_of
-from speech.audio import read, resample
 from speech.results import Detection
+from speech.segment import ListenerConfig, utterances_of
+from speech.sound.files import read, resample
 
 
 def test_twenty_minutes_stay_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import soundfile
 from test_listen import with_terminal
 
 from speech import listen
-from speech.sources import limited, number_or_name, until
+from speech.sound.sources import limited, number_or_name, until
 
 LISTEN = [sys.executable, "-m", "speech.listen"]
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]

@@ -13,8 +13,8 @@ import soundfile
 from sound_room import DEADLINE_S, Lines, Room, needs_sound
 
 from speech import listen, teach
-from speech.audio import read, resample
-from speech.microphone import Microphone
+from speech.sound.files import read, resample
+from speech.sound.microphone import Microphone
 
 RATE = 16000
 PLACES_S = {"yes": (0.45, 1.55), "stop": (8.2, 9.4)}

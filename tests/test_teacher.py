@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from ten import KEYWORDS
 
+from recipes.data.corpus import SILENCE, UNKNOWN, Recording
+from recipes.data.teacher import Teacher, map_posteriors, read_teacher
 from speech.errors import DataError
-from speech.training.corpus import SILENCE, UNKNOWN, Recording
-from speech.training.teacher import Teacher, map_posteriors, read_teacher
 
 KWT1 = [SILENCE, UNKNOWN, *KEYWORDS]
 BCRES2 = ["bed", "bird", *KEYWORDS, "dog"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tunes import RATE, LoudIsSpeech, embed, make_space, tune
 
-from speech.activity import ListenerConfig
-from speech.teaching import Fault, Take, largest_group, takes
+from speech.own.lesson import Fault, Take, largest_group, takes
+from speech.segment import ListenerConfig
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 

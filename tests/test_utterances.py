@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scripted import ScriptedRecognizer
 
-from speech.activity import ListenerConfig, Utterance
 from speech.bundle import FORMAT, BundleInfo
+from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
 from speech.heads import SequenceReader, WordReader
 from speech.results import Examined, Reason
-from speech.utterances import Decision
+from speech.segment import ListenerConfig, Utterance
 
 RATE = 16000
 DEFAULT = ListenerConfig()

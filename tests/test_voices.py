@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
+from recipes.data.corpus import index_others
 from recipes.material import demo_recording, voices
 from speech import Listener, Recognizer
-from speech.training.corpus import index_others
 
 RATE = 16000
 

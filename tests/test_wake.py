@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from tunes import LoudIsSpeech
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance
+from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.heads import Reading, Word
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Reason, Rejection
-from speech.utterances import Decision
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Utterance
 
 Tone = Callable[[float, float], np.ndarray]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speech.similarity import Similarity, make_similarity
+from speech.own.similarity import Similarity, make_similarity
 
 RATE = 16000
 BANDS = 12

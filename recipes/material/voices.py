@@ -24,10 +24,10 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recipes.data.clips import SAMPLE_RATE_HZ, extent
+from recipes.data.corpus import read_commands
 from recipes.vocabulary import WORDS
 from speech.errors import DataError, exit_status
-from speech.training.clips import SAMPLE_RATE_HZ, extent
-from speech.training.corpus import read_commands
 
 SCARCE = ("on", "off")
 OTHERS = ("zero", "one", "two", "three", "four", "five", "bed", "cat", "happy", "eight")

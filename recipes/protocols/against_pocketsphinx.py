@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
+from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import fixed_mixtures
 from recipes.metrics import Estimate, estimate, write_json
 from recipes.protocols.connected import Heard, add_options, counts, error_estimate, hear, load, noisy, words_of
 from speech.errors import DataError, SpeechError, exit_status
 from speech.grammar import Grammar
-from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus
-from speech.training.mixtures import fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0)
 OURS, GRAMMAR, NGRAM, TUNED = "ours", "pocketsphinx, grammar", "pocketsphinx, n-gram", "pocketsphinx, tuned"

@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 from websockets.asyncio.client import ClientConnection, connect
 
-from speech.audio import Block, read
 from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.soak import DEVICE_HZ, PERIOD_S, period
+from speech.sound.files import Block, read
 
 CHUNK_S = 0.02
 SOAK_CHUNK_S = 0.1

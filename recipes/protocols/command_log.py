@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
+from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import Mixture, spoken_mixtures
 from recipes.metrics import Estimate, estimate, write_json
 from recipes.protocols.connected import Heard, add_options, counts, error_estimate, heard_in, load, noisy, words_of
 from recipes.protocols.live import detections_in
-from speech.activity import ListenerConfig, Utterance, utterances_of
 from speech.bundle import BundleInfo
+from speech.decide import Decision
 from speech.errors import exit_status
 from speech.grammar import Grammar, NGram
 from speech.heads import Reader, SequenceReader
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection
-from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus
-from speech.training.mixtures import Mixture, spoken_mixtures
-from speech.utterances import Decision
+from speech.segment import ListenerConfig, Utterance, utterances_of
 
 CONDITIONS: tuple[float | None, ...] = (None, 10.0, 5.0)
 WEIGHTS = (SequenceReader.WEIGHT, 0.25)
@@ -255,7 +255,7 @@ def false_alarms(
 
     def count(model: NGram | None = None, weight: float = 0.0) -> int:
         reader = SequenceReader(recognizer, thresholds, config, language_model=model, weight=weight)
-        return len(live(reader, speech.utterances, speech.n_samples, config))
+        return len(live(reader, speech.decide, speech.n_samples, config))
 
     counts = {"without": float(count())}
     for weight in weights:

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchaudio.functional import edit_distance
 
+from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
+from recipes.data.corpus import Corpus, index_others, index_words, read_commands
+from recipes.data.mixtures import Mixture, fixed_mixtures
 from recipes.metrics import Estimate, Share, estimate
 from recipes.protocols.scenes import bed, blocks
 from recipes.vocabulary import add_words_option
@@ -19,9 +22,6 @@ from speech.grammar import Grammar
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection, SpokenWord
-from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus, index_others, index_words, read_commands
-from speech.training.mixtures import Mixture, fixed_mixtures
 
 CONDITIONS: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0)
 GAPS_S = ((0.1, 0.35), (0.35, 0.55), (0.55, 1.0))

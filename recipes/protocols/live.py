@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import Placed
 from recipes.metrics import Rate, Share
 from recipes.protocols.scenes import SCENES, Scene, Stage
-from speech.activity import HOP, ListenerConfig, Segmenter, Utterance
+from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.heads import Reading
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
-from speech.training.clips import SAMPLE_RATE_HZ, Waveform
-from speech.training.corpus import Corpus
-from speech.training.mixtures import Placed
-from speech.utterances import Decision
+from speech.segment import HOP, ListenerConfig, Segmenter, Utterance
 
 LATE_S = 0.75
 """A word counts as recognised if it is reported between its start and this time after its end."""

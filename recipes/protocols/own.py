@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.clips import Waveform, set_level
+from recipes.data.corpus import Corpus, speaker_of
 from recipes.metrics import Share
 from recipes.protocols.live import detections_in
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_of
 from speech.bundle import UNKNOWN
+from speech.decide import Decision
 from speech.errors import DataError
-from speech.forecast import forecast
 from speech.heads import WordReader
-from speech.own_words import OwnWord, OwnWords
+from speech.own.forecast import forecast
+from speech.own.matching import fit
+from speech.own.similarity import Vectors
+from speech.own.words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined
-from speech.similarity import Vectors
-from speech.training.clips import Waveform, set_level
-from speech.training.corpus import Corpus, speaker_of
-from speech.utterances import Decision
-from speech.word_model import fit
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_of
 
 RECORDINGS = (3, 5, 10)
 """Numbers of recordings that a word is taught from."""

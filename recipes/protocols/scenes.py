@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from speech.activity import ListenerConfig, utterances_of
+from recipes.data.augment import impulse_responses, reverberate
+from recipes.data.clips import SAMPLE_RATE_HZ, Waveform, extent, set_level
+from recipes.data.corpus import Corpus
+from recipes.data.mixtures import SPEECH_DB, Placed
 from speech.errors import DataError
-from speech.training.augment import impulse_responses, reverberate
-from speech.training.clips import SAMPLE_RATE_HZ, Waveform, extent, set_level
-from speech.training.corpus import Corpus
-from speech.training.mixtures import SPEECH_DB, Placed
+from speech.segment import ListenerConfig, utterances_of
 
 TAIL = SAMPLE_RATE_HZ // 2
 """Samples of reverberation after a clip; equal to the shortest gap."""

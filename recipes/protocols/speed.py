@@ -95,6 +95,6 @@ def evaluate_speed(bundle: Path, runs: int = 300, starts: int = 7) -> Speed:
         file = Path(folder) / "second.wav"
         soundfile.write(file, waveform, info.sample_rate_hz)
         listen = [sys.executable, "-m", "speech.listen", "--model", str(bundle), "--file", str(file)]
-        imports = [sys.executable, "-c", "import numpy, onnxruntime"]
+        imports = [sys.executable, "-c", "import numpy, speech, onnxruntime"]
         times = np.array([(wall_s(listen), wall_s(imports)) for _ in range(starts + 1)])[1:]
     return Speed(*np.median(pairs, axis=0).tolist(), *np.median(times, axis=0).tolist())

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.data.clips import Waveform
+from recipes.data.corpus import ARCHIVE_FOLDER, Corpus
 from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, fold, reliability, summarize
-from speech.audio import read
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
 from speech.recognizer import Recognizer
-from speech.training.clips import Waveform
-from speech.training.corpus import ARCHIVE_FOLDER, Corpus
+from speech.sound.files import read
 
 
 @dataclass(frozen=True)

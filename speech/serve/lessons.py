@@ -4,15 +4,15 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from speech.activity import ListenerConfig
-from speech.audio import Block
 from speech.errors import BundleError, ConfigError
-from speech.forecast import Forecast, forecast
-from speech.own_words import OwnWords
+from speech.own.forecast import Forecast, forecast
+from speech.own.lesson import Fault, takes
+from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
+from speech.segment import ListenerConfig
 from speech.serve.streams import Decoder, PcmFormat, level_dbfs
+from speech.sound.files import Block
 from speech.teach import Collector, check_free
-from speech.teaching import Fault, takes
 
 FEWEST, MOST = 1, 20
 """Bounds of the number of recordings that a client may ask for."""

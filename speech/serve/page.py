@@ -26,7 +26,6 @@ from websockets.typing import Subprotocol
 
 from speech import __version__
 from speech.errors import BundleError, ConfigError, SpeechError
-from speech.gates import Tracer
 from speech.results import Examined, as_dict
 from speech.serve.lessons import Lesson, can_learn, forget
 from speech.serve.messages import ClientError, Start, Teach, parse_message
@@ -34,6 +33,7 @@ from speech.serve.mqtt import Publish
 from speech.serve.pictures import picture_of
 from speech.serve.security import TOKEN_PREFIX, Access, Limits
 from speech.serve.streams import Hearing, Settings, Stream, Workers
+from speech.trace import Tracer
 
 SOCKET_PATH = "/socket"
 PROTOCOL = Subprotocol("speech.v1")

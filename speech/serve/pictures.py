@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.activity import SAMPLE_RATE_HZ
-from speech.gates import Tracer
 from speech.recognizer import SHORTEST_S
 from speech.results import Examined
+from speech.segment import SAMPLE_RATE_HZ
+from speech.trace import Tracer
 
 N_COLUMNS = 480
 """Columns of the drawn waveform; each gives the smallest and the largest of its samples."""

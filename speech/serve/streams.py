@@ -11,13 +11,13 @@ from typing import TypeVar
 import numpy as np
 import soxr
 
-from speech.activity import ListenerConfig
-from speech.audio import Block, as_mono, check_rate
 from speech.errors import AudioError, ConfigError
 from speech.grammar import Grammar
 from speech.listener import Listener, thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Examined
+from speech.segment import ListenerConfig
+from speech.sound.files import Block, as_mono, check_rate
 
 DTYPES = {2: "<i2", 4: "<i4"}
 """Bytes per sample -> NumPy type."""

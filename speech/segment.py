@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.audio import Block
 from speech.errors import ConfigError
+from speech.sound.files import Block
 
 SAMPLE_RATE_HZ = 16000
 """Sample rate of the voice activity detector."""

@@ -13,7 +13,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speech.containers import (
+from speech.errors import AudioError, tell
+from speech.sound.containers import (
     ENCODINGS,
     HEAD_BYTES,
     MARK_BYTES,
@@ -26,7 +27,6 @@ from speech.containers import (
     unreadable_kind,
     whole,
 )
-from speech.errors import AudioError, tell
 
 Block = NDArray[np.float32]
 Samples = NDArray[Any] | Sequence[float]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.audio import Block
 from speech.bundle import SILENCE, UNKNOWN
-from speech.similarity import Similarity, Vectors, unit
+from speech.own.similarity import Similarity, Vectors, unit
+from speech.sound.files import Block
 
 Embed = Callable[[Block], Vectors]
 """An utterance (time,) at 16 kHz -> its embedding (embedding,)."""
@@ -33,7 +33,7 @@ class WordModel:
     """An own word, recognised by the cosine to the mean of its recordings."""
 
     place: Vectors
-    """(axes,) mean of its recordings as a unit vector, see `speech.similarity`."""
+    """(axes,) mean of its recordings as a unit vector, see `speech.own.similarity`."""
 
     def log_odds(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
         """Log-odds of the word against everything else: (batch, axes) -> (batch,)."""

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.activity import SAMPLE_RATE_HZ
-from speech.audio import Block
-from speech.own_words import OwnWord, OwnWords
+from speech.own.matching import WordModel, left_out, odds_of
+from speech.own.similarity import Similarity, Vectors, unit
+from speech.own.words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
-from speech.similarity import Similarity, Vectors, unit
-from speech.word_model import WordModel, left_out, odds_of
+from speech.segment import SAMPLE_RATE_HZ
+from speech.sound.files import Block
 
 N_DRAWN = 32
 """Simulated recordings of each other word, drawn to estimate confusions."""

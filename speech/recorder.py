@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speech.audio import Block
 from speech.errors import ConfigError
 from speech.results import Detection, Rejection
+from speech.sound.files import Block
 
 LEAD_S = 0.5
 """Seconds of audio saved before the word."""

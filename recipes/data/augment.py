@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from speech.activity import CUTOFF_HZ
+from recipes.data.clips import FRAME, SAMPLE_RATE_HZ
 from speech.errors import ConfigError
-from speech.training.clips import FRAME, SAMPLE_RATE_HZ
+from speech.segment import CUTOFF_HZ
 
 CURVE_POINTS = 257
 """Points of a microphone's response, evenly spaced from 0 to 8 kHz; linear interpolation in between."""
@@ -133,7 +133,7 @@ def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
 def live_response(points: int, device: torch.device) -> Tensor:
     """(points // 2 + 1,) gain of the live loop's high-pass at each frequency of an FFT; its phase is left out.
 
-    Source: Butterworth's magnitude of order 4 after the bilinear transform, as in `speech.activity`.
+    Source: Butterworth's magnitude of order 4 after the bilinear transform, as in `speech.segment`.
     """
     angle = torch.linspace(0, math.pi / 2, points // 2 + 1, dtype=torch.float64)[:-1]
     ratio = torch.tan(angle) / math.tan(math.pi * CUTOFF_HZ / SAMPLE_RATE_HZ)

@@ -1,8 +1,8 @@
 """Utterances -> decisions: each utterance is read once, then accepted or rejected with one reason."""
 
-from speech.activity import SAMPLE_RATE_HZ, ListenerConfig, Utterance
 from speech.heads import Reader, Reading, Word
 from speech.results import Detection, Examined, Reason, Rejection
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Utterance
 
 
 class Decision:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from speech.errors import ConfigError
-from speech.training.lstm import LSTM
+from speech.model.lstm import LSTM
 
 LSTMKind = Literal["torch", "equations", "rnn"]
 """The fast LSTM; the one written out from its equations, with the same weights; a plain RNN for comparison."""

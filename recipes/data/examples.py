@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from recipes.data.clips import FRAME, SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals
+from recipes.data.corpus import Corpus
+from recipes.data.material import Material, NoiseDraws, NoiseMix, Sounds, SourceMix, draw_noise, joined
+from recipes.data.plan import Movable, Plan, no_noise, plan_elements
+from recipes.data.teacher import Teacher
 from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import ConfigError
-from speech.training.clips import FRAME, SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals
-from speech.training.corpus import Corpus
-from speech.training.material import Material, NoiseDraws, NoiseMix, Sounds, SourceMix, draw_noise, joined
-from speech.training.plan import Movable, Plan, no_noise, plan_elements
-from speech.training.teacher import Teacher
 
 SHORTEST_S, LONGEST_S = 0.5, 2.0
 """Lengths of an utterance, margins included."""

@@ -6,10 +6,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.audio import Block
-from speech.similarity import Similarity, Vectors
-from speech.word_model import WordModel
+from speech.own.matching import WordModel
+from speech.own.similarity import Similarity, Vectors
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
+from speech.sound.files import Block
 
 QUIETEST_DBFS = -50.0
 """Speech level below which its weak sounds are lost."""

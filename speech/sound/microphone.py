@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from speech import channels, errors
-from speech.audio import Block, resample_stream
-from speech.devices import (
+from speech import errors
+from speech.errors import DeviceError
+from speech.sound import channels
+from speech.sound.devices import (
     BLOCK_S,
     InputDevice,
     Stream,
@@ -20,7 +21,7 @@ from speech.devices import (
     same_device,
     sounddevice,
 )
-from speech.errors import DeviceError
+from speech.sound.files import Block, resample_stream
 
 POLL_S = 0.1
 PATIENCE_S = 3.0

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.audio import Block, as_mono
 from speech.errors import ConfigError
+from speech.sound.files import Block, as_mono
 
 Channel = int | Literal["best", "mix"]
 """A channel number from 1 on; `"best"`: the one with the clearest speech; `"mix"`: the mean of all."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from speech.bundle import FORMAT, BundleInfo
 from speech.errors import BundleError, ConfigError
+from speech.model.features import MFCC, FeatureConfig
+from speech.model.networks import NETWORKS, Encoder, LSTMKind, Network, NetworkConfig
 from speech.recognizer import Recognizer
-from speech.training.features import MFCC, FeatureConfig
-from speech.training.networks import NETWORKS, Encoder, LSTMKind, Network, NetworkConfig
 
 PREFIX = "acoustic."
 """Prefix of the names of the network's weights in a checkpoint."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from speech.errors import ConfigError
-from speech.training.lstm import LSTM
+from speech.model.lstm import LSTM
 
 Kind = Literal["rnn", "lstm"]
 Network = LSTM | nn.LSTM | nn.RNN

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.clips import Numbers, Reals
+from recipes.data.corpus import Recording
 from speech.bundle import SILENCE, UNKNOWN
 from speech.errors import DataError
-from speech.training.clips import Numbers, Reals
-from speech.training.corpus import Recording
 
 LEAST = 0.05
 """If no teacher gives the true word a higher posterior, the recording is doubted: its target is its label alone."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
+from recipes.data.corpus import CUT, SPOKEN, Corpus, speaker_of
+from recipes.data.plan import Elements, plan_noises
 from speech.errors import ConfigError
-from speech.training.clips import FRAME, SAMPLE_RATE_HZ, Numbers, Reals
-from speech.training.corpus import CUT, SPOKEN, Corpus, speaker_of
-from speech.training.plan import Elements, plan_noises
 
 NEAR_FRAMES = 12
 """Speech is cut at the weakest of this many frames: 120 ms."""

@@ -2,7 +2,7 @@
 
 A mixture is a sequence of elements: words, other words, pieces of other speech, short sounds.  The gaps between them
 range from a slight overlap to 1.5 s.  The transcript holds the words, and `_unknown_` for each run of other speech.
-`speech.training.augment` adds noise, rooms and levels later.  The same seed gives the same mixtures.
+`recipes.data.augment` adds noise, rooms and levels later.  The same seed gives the same mixtures.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from recipes.data.clips import SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals, Waveform, set_level
+from recipes.data.corpus import Corpus, speaker_of
+from recipes.data.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
+from recipes.data.plan import Movable, Plan, no_noise, plan_elements, played
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.training.clips import SAMPLE_RATE_HZ, SPEECH_DB, Numbers, Reals, Waveform, set_level
-from speech.training.corpus import Corpus, speaker_of
-from speech.training.material import Material, NoiseMix, Sounds, SourceMix, draw_noise
-from speech.training.plan import Movable, Plan, no_noise, plan_elements, played
 
 FADE = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)
 MOST_ELEMENTS = 8
@@ -254,7 +254,7 @@ class MixtureMaker:
         speech = self.material.stretches("speech", np.full(len(chosen), length), rng)
         level_db = SPEECH_DB + self.config.level_db * rng.uniform(-1, 1, len(chosen))
         pairs = (
-            (row.sounds.recording, speech.recording),
+            (row.sounds.recording, speech.recorder),
             (row.sounds.start, speech.start),
             (row.sounds.end, speech.end),
             (row.label, self.unknown),

@@ -15,9 +15,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from speech.bundle import SILENCE, UNKNOWN
-from speech.errors import ConfigError, DataError
-from speech.training.clips import (
+from recipes.data.clips import (
     CLIP,
     FRAME,
     SAMPLE_RATE_HZ,
@@ -31,6 +29,8 @@ from speech.training.clips import (
     frame_power,
     procedural_sound,
 )
+from speech.bundle import SILENCE, UNKNOWN
+from speech.errors import ConfigError, DataError
 
 SCARCE = ("on", "off")
 """Commands with perhaps only a dozen validation clips in a partial data set."""

@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from speech.audio import Block, Recording, open_stream
-from speech.containers import RawFormat
 from speech.errors import AudioError, tell
+from speech.sound.containers import RawFormat
+from speech.sound.files import Block, Recording, open_stream
 
 
 def standard_input(raw: RawFormat, sniff: bool = True, tell: Callable[[str], None] = tell) -> Recording:

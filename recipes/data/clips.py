@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.activity import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, VoiceActivity
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, VoiceActivity
 
 CLIP = SAMPLE_RATE_HZ
 """Samples of a Speech Commands clip: one second."""

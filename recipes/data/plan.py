@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech.training.clips import SAMPLE_RATE_HZ, Numbers, Reals
-from speech.training.corpus import Corpus
+from recipes.data.clips import SAMPLE_RATE_HZ, Numbers, Reals
+from recipes.data.corpus import Corpus
 
 FADE = SAMPLE_RATE_HZ // 100
 """Samples over which each element fades in and out: 10 ms."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import soundfile
 
-from speech.activity import SAMPLE_RATE_HZ
-from speech.audio import Block, read
 from speech.errors import AudioError, ConfigError
-from speech.similarity import Similarity, Vectors
-from speech.word_model import WordModel, fit
+from speech.own.matching import WordModel, fit
+from speech.own.similarity import Similarity, Vectors
+from speech.segment import SAMPLE_RATE_HZ
+from speech.sound.files import Block, read
 
 FORMAT = 1
 """Version of the format of `word.json`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchaudio.functional import create_dct, melscale_fbanks
 
 from speech.errors import ConfigError
-from speech.training.clips import SAMPLE_RATE_HZ
+from speech.segment import SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)

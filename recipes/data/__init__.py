@@ -1,0 +1,1 @@
+"""What training draws from: the recordings, examples composed of them, their augmentation."""

@@ -1,0 +1,1 @@
+"""The network: MFCC, LSTM from its equations, heads, export.  Needs torch."""

@@ -1,0 +1,1 @@
+"""Files, pipes, microphones: where the audio comes from."""

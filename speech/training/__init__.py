@@ -1,1 +1,0 @@
-"""Training: features, network, data, augmentation and export.  Needs the `train` extra."""
