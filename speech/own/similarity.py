@@ -28,7 +28,7 @@ HALVED = ("mean", "projection", "spread")
 """Fields stored in half precision."""
 BYTES = ("background", "places")
 """Fields stored as whole multiples of 1/127 of their largest absolute value."""
-METADATA = "speech.own.similarity"
+METADATA = "speech.similarity"
 """Its key in a bundle's metadata."""
 
 
