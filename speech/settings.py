@@ -1,10 +1,12 @@
-"""Read what people write: text files up to a maximum size, and names of words."""
+"""Read what people write - text files up to a maximum size, names of words - and find the folders of their files."""
 
+import os
+import sys
 import tomllib
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from speech.errors import ConfigError
 
@@ -12,6 +14,11 @@ MOST_BYTES = 1 << 20
 """Largest file that is read, in bytes."""
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`", "'"))
 """Typographic apostrophes, as keyboards and word processors write them -> '."""
+FOLDERS = {
+    "data": ("XDG_DATA_HOME", ".local/share", "Library/Application Support", "LOCALAPPDATA"),
+    "config": ("XDG_CONFIG_HOME", ".config", ".config", "APPDATA"),
+}
+"""Where a user's files are: XDG variable, folder of the home, the same on macOS, and Windows' variable."""
 
 
 def read_text(path: str | Path) -> str:
@@ -55,3 +62,22 @@ def match_name(name: str, known: Iterable[str]) -> str:
     """The one of the known names with the same normal form; the normal form itself if there is none."""
     wanted = normal_name(name)
     return next((word for word in known if normal_name(word) == wanted), wanted)
+
+
+def user_folder(kind: Literal["data", "config"]) -> Path:
+    """This package's folder among the user's own files; a relative path in the environment is ignored, as XDG asks.
+
+    Raises:
+        ConfigError: the user has no home folder.
+    """
+    xdg, linux, mac, windows = FOLDERS[kind]
+    named = Path(os.environ.get(windows if sys.platform == "win32" else xdg, ""))
+    if named.is_absolute():
+        return named / "speech"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path()
+    if not home.is_absolute():
+        raise ConfigError(f"there is no home folder to keep the user's {kind} in: set HOME, or name a folder")
+    return home / (mac if sys.platform == "darwin" else linux) / "speech"
