@@ -14,8 +14,11 @@ from speech.sound.containers import ENCODINGS, HEAD_BYTES, RawFormat
 from speech.sound.files import (
     Recording,
     as_mono,
+    audio_files,
+    level_dbfs,
     open_recording,
     open_stream,
+    pcm,
     read,
     read_blocks,
     resample,
@@ -200,7 +203,8 @@ CONTAINERS = [
     ("CAF", "ALAC_16"), ("FLAC", "PCM_16"), ("VOC", "PCM_16"), ("NIST", "PCM_16"), ("MP3", "MPEG_LAYER_III"),
     ("OGG", "VORBIS"), ("OGG", "OPUS"),
 ]  # fmt: skip
-NEEDS_THE_END = ("MP3", "OGG")
+AS_THEY_COME = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("WAV", "ULAW")]
+"""These are read while they come; the others to their end first."""
 
 
 def encoded(container: str, subtype: str, seconds: float = 30.0) -> bytes:
@@ -229,11 +233,11 @@ def test_a_piped_container_is_what_the_file_is(tmp_path: Path, container: str, s
     recording = open_stream(Pipe(data).read, "pipe", RawFormat(), tell=reported.append)
     piped = np.concatenate(list(recording.blocks(16000)))
     np.testing.assert_allclose(piped, read(tmp_path / "file", 16000), atol=1e-6)
-    assert len(reported) == (container in NEEDS_THE_END)
+    assert len(reported) == ((container, subtype) not in AS_THEY_COME)
 
 
-@pytest.mark.parametrize(("container", "subtype"), [c for c in CONTAINERS if c[0] not in NEEDS_THE_END])
-def test_a_piped_container_is_not_kept_waiting(container: str, subtype: str) -> None:
+@pytest.mark.parametrize(("container", "subtype"), AS_THEY_COME)
+def test_a_piped_wav_is_not_kept_waiting(container: str, subtype: str) -> None:
     data = encoded(container, subtype)
     pipe = Pipe(data)
     blocks = open_stream(pipe.read, "pipe", RawFormat()).blocks(16000)
@@ -243,16 +247,25 @@ def test_a_piped_container_is_not_kept_waiting(container: str, subtype: str) -> 
     assert pipe.n_taken < len(data) * heard_s / 30 + 3 * HEAD_BYTES
 
 
-def test_a_wav_of_unknown_length_has_no_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF024, 0x80000000, 0])  # of ffmpeg, sox, arecord, GStreamer
+def test_a_wav_of_unknown_length_has_no_end(size: int) -> None:
     data = bytearray(encoded("WAV", "PCM_16", 5))
-    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes it into a pipe
+    data[4:8] = data[40:44] = size.to_bytes(4, "little")
     assert sum(map(len, open_stream(Pipe(bytes(data)).read, "pipe").blocks(16000))) == 5 * 16000
+
+
+def test_what_surrounds_the_samples_of_a_wav_is_not_heard() -> None:
+    data = bytearray(encoded("WAV", "PCM_16", 1))
+    data[36:36] = b"LIST" + (3).to_bytes(4, "little") + b"abc\0"  # a chunk of odd length is padded
+    data += b"LIST" + (1000).to_bytes(4, "little") + bytes([77] * 1000)
+    (samples,) = [np.concatenate(list(open_stream(Pipe(bytes(data)).read, "pipe").blocks(16000)))]
+    np.testing.assert_allclose(samples, sine(16000, 1), atol=1e-3)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_raw_samples_of_every_encoding(encoding: str, channels: int) -> None:
-    subtype, endian = ENCODINGS[encoding]
+    subtype, endian, _ = ENCODINGS[encoding]
     file, waveform = io.BytesIO(), sine(8000, 2.0)
     soundfile.write(file, np.stack([waveform] * channels, 1), 8000, subtype, endian, "RAW")
     stream = open_stream(Pipe(file.getvalue(), 333).read, "pipe", RawFormat(encoding, 8000, channels))
@@ -286,7 +299,7 @@ def test_raw_samples_that_begin_like_a_container_can_be_called_raw() -> None:
 
 
 def test_quiet_raw_samples_are_not_taken_for_a_container() -> None:
-    """MPEG audio and AAC have no mark but eleven bits that are set, as those of small negative samples are."""
+    """MPEG audio has no mark but eleven bits that are set, as those of small negative samples are."""
     rng = np.random.default_rng(0)
     for deviation in (1, 3, 30, 1000):
         for first in range(0xFFE0, 0x10000):
@@ -354,13 +367,6 @@ def test_a_name_need_not_be_text(tmp_path: Path) -> None:
     assert len(read(os.fsdecode(path), 16000)) == 16000
 
 
-def adts(n_frames: int) -> bytes:
-    """Frames of AAC, 200 bytes each, without sense in them."""
-    return (
-        bytes([0xFF, 0xF1, 0x50, 0x80 | 200 >> 11, 200 >> 3 & 0xFF, (200 & 7) << 5 | 0x1F, 0xFC]) + bytes(193)
-    ) * n_frames
-
-
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
@@ -368,7 +374,7 @@ def adts(n_frames: int) -> bytes:
         (b"\x1aE\xdf\xa3\x01\0\0\0webm", "WebM"),
         (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "WMA"),
         (b"#!AMR\n", "AMR"),
-        (adts(10), "AAC"),
+        (b"ADIF", "AAC"),
     ],
 )
 @pytest.mark.parametrize("piped", [False, True])
@@ -404,3 +410,21 @@ def test_a_header_that_can_not_be_is_refused_with_the_file_named(
     (tmp_path / "odd.wav").write_bytes(data)
     with pytest.raises(AudioError, match=rf"odd\.wav.*({message}|can't be read as audio)"):
         read(tmp_path / "odd.wav", 16000)
+
+
+def test_the_audio_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.WAV", "a.flac", "in/c.Opus", "._b.WAV", "in/._c.wav", "notes.txt", "word.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "d.wav").mkdir()
+    named = tmp_path / "notes.txt"
+    names = [str(path.relative_to(tmp_path)) for path in audio_files([str(tmp_path), named, tmp_path / "a.flac"])]
+    assert names == ["a.flac", "b.WAV", "in/c.Opus", "notes.txt"], "what is named itself is taken as it is"
+    with pytest.raises(AudioError, match="no audio files in"):
+        audio_files([tmp_path / "d.wav"])
+
+
+def test_levels_and_16_bit_samples() -> None:
+    assert level_dbfs(sine(16000)) == pytest.approx(-9.03, abs=0.01)
+    assert level_dbfs(np.zeros(0)) == level_dbfs(np.zeros(9)) == -120
+    assert np.frombuffer(pcm(np.array([0, 0.5, -1, 1, 2])), "<i2").tolist() == [0, 16384, -32768, 32767, 32767]

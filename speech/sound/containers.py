@@ -1,15 +1,17 @@
-"""Identify audio formats by their first bytes, and let libsndfile read a stream that can't seek."""
+"""Raw encodings, and what a pipe brings, by its first bytes: raw samples, WAV, another container."""
 
-import os
+import io
 import shlex
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
 
 from speech.errors import ConfigError
 
-READABLE = (
+CONTAINERS = (
     b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"dns.", b"NIST_1A",
     b"Creative Voice File",
 )  # fmt: skip
@@ -19,24 +21,20 @@ UNREADABLE = {
     (0, b"#!AMR"): "AMR", (0, b"ADIF"): "AAC", (0, b"FLV\x01"): "Flash video",
 }  # fmt: skip
 """Offset and bytes that identify formats which libsndfile does not read -> name of the format."""
-MARK_BYTES = 20
-"""Enough for all of `READABLE` and `UNREADABLE`."""
-HEAD_BYTES = 4096
-"""Enough to distinguish MPEG audio, which has no fixed first bytes, from raw samples."""
-UNKNOWN_LENGTH = 1 << 62
-"""Length in bytes that is reported for a stream of unknown length."""
-SKIP_BYTES = 1 << 16
-"""Longest jump forwards in bytes that is followed while a header is read."""
-ENCODINGS = {
-    "s16le": ("PCM_16", "LITTLE"), "s16be": ("PCM_16", "BIG"), "s24le": ("PCM_24", "LITTLE"),
-    "s24be": ("PCM_24", "BIG"), "s32le": ("PCM_32", "LITTLE"), "s32be": ("PCM_32", "BIG"),
-    "f32le": ("FLOAT", "LITTLE"), "f32be": ("FLOAT", "BIG"), "f64le": ("DOUBLE", "LITTLE"),
-    "f64be": ("DOUBLE", "BIG"), "s8": ("PCM_S8", "FILE"), "u8": ("PCM_U8", "FILE"), "mulaw": ("ULAW", "FILE"),
-    "alaw": ("ALAW", "FILE"),
-}  # fmt: skip
-"""Raw sample formats by ffmpeg's names -> libsndfile's subtype and byte order."""
+MARK_BYTES, HEAD_BYTES = 20, 4096
+"""Enough for all of `CONTAINERS` and `UNREADABLE`; enough for three frames of MPEG audio."""
+ENDLESS_BYTES = 0x7FFFF000
+"""A WAV file that claims at least this length, or 0, was written to a pipe: its length was not known."""
 MOST_CHANNELS = 64
 """Largest number of channels that is read."""
+ENCODINGS = {
+    "s16le": ("PCM_16", "LITTLE", 2), "s16be": ("PCM_16", "BIG", 2), "s24le": ("PCM_24", "LITTLE", 3),
+    "s24be": ("PCM_24", "BIG", 3), "s32le": ("PCM_32", "LITTLE", 4), "s32be": ("PCM_32", "BIG", 4),
+    "f32le": ("FLOAT", "LITTLE", 4), "f32be": ("FLOAT", "BIG", 4), "f64le": ("DOUBLE", "LITTLE", 8),
+    "f64be": ("DOUBLE", "BIG", 8), "s8": ("PCM_S8", "FILE", 1), "u8": ("PCM_U8", "FILE", 1),
+    "mulaw": ("ULAW", "FILE", 1), "alaw": ("ALAW", "FILE", 1),
+}  # fmt: skip
+"""Raw sample formats by ffmpeg's names -> libsndfile's subtype and byte order, bytes of a sample."""
 
 
 @dataclass(frozen=True)
@@ -54,160 +52,91 @@ class RawFormat:
         if not 1 <= self.channels <= MOST_CHANNELS:
             raise ConfigError(f"{self.channels} channels; from 1 to {MOST_CHANNELS} can be read")
 
-
-def unreadable_kind(head: bytes) -> str | None:
-    """The name of a format that libsndfile does not read, given its first bytes; None for all others."""
-    for (place, mark), name in UNREADABLE.items():
-        if head[place:].startswith(mark):
-            return name
-    return "AAC" if _is_adts(head) else None
-
-
-def is_container(head: bytes) -> bool:
-    """Whether this is a container that libsndfile reads.  `head`: the first `HEAD_BYTES`, or all bytes if fewer."""
-    return head.startswith(READABLE) or _is_mpeg(head)
-
-
-def is_finished(head: bytes) -> bool:
-    """Whether the container can only be read whole: Ogg, and MPEG audio with its length in the first frame."""
-    return head.startswith(b"OggS") or (head.startswith((b"\xff", b"ID3")) and (b"Xing" in head or b"Info" in head))
+    def read(self, source: "ForwardOnlyStream", n_frames: int) -> NDArray[np.float32]:
+        """Take frames from a stream as (time, channels); half a frame at the end is dropped."""
+        subtype, endian, sample_bytes = ENCODINGS[self.encoding]
+        frame_bytes = self.channels * sample_bytes
+        data = source.take(n_frames * frame_bytes)
+        if len(data) < frame_bytes:
+            return np.zeros((0, self.channels), np.float32)
+        return soundfile.read(
+            io.BytesIO(data), len(data) // frame_bytes, dtype="float32", always_2d=True, format="RAW",
+            subtype=subtype, endian=endian, samplerate=self.sample_rate_hz, channels=self.channels,
+        )[0]  # fmt: skip
 
 
-def conversion(name: str) -> str:
-    """A command that converts the file to a readable format, for messages."""
-    return f"convert it: ffmpeg -i {shlex.quote(name)} -ac 1 -ar 16000 converted.wav"
-
-
-def _is_mpeg(head: bytes) -> bool:
-    """Whether the bytes begin with three MPEG audio frames; one frame could also be raw samples."""
-    at = 0
-    for _ in range(3):
-        frame = head[at : at + 4]
-        n_bytes = _mpeg_frame_bytes(frame)
-        if not n_bytes or frame[:1] + bytes([frame[1] & 0xFE, frame[2] & 0x0C]) != (
-            head[:1] + bytes([head[1] & 0xFE, head[2] & 0x0C])
-        ):
-            return False
-        at += n_bytes
-    return True
-
-
-def _mpeg_frame_bytes(header: bytes) -> int:
-    """Length of a layer 2 or 3 frame, by its first four bytes; 0 if it is not such a frame.
-
-    Source: ISO/IEC 11172-3, section 2.4.2.3, and 13818-3 for half and quarter rates.
-    """
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
-        return 0
-    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
-    rate_code, bitrate_code, padding = header[2] >> 2 & 3, header[2] >> 4, header[2] >> 1 & 1
-    if version == 1 or layer not in (2, 3) or rate_code == 3 or bitrate_code in (0, 15):
-        return 0
-    rate_hz = (44100, 48000, 32000)[rate_code] >> {3: 0, 2: 1, 0: 2}[version]
-    kbits = _KBITS[layer if version == 3 else 0][bitrate_code - 1]
-    n_samples = 576 if layer == 3 and version != 3 else 1152
-    return n_samples // 8 * 1000 * kbits // rate_hz + padding
-
-
-_KBITS = {
-    2: (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    0: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-"""Bit rates of MPEG-1 layers 2 and 3, and of MPEG-2, in kbit/s."""
-
-
-def _is_adts(head: bytes) -> bool:
-    """Whether the bytes begin with three AAC frames.  Source: ISO/IEC 13818-7, section 6.2."""
-    at = 0
-    for _ in range(3):
-        frame = head[at : at + 7]
-        if len(frame) < 7 or frame[0] != 0xFF or frame[1] & 0xF6 != 0xF0 or frame[1:3] != head[1:3]:
-            return False
-        n_bytes = (frame[3] & 3) << 11 | frame[4] << 3 | frame[5] >> 5
-        if n_bytes < len(frame):
-            return False
-        at += n_bytes
-    return True
-
-
-class OneWay:
-    """A stream that can be read only once, as from a pipe, with the seeks that libsndfile needs to open it.
-
-    The bytes of the header are kept, because libsndfile reads it twice.  For some containers it also looks at what
-    follows the samples; such reads, far beyond the bytes that have arrived, return zeros.
+class ForwardOnlyStream:
+    """Bytes that can be read only once, as from a pipe, with a look ahead.
 
     Args:
         read: returns up to the given number of bytes, at least one; none at the end.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read = read
-        self._kept, self._begin, self._at = (
-            bytearray(),
-            0,
-            0,
-        )  # bytes kept, position of the first, position of the next to read
-        self._has_ended, self._is_opened, self._n_zeros = False, False, HEAD_BYTES
-        self.error: BaseException | None = None
-        """The exception that stopped the reading, which can't pass through libsndfile's C code."""
+        self._read, self._ahead, self._left = read, bytearray(), float("inf")
 
     def peek(self, n_bytes: int) -> bytes:
-        """The next bytes, fewer at the end of the stream, without moving the position."""
-        self._fill(self._at + n_bytes)
-        begin = self._at - self._begin
-        return bytes(self._kept[begin : begin + n_bytes])
+        """The next bytes, fewer at the end."""
+        while (lacking := n_bytes - len(self._ahead)) > 0 and (data := self._read(max(lacking, HEAD_BYTES))):
+            self._ahead += data
+        return bytes(self._ahead[:n_bytes])
 
-    def opened(self) -> None:
-        """The header has been read: bytes need not be kept from now on."""
-        self._is_opened = True
+    def take(self, n_bytes: int) -> bytes:
+        """As `peek`, and move on; nothing after the bytes that `limit` allows."""
+        data = self.peek(int(min(n_bytes, self._left)))
+        del self._ahead[: len(data)]
+        self._left -= len(data)
+        return data
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fill the buffer.  Returns the number of bytes; fewer than its length only at the end or after an `error`."""
-        if self._at > self._begin + len(self._kept) + SKIP_BYTES:
-            return self._nothing(buffer)
-        try:
-            self._fill(self._at + len(buffer))
-        except BaseException as error:  # KeyboardInterrupt too; raised again when libsndfile has returned
-            self.error, self._has_ended = error, True
-        begin = self._at - self._begin
-        found = self._kept[begin : begin + len(buffer)]
-        buffer[: len(found)] = found
-        self._at += len(found)
-        if self._is_opened:
-            del self._kept[: self._at - self._begin]
-            self._begin = self._at
-        return len(found)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: UNKNOWN_LENGTH}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def _nothing(self, buffer: bytearray | memoryview) -> int:
-        """Fill the buffer with zeros, in all at most `HEAD_BYTES`."""
-        n_bytes = min(len(buffer), self._n_zeros)
-        buffer[:n_bytes] = bytes(n_bytes)
-        self._n_zeros -= n_bytes
-        self._at += n_bytes
-        return n_bytes
-
-    def _fill(self, end: int) -> None:
-        """Read until position `end`, or to the end of the stream."""
-        while not self._has_ended and (lacking := end - self._begin - len(self._kept)) > 0:
-            data = self._read(max(lacking, HEAD_BYTES))
-            self._kept += data
-            self._has_ended = not data
+    def limit(self, n_bytes: float) -> None:
+        """End the stream after this many bytes."""
+        self._left = n_bytes
 
 
-def whole(source: OneWay) -> IO[bytes]:
-    """Read a stream to its end into a temporary file."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - libsndfile reads it
-    while data := source.peek(SKIP_BYTES):
-        file.write(data)
-        source.seek(len(data), os.SEEK_CUR)
-        source.opened()
-    file.seek(0)
-    return file
+def wav_format(source: ForwardOnlyStream) -> RawFormat | None:
+    """Read the header of a WAV stream: the format of the samples that follow.
+
+    Returns:
+        None if libsndfile must decide: it is not WAV, its samples are compressed, or it is damaged.  Then nothing was
+        taken.
+    """
+    at = 12
+    while len(head := source.peek(at + 8)) == at + 8 and head.startswith(b"RIFF") and at < 256 * HEAD_BYTES:
+        kind, n_bytes = head[at : at + 4], int.from_bytes(head[at + 4 :], "little")
+        at += 8
+        if kind == b"data":
+            coding = {subtype: name for name, (subtype, endian, _) in ENCODINGS.items() if endian != "BIG"}
+            try:
+                with soundfile.SoundFile(io.BytesIO(head)) as file:
+                    found = RawFormat(coding[file.subtype], file.samplerate, file.channels)
+            except (soundfile.LibsndfileError, KeyError, ConfigError):
+                return None
+            source.take(at)
+            source.limit(n_bytes if 0 < n_bytes < ENDLESS_BYTES else float("inf"))
+            return found
+        at += n_bytes + n_bytes % 2
+    return None
+
+
+def kind_of(source: ForwardOnlyStream) -> str | None:
+    """What a stream begins with: the name of a format that libsndfile does not read, "" if it may, None: raw samples.
+
+    As few bytes are awaited as are needed, so that raw samples are not delayed.
+    """
+    head = source.peek(MARK_BYTES)
+    for (place, mark), name in UNREADABLE.items():
+        if head[place:].startswith(mark):
+            return name
+    if head.startswith(CONTAINERS):
+        return ""
+    if head[:1] != b"\xff" or head[1:2] < b"\xe0" or head[1] & 6 not in (2, 4):
+        return None
+    head = source.peek(HEAD_BYTES)  # three frames of MPEG audio, layer 2 or 3; one could also be raw samples
+    fours = zip(head, head[1:], head[2:], head[3:], strict=False)
+    frames = [(a, b, c & 0x0C, d & 0xC0) for a, b, c, d in fours if 0 < c >> 4 < 15]  # with a bit rate
+    return "" if frames.count((head[0], head[1], head[2] & 0x0C, head[3] & 0xC0)) >= 3 else None
+
+
+def conversion(name: str) -> str:
+    """A command that converts the file to a readable format, for messages."""
+    return f"convert it: ffmpeg -i {shlex.quote(name)} -ac 1 -ar 16000 converted.wav"

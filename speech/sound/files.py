@@ -4,7 +4,10 @@ import numbers
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from speech.errors import AudioError, tell
-from speech.sound.containers import (
-    ENCODINGS,
-    HEAD_BYTES,
-    MARK_BYTES,
-    MOST_CHANNELS,
-    OneWay,
-    RawFormat,
-    conversion,
-    is_container,
-    is_finished,
-    unreadable_kind,
-    whole,
-)
+from speech.sound.containers import MOST_CHANNELS, ForwardOnlyStream, RawFormat, conversion, kind_of, wav_format
 
 Block = NDArray[np.float32]
 Samples = NDArray[Any] | Sequence[float]
@@ -39,6 +30,10 @@ LOUDEST = 256.0
 FILE_BLOCK_S = 0.1
 STREAM_BLOCK_S = 0.02
 """Length of the blocks of a stream, short so that they come with little delay."""
+SPOOL_BYTES = 1 << 16
+QUIETEST_DBFS = -120.0
+AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".opus", ".oga", ".aif"}
+"""Suffixes by which audio files are found in a folder."""
 
 
 def as_mono(samples: Any) -> Block:
@@ -140,30 +135,30 @@ class Recording:
     """An opened file or stream of audio; `blocks` reads it, once.
 
     Args:
-        file: the file, opened by libsndfile.
         name: for messages.
-        source: the stream that the file reads from, if any.
+        sample_rate_hz: its own rate.
+        channels: their number.
+        read: returns up to the given number of frames, (time, channels) float32; none at the end.
+        seconds: length, if it is known.
     Raises:
-        AudioError: it holds no audio, or its header has impossible values.
+        AudioError: its header has impossible values.
     """
 
-    def __init__(self, file: ForwardFile, name: str, source: OneWay | None = None) -> None:
-        self._file, self._name, self._source = file, name, source
-        try:
-            self.sample_rate_hz = check_rate(file.samplerate)
-            """Sample rate of the recording."""
-            if not file.frames:
-                raise AudioError("it holds no audio that can be read")
-            if file.channels > MOST_CHANNELS:
-                raise AudioError(f"{file.channels} channels are more than the {MOST_CHANNELS} that can be read")
-        except AudioError as error:
-            file.close()
-            raise AudioError(f"{name}: {error}") from error
-
-    @property
-    def seconds(self) -> float | None:
+    def __init__(
+        self,
+        name: str,
+        sample_rate_hz: int,
+        channels: int,
+        read: Callable[[int], NDArray[np.float32]],
+        seconds: float | None = None,
+    ) -> None:
+        with _named(name):
+            self.sample_rate_hz = check_rate(sample_rate_hz)
+            if channels > MOST_CHANNELS:
+                raise AudioError(f"{channels} channels are more than the {MOST_CHANNELS} that can be read")
+        self.seconds = seconds
         """Length in seconds; None for a stream, whose length is not known before its end."""
-        return None if self._source else self._file.frames / self.sample_rate_hz
+        self._name, self._read = name, read
 
     def blocks(self, sample_rate_hz: int, block_s: float | None = None) -> Iterator[Block]:
         """Mono blocks (time,) at `sample_rate_hz`, read as they are needed.
@@ -171,21 +166,27 @@ class Recording:
         Raises:
             AudioError: while reading: the recording is damaged or holds NaN.
         """
-        block_s = block_s or (STREAM_BLOCK_S if self._source else FILE_BLOCK_S)
+        block_s = block_s or (STREAM_BLOCK_S if self.seconds is None else FILE_BLOCK_S)
         return resample_stream(self._decoded(block_s), self.sample_rate_hz, sample_rate_hz)
 
     def _decoded(self, block_s: float) -> Iterator[Block]:
         size = max(1, round(block_s * self.sample_rate_hz))
-        with self._file as file:
-            try:
-                while len(samples := file.read(size, dtype="float32", always_2d=True)):
-                    yield _average(samples)
-            except soundfile.LibsndfileError as error:
-                _check_source(self._source, self._name)
-                raise AudioError(f"{self._name} is damaged: {reason(error)}") from error
-            except AudioError as error:
-                raise AudioError(f"{self._name}: {error}") from error
-            _check_source(self._source, self._name)
+        with _named(self._name):
+            while len(samples := self._read(size)):
+                yield _average(samples)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the recording in the error of what is done with it."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name} is damaged: {reason(error)}") from error
+    except OSError as error:
+        raise AudioError(f"{name} can't be read: {error.strerror or error}") from error
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error
 
 
 def open_recording(path: str | Path) -> Recording:
@@ -197,11 +198,6 @@ def open_recording(path: str | Path) -> Recording:
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode) and path.suffix.lower() != ".raw":  # for .raw soundfile asks for a rate
-            with path.open("rb") as beginning:
-                head = beginning.read(HEAD_BYTES)
-            file = str(path) if sys.platform == "win32" else os.fsencode(path)  # a name may not be valid text
-            return Recording(_open(file, str(path), head), str(path))
         if stat.S_ISDIR(mode):
             raise AudioError(f"{path} is a folder; give audio files")
         stream = path.open("rb", buffering=0)
@@ -209,6 +205,10 @@ def open_recording(path: str | Path) -> Recording:
         raise AudioError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISREG(mode) and path.suffix.lower() != ".raw":  # for .raw soundfile asks for a rate
+        with stream:
+            kind = kind_of(ForwardOnlyStream(stream.read))
+        return _file(os.fspath(path) if sys.platform == "win32" else os.fsencode(path), str(path), kind)
     return open_stream(stream.read, str(path))
 
 
@@ -221,70 +221,57 @@ def open_stream(
 ) -> Recording:
     """Open audio that can be read only once, as from a pipe; waits until its header has arrived.
 
+    Raw samples and WAV are read as they come; another container is first read to its end, into a temporary file.
+
     Args:
         read: returns up to the given number of bytes, at least one; none at the end.
         name: for messages.
         raw: format of samples without a header; default: they are refused.
-        sniff: look for a container that libsndfile reads.
+        sniff: look for a container.
         tell: takes one line if the stream must be read to its end first.
     Raises:
         AudioError: the stream is empty or not audio.
     """
-    settings = _settings(raw) if raw else {}
-    source = OneWay(read)
-    head = _head(source)
-    if not head:
+    source = ForwardOnlyStream(read)
+    with _named(name):
+        kind = kind_of(source) if sniff or not raw else None
+        is_empty = not source.peek(1)
+        raw = raw if raw and kind is None else wav_format(source)
+    if is_empty:
         raise AudioError(f"{name} holds no audio")
-    is_known = sniff and (is_container(head) or unreadable_kind(head) is not None)
-    if raw and not is_known:
-        recording = Recording(_open(source, name, b"", **settings), name, source)
-    elif is_finished(head):
+    if raw:
+        return Recording(name, raw.sample_rate_hz, raw.channels, partial(raw.read, source))
+    spooled = tempfile.TemporaryFile()  # noqa: SIM115 - libsndfile reads it
+    if not kind:
         tell(f"note: {name} is read to its end first; for live audio pipe in WAV or raw samples")
-        return Recording(_open(whole(source), name, head), name)
-    else:
-        recording = Recording(_open(source, name, head), name, source)
-    source.opened()
-    return recording
+        with _named(name):
+            while data := source.take(SPOOL_BYTES):
+                spooled.write(data)
+            spooled.seek(0)
+    return _file(spooled, name, kind)
 
 
-def _head(source: OneWay) -> bytes:
-    """The first bytes, as few as identify the container, so that raw samples are not delayed."""
-    head = source.peek(MARK_BYTES)
-    return source.peek(HEAD_BYTES) if head[:1] == b"\xff" or head.startswith(b"ID3") else head
+def _file(file: Any, name: str, kind: str | None) -> Recording:
+    """Open a file with libsndfile.
 
-
-def _settings(raw: RawFormat) -> dict[str, Any]:
-    subtype, endian = ENCODINGS[raw.encoding]
-    return {
-        "samplerate": check_rate(raw.sample_rate_hz), "channels": raw.channels, "format": "RAW", "subtype": subtype,
-        "endian": endian,
-    }  # fmt: skip
-
-
-def _open(file: Any, name: str, head: bytes, **settings: Any) -> ForwardFile:
-    """Open with libsndfile.  Raises AudioError, which says how to convert a format that libsndfile does not read."""
-    if kind := unreadable_kind(head):
+    Args:
+        file: path or seekable stream.
+        kind: format according to `kind_of`.
+    Raises:
+        AudioError: it can't be read; the message says how to convert it.
+    """
+    if kind:
         raise AudioError(f"{name} is {kind}, which can't be read; {conversion(name)}")
     try:
-        opened = ForwardFile(file, **settings)
+        opened = ForwardFile(file)
     except soundfile.LibsndfileError as error:
-        _check_source(file, name)
-        if Path(name).suffix.lower() in (".raw", ".pcm"):
-            way_out = "if these are raw samples: --stdin --rate HZ --format s16le < FILE"
-        else:
-            way_out = conversion(name)
+        is_raw = Path(name).suffix.lower() in (".raw", ".pcm")
+        way_out = "if these are raw samples: --stdin --rate HZ --format s16le < FILE" if is_raw else conversion(name)
         raise AudioError(f"{name} can't be read as audio: {reason(error)}; {way_out}") from error
-    _check_source(file, name)
-    return opened
-
-
-def _check_source(file: Any, name: str) -> None:
-    """Raise the error that stopped a stream, if any."""
-    error = file.error if isinstance(file, OneWay) else None
-    if isinstance(error, OSError):
-        raise AudioError(f"{name} can't be read: {error.strerror or error}") from error
-    if error:
-        raise error
+    if not opened.frames:
+        raise AudioError(f"{name} holds no audio that can be read")
+    read = partial(opened.read, dtype="float32", always_2d=True)
+    return Recording(name, opened.samplerate, opened.channels, read, opened.frames / max(1, opened.samplerate))
 
 
 def reason(error: Exception) -> str:
@@ -305,3 +292,31 @@ def read_blocks(path: str | Path, sample_rate_hz: int, block_s: float = FILE_BLO
 def read(path: str | Path, sample_rate_hz: int) -> Block:
     """Read a whole audio file as mono (time,) at `sample_rate_hz`.  Raises AudioError as `read_blocks` does."""
     return np.concatenate(list(read_blocks(path, sample_rate_hz)))
+
+
+def audio_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files, and those in the folders and their subfolders with a suffix of an audio format, each once.
+
+    In folders, names that begin with a dot are left out: `._x.wav` is what a Mac notes about `x.wav`.
+
+    Raises:
+        AudioError: there are none.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        inside = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != "." and p.is_file())
+        found |= dict.fromkeys(sorted(inside) if path.is_dir() else [path])
+    if not found:
+        raise AudioError(f"no audio files in {', '.join(map(str, paths))}")
+    return list(found)
+
+
+def level_dbfs(block: Block) -> float:
+    """RMS level of (time,) in dB relative to full scale, at least `QUIETEST_DBFS`."""
+    power = np.square(block, dtype=np.float64).mean() if len(block) else 0.0
+    return float(10 * np.log10(max(power, 10 ** (QUIETEST_DBFS / 10))))
+
+
+def pcm(waveform: Block) -> bytes:
+    """(time,) -> 16-bit samples, little-endian; values beyond full scale are clipped."""
+    return (np.clip(waveform, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes()
