@@ -129,7 +129,7 @@ def kind_of(source: ForwardOnlyStream) -> str | None:
             return name
     if head.startswith(CONTAINERS):
         return ""
-    if head[:1] != b"\xff" or head[1:2] < b"\xe0" or head[1] & 6 not in (2, 4):
+    if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0 or head[1] & 6 not in (2, 4):
         return None
     head = source.peek(HEAD_BYTES)  # three frames of MPEG audio, layer 2 or 3; one could also be raw samples
     fours = zip(head, head[1:], head[2:], head[3:], strict=False)
