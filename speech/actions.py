@@ -15,11 +15,15 @@ that runs unattended: an action never blocks the audio, and each error is report
     min_confidence = 0.9
 
 A command gets the detection in the environment variables SPEECH_WORD, SPEECH_START_S, SPEECH_END_S and
-SPEECH_CONFIDENCE; its standard input is empty.  It counts as running until it has exited and its output is closed, so
-processes that it started count too.  For a command that keeps running: `timeout_s = inf`, or `shell = true` and
-`program >/dev/null 2>&1 &`.
+SPEECH_CONFIDENCE; its standard input is empty, and the last line of its output is shown.  It counts as running until it
+has exited and its output is closed, so processes that it started count too.  For a command that keeps running:
+`timeout_s = inf`, or `shell = true` and `program >/dev/null 2>&1 &`.
+
+The actions of one utterance, as of "left left stop", run one after another; those of different utterances do not wait
+for each other.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -36,7 +40,7 @@ from typing import IO, Any
 from speech import errors
 from speech.errors import ConfigError
 from speech.results import Detection
-from speech.settings import read_toml
+from speech.settings import match_keys, read_toml
 
 TAIL_BYTES = 4096
 """Bytes kept from the end of each output of a command."""
@@ -60,7 +64,7 @@ class Action:
     shell: bool = False
     """Run the command in a shell."""
     cooldown_s: float = 1.0
-    """Least time between two actions of the word, in seconds of audio (from `at_s` to `at_s`)."""
+    """Least time from an action of the word to one of a later utterance, in seconds of audio (`at_s` to `at_s`)."""
     timeout_s: float = 10.0
     """Seconds after which a command and its child processes are killed; `inf`: never.  No effect on functions."""
     min_confidence: float = 0.0
@@ -99,14 +103,15 @@ class Action:
 class Actions:
     """Runs the action of a detection: `actions(detection)` returns at once.
 
-    A detection is ignored during the cool-down of its word.  It is also skipped while the last action of its word is
-    still running, which is reported once.  At the end of a `with` block, running actions are waited for; after an
-    exception they are ended.
+    A detection is ignored during the cool-down of its word, unless it belongs to the same utterance.  It is also
+    skipped while an action of its word from an earlier utterance is still running, which is reported once.  At the end
+    of a `with` block, running actions are waited for; after an exception they are ended.
 
     Args:
         actions: for each word an Action, or a function, which is called in a separate thread.
         words: all words of the model; default: not checked.
         tell: takes one line about an error, from any thread; default: prints it on stderr.
+        inform: takes the last line of a command's output, from any thread; default: prints it on stderr.
     Raises:
         ConfigError: an action for a word that is not among `words`.
     """
@@ -115,23 +120,32 @@ class Actions:
         self,
         actions: Mapping[str, Action | Callback],
         words: Sequence[str] | None = None,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[str], None] = errors.tell,
+        inform: Callable[[str], None] = errors.tell,
     ) -> None:
+        actions = match_keys(actions, words or ())
         for word in actions:
             if words is not None and word not in words:
                 raise ConfigError(f"[{word}] is not one of the words: {', '.join(words)}")
         self._actions = {word: a if isinstance(a, Action) else Action(a) for word, a in actions.items()}
-        self._tell = tell or errors.tell
+        self._tell, self._inform = tell, inform
         self._closing = threading.Event()
         self._runs: dict[str, _Run] = {}  # the last of each word
-        self.reset()
+        self._run: _Run | None = None  # of the last utterance
+        self._last_s: dict[str, float] = {}
 
     @classmethod
-    def load(cls, path: str | Path, words: Sequence[str], tell: Callable[[str], None] | None = None) -> "Actions":
+    def load(
+        cls,
+        path: str | Path,
+        words: Sequence[str],
+        tell: Callable[[str], None] = errors.tell,
+        inform: Callable[[str], None] = errors.tell,
+    ) -> "Actions":
         """Read and check a TOML file.  Raises ConfigError, which names the file, the table and the key."""
         tables = read_toml(path)
         try:
-            return cls(_parse(tables), words, tell)
+            return cls(_parse(tables), words, tell, inform)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -141,21 +155,23 @@ class Actions:
         action, last = self._actions.get(word), self._runs.get(word)
         if action is None or detection.confidence < action.min_confidence or self._closing.is_set():
             return
-        passed_s = detection.at_s - self._last_s.get(word, -float("inf"))
-        if 0 <= passed_s < action.cooldown_s:  # negative: a new stream began
+        if 0 < detection.at_s - self._last_s.get(word, -math.inf) < action.cooldown_s:  # 0: the same utterance
             return
-        if last and last.is_alive():
+        is_same = self._run is not None and detection.at_s == self._run.at_s
+        if last and last.is_busy(word) and not (is_same and last is self._run):
             if not last.is_reported:
                 self._tell(f"action {word}: still running, skipped")
             last.is_reported = True
             return
         self._last_s[word] = detection.at_s
-        self._runs[word] = _Run(action, detection, self._tell, self._closing)
-        self._runs[word].start()
+        if not (is_same and self._run and self._run.add(action, detection)):
+            self._run = _Run(action, detection, self._tell, self._inform, self._closing)
+            self._run.start()
+        self._runs[word] = self._run
 
     def reset(self) -> None:
         """Begin a new stream at time 0: no word is in its cool-down."""
-        self._last_s: dict[str, float] = {}
+        self._last_s, self._run = {}, None
 
     def finish(self) -> None:
         """Wait until all running actions have ended, for commands at most their `timeout_s`."""
@@ -168,7 +184,7 @@ class Actions:
         deadline = time.monotonic() + 3 * GRACE_S
         for word, run in self._runs.items():
             run.join(max(0.0, deadline - time.monotonic()))
-            if run.is_alive():
+            if run.is_busy(word):
                 self._tell(f"action {word}: does not end, left running")
         self._runs.clear()
 
@@ -184,36 +200,63 @@ class Actions:
 
 
 class _Run(threading.Thread):
-    """One run of an action; the only owner of its process."""
+    """Runs the actions of one utterance, one after another; the only owner of their processes."""
 
     def __init__(
-        self, action: Action, detection: Detection, tell: Callable[[str], None], closing: threading.Event
+        self,
+        action: Action,
+        detection: Detection,
+        tell: Callable[[str], None],
+        inform: Callable[[str], None],
+        closing: threading.Event,
     ) -> None:
         super().__init__(name=f"action {detection.word}", daemon=True)
-        self.action, self.detection, self.tell, self.closing = action, detection, tell, closing
+        self.at_s = detection.at_s
         self.is_reported = False  # whether a skipped detection was reported
+        self._tell, self._inform, self._closing = tell, inform, closing
+        self._lock = threading.Lock()
+        self._due = [(action, detection)]  # the one that runs, and those that wait for it
+
+    def add(self, action: Action, detection: Detection) -> bool:
+        """Run this too, after the others.  Returns False if the last one has ended already."""
+        with self._lock:
+            if self._due:
+                self._due.append((action, detection))
+            return bool(self._due)
+
+    def is_busy(self, word: str) -> bool:
+        """Whether an action of this word is running or waiting."""
+        with self._lock:
+            return any(detection.word == word for _, detection in self._due)
 
     def run(self) -> None:
-        try:
-            if callable(self.action.run):
-                self.action.run(self.detection)
-                return
-            trouble = self._command(self.action.run)
-        except Exception as error:  # an action must not end the loop
-            trouble = f"{type(error).__name__}: {error}"
-        if trouble:
-            self.tell(f"{self.name}: {_one_line(trouble)}")
+        while self._due:
+            action, detection = self._due[0]
+            try:
+                if self._closing.is_set():
+                    pass
+                elif callable(action.run):
+                    action.run(detection)
+                else:
+                    self._command(action, detection)
+            except Exception as error:  # an action must not end the loop
+                self._report(self._tell, detection, f"{type(error).__name__}: {error}")
+            with self._lock:
+                del self._due[0]
 
-    def _command(self, command: Sequence[str] | str) -> str | None:
-        """Run the command to its end.  Returns what went wrong, if anything."""
+    def _report(self, tell: Callable[[str], None], detection: Detection, text: str) -> None:
+        tell(f"action {detection.word}: {_one_line(text)}")
+
+    def _command(self, action: Action, detection: Detection) -> None:
+        """Run the command to its end."""
         process = subprocess.Popen(
-            command,
-            shell=self.action.shell,
+            action.run,  # type: ignore[arg-type]  # no function
+            shell=action.shell,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env=os.environ | _environment(self.detection),
+            env=os.environ | _environment(detection),
             start_new_session=os.name == "posix",  # its own process group: the terminal's Ctrl-C does not reach it
         )
         assert process.stdout
@@ -223,18 +266,22 @@ class _Run(threading.Thread):
         def is_over() -> bool:  # polled last: until then the system can't reuse the number of the group
             return not output.is_alive() and not errors.is_alive() and process.poll() is not None
 
-        deadline = time.monotonic() + self.action.timeout_s
+        deadline = time.monotonic() + action.timeout_s
         while not is_over():
-            if self.closing.is_set() or time.monotonic() >= deadline:
+            if self._closing.is_set() or time.monotonic() >= deadline:
                 _end(process, is_over)
-                return "ended early" if self.closing.is_set() else f"killed after {self.action.timeout_s:g} s"
-            self.closing.wait(POLL_S)
-        if not process.returncode:
-            return None
-        how = f"exit status {process.returncode}"
-        if process.returncode < 0:
-            how = f"ended by signal {-process.returncode}"
-        return ": ".join(filter(None, [how, errors.last_line or output.last_line]))
+                how = "ended early" if self._closing.is_set() else f"killed after {action.timeout_s:g} s"
+                self._report(self._tell, detection, how)
+                return
+            self._closing.wait(POLL_S)
+        if process.returncode:
+            how = f"exit status {process.returncode}"
+            if process.returncode < 0:
+                how = f"ended by signal {-process.returncode}"
+            how = ": ".join(filter(None, [how, errors.last_line or output.last_line]))
+            self._report(self._tell, detection, how)
+        elif line := output.last_line or errors.last_line:
+            self._report(self._inform, detection, line)
 
 
 class _Tail(threading.Thread):

@@ -1,5 +1,6 @@
 """The bundle: the metadata of this project's ONNX files, and the meaning of the labels."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,11 @@ class BundleInfo:
     def window(self) -> int:
         """Window in samples."""
         return round(self.window_s * self.sample_rate_hz)
+
+    @property
+    def key(self) -> str:
+        """A short hash of the metadata: whether settings were made for this bundle."""
+        return hashlib.sha256(json.dumps(self.as_metadata(), sort_keys=True).encode()).hexdigest()[:12]
 
     def as_metadata(self) -> dict[str, str]:
         """The ONNX metadata: each field as JSON under the key `speech.<field>`."""

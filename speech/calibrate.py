@@ -11,29 +11,36 @@ this audio, so other audio will have somewhat more false alarms; the upper bound
 import argparse
 import json
 import math
-import os
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from speech.bundle import DEFAULT_MODEL
-from speech.errors import AudioError, ConfigError, exit_status
+from speech.console import (
+    Console,
+    Parser,
+    add_microphone,
+    add_model,
+    chosen_words,
+    counted,
+    make_recognizer,
+    model_name,
+    run_program,
+)
+from speech.errors import AudioError, ConfigError
 from speech.listener import Listener
-from speech.recognizer import Recognizer, load_with_own
+from speech.recognizer import Recognizer
 from speech.results import Detection
-from speech.settings import read_toml
-from speech.sound.files import Block, read_blocks
+from speech.settings import thresholds_file
+from speech.sound import channels
+from speech.sound.files import Block, audio_files, read_blocks
 from speech.sound.microphone import Microphone
 from speech.sound.sources import number_or_name
-from speech.status import settle_streams
 
 FLOOR = 0.3
 """Lowest threshold with `allow_lower`."""
@@ -84,7 +91,7 @@ class Calibration:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.n_alarms} false alarms in {self.hours:.2f} h, {sum(self.model_alarms.values())} before: "
+            f"{counted(self.n_alarms, 'false alarm')} in {self.hours:.2f} h, {sum(self.model_alarms.values())} before: "
             f"{self.n_alarms / self.hours:.2f} per hour, at most {self.upper_bound:.2f} at 95 % confidence; "
             f"budget {self.budget:g}"
         ]
@@ -130,16 +137,10 @@ def count(alarms: Iterable[Detection], thresholds: Mapping[str, float]) -> dict[
     return dict(Counter(a.word for a in alarms if a.confidence >= thresholds[a.word]))
 
 
-@dataclass(frozen=True)
-class Heard:
-    """The false alarms in the audio, and its length."""
-
-    alarms: list[Detection]
-    seconds: float
-
-
-def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None]) -> Heard:
-    """Run the listener on audio without commands: each detection is a false alarm.
+def false_alarms(
+    listener: Listener, streams: Streams, note: Callable[[Block, float, int], None]
+) -> tuple[list[Detection], float]:
+    """Run the listener on audio without commands.  Returns what it reports, and the seconds of audio.
 
     Raises:
         AudioError: too little audio, or silence only.
@@ -150,14 +151,14 @@ def hear(listener: Listener, streams: Streams, note: Callable[[float, int], None
         for block in stream:
             alarms += listener.feed(block)
             peak = max(peak, float(np.abs(block).max(initial=0)))
-            note(done_s + listener.heard_s, len(alarms))
+            note(block, done_s + listener.heard_s, len(alarms))
         done_s += listener.heard_s
         alarms += listener.flush()
     if done_s < LEAST_S:
         raise AudioError(f"only {done_s:.0f} s of audio; a calibration needs at least a minute, better hours")
     if peak < SILENT:
         raise AudioError("all of the audio is silent; is the microphone muted?")
-    return Heard(alarms, done_s)
+    return alarms, done_s
 
 
 def calibrate(
@@ -166,7 +167,7 @@ def calibrate(
     budget: float,
     words: Sequence[str] | None = None,
     allow_lower: bool = False,
-    note: Callable[[float, int], None] = lambda heard_s, n_alarms: None,
+    note: Callable[[Block, float, int], None] = lambda block, heard_s, n_alarms: None,
 ) -> Calibration:
     """Choose thresholds so that audio without commands causes no more false alarms than the budget.
 
@@ -176,129 +177,79 @@ def calibrate(
         budget: allowed false alarms per hour, of all words together.
         words: the words to listen for; default: all words of the bundle.
         allow_lower: also lower thresholds, down to `FLOOR`, if the audio permits it.
-        note: called with the seconds processed so far and the number of false alarms in them.
+        note: called with each block, the seconds processed so far and the number of false alarms in them.
     Raises:
         AudioError: too little audio, or silence only.
         ConfigError: a word that is not in the bundle.
     """
     model = Listener(recognizer, words).thresholds
     lowest = {word: min(FLOOR, value) for word, value in model.items()} if allow_lower else model
-    heard = hear(Listener(recognizer, words, lowest), streams, note)
-    hours = heard.seconds / 3600
-    thresholds = raised(lowest, heard.alarms, allowed(budget, hours))
-    before, after = (count(heard.alarms, values) for values in (model, thresholds))
+    alarms, seconds = false_alarms(Listener(recognizer, words, lowest), streams, note)
+    hours = seconds / 3600
+    thresholds = raised(lowest, alarms, allowed(budget, hours))
+    before, after = (count(alarms, values) for values in (model, thresholds))
     return Calibration(thresholds, model, after, before, hours, budget)
 
 
-class Files:
-    """Audio files as streams; one that can't be read is reported and skipped.
+def from_files(paths: Iterable[str], rate_hz: int, tell: Callable[[str], None]) -> Iterator[Iterator[Block]]:
+    """Audio files, and those in folders, as streams; one that can't be read is reported and skipped.
 
     Raises:
         AudioError: there are no files.
     """
 
-    def __init__(self, paths: Iterable[str | Path], sample_rate_hz: int, tell: Callable[[str], None]) -> None:
-        self._paths = list(dict.fromkeys(file for path in paths for file in audio_files(Path(path))))
-        self._rate, self._tell, self.failed = sample_rate_hz, tell, False
-        if not self._paths:
-            raise AudioError("no audio files there")
-
-    def __iter__(self) -> Iterator[Iterable[Block]]:
-        return (self._blocks(path) for path in self._paths)
-
-    def _blocks(self, path: Path) -> Iterator[Block]:
-        """Blocks of a file, up to where it is damaged."""
+    def blocks_of(path: Path) -> Iterator[Block]:
         try:
-            yield from read_blocks(path, self._rate)
+            yield from read_blocks(path, rate_hz)  # up to where it is damaged
         except AudioError as error:
-            self._tell(f"error: {error}")
-            self.failed = True
+            tell(f"error: {error}")
+
+    return map(blocks_of, audio_files(paths))
 
 
-def audio_files(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder and its subfolders with a suffix of an audio format."""
-    if not path.is_dir():
-        return [path]
-    suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes - {".raw"} and p.is_file())
-
-
-class Progress:
-    """A progress bar on a terminal; elsewhere nothing is shown.
-
-    Args:
-        total_s: seconds of audio; None if unknown.
-    """
-
-    def __init__(self, total_s: float | None = None) -> None:
-        from tqdm import tqdm  # not at the top: speech.listen imports this module and must start quickly
-
-        self._bar = tqdm(total=total_s, unit=" s", disable=None, leave=False)
-
-    def tell(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._bar.write(text, file=sys.stderr)
-
-    def heard(self, heard_s: float, n_alarms: int) -> None:
-        self._bar.set_postfix_str(f"{n_alarms} false alarms", refresh=False)
-        self._bar.update(round(heard_s) - self._bar.n)
-
-    def clear(self) -> None:
-        self._bar.close()
-
-
-@contextmanager
-def first_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event; a second one interrupts as usual."""
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def from_microphone(device: str | None, minutes: float, rate_hz: int, progress: Progress) -> Iterator[Block]:
+def from_microphone(arguments: argparse.Namespace, rate_hz: int, console: Console) -> Iterator[Block]:
     """Blocks of a microphone for some minutes, or until Ctrl-C; the audio is not stored."""
-    n_heard = 0
-    with Microphone(number_or_name(device), tell=progress.tell) as microphone, first_interrupt() as asked:
-        progress.tell(
+    n_heard, minutes = 0, arguments.minutes or MINUTES
+    channel, asked = channels.parse(arguments.channel or "best"), []
+
+    def ask(*_: object) -> None:  # a second Ctrl-C interrupts as usual
+        asked.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    with Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel) as microphone:
+        console.tell(
             f"listening on {microphone.device.name} for {minutes:g} min; no audio is kept; "
             "say no commands; Ctrl-C ends early"
         )
-        for block in microphone.blocks(rate_hz):
-            n_heard += len(block)
-            yield block
-            if asked.is_set():
-                progress.tell(f"ended after {n_heard / rate_hz / 60:.1f} min")
-            if asked.is_set() or n_heard >= 60 * minutes * rate_hz:
-                break
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            for block in microphone.blocks(rate_hz):
+                n_heard += len(block)
+                yield block
+                if asked:
+                    console.tell(f"ended after {n_heard / rate_hz / 60:.1f} min")
+                if asked or n_heard >= 60 * minutes * rate_hz:
+                    return
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
-def default_path() -> Path:
-    """The user's file of thresholds: `speech/thresholds.toml` in $XDG_CONFIG_HOME, %APPDATA% or ~/.config."""
-    folder = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
-    return (Path(folder) if folder else Path.home() / ".config") / "speech" / "thresholds.toml"
+def save_thresholds(path: Path, calibration: Calibration, model: str, key: str) -> None:
+    """Write a file for `settings.load_thresholds`, atomically.
 
-
-def save_thresholds(path: Path, calibration: Calibration, model: str) -> None:
-    """Write a file for `load_thresholds`, atomically.
-
+    Args:
+        model: name of the bundle, for the reader.
+        key: its `BundleInfo.key`.
     Raises:
         ConfigError: the file can't be written.
     """
-    figures = calibration
     lines = [
         "# Lowest confidence that is accepted for each word; written by speech.calibrate, may be edited.",
-        f"# model {model!r}: {figures.n_alarms} false alarms in {figures.hours:.2f} h without commands,",
-        f"# at most {figures.upper_bound:.2f} per hour at 95 % confidence",
+        f"# {model}: {counted(calibration.n_alarms, 'false alarm')} in {calibration.hours:.2f} h without commands,",
+        f"# at most {calibration.upper_bound:.2f} per hour at 95 % confidence",
+        f'model = "{key}"',
         "[thresholds]",
-        *(f"{json.dumps(word, ensure_ascii=False)} = {value:.4g}" for word, value in figures.thresholds.items()),
+        *(f"{json.dumps(word, ensure_ascii=False)} = {value:.4g}" for word, value in calibration.thresholds.items()),
     ]
     part = path.with_name(f".{path.name}.part")
     try:
@@ -309,29 +260,9 @@ def save_thresholds(path: Path, calibration: Calibration, model: str) -> None:
         raise ConfigError(f"can't write the thresholds to {path}: {error.strerror}") from error
 
 
-def load_thresholds(path: str | Path, words: Sequence[str]) -> dict[str, float]:
-    """Read the table `[thresholds]` of a TOML file: for each word the lowest confidence that is accepted.
-
-    Args:
-        path: a file as written by `save_thresholds`.
-        words: the words of the model.
-    Raises:
-        ConfigError: the file can't be read or is malformed, a word is not known, or a value is outside 0..1.
-    """
-    table = read_toml(path).get("thresholds")
-    if not isinstance(table, dict) or not table:
-        raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")
-    for word, value in table.items():
-        if word not in words:
-            raise ConfigError(f"{path}: the model does not know {word!r}; it knows {', '.join(words)}")
-        if type(value) not in (int, float) or not 0 < value <= 1:
-            raise ConfigError(f"{path}: the threshold of {word!r} must be a number in 0..1, not {value!r}")
-    return {word: float(value) for word, value in table.items()}
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m speech.calibrate",
         description="Raise thresholds until false alarms in audio without commands are within the budget.",
     )
@@ -339,21 +270,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--budget", type=float, default=0.5, metavar="X", help="allowed false alarms per hour (default: 0.5)"
     )
     parser.add_argument("--audio", nargs="+", metavar="PATH", help="files or folders (default: the microphone)")
-    parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
     parser.add_argument(
         "--minutes", type=float, metavar="N", help=f"how long to listen to the microphone (default: {MINUTES:g})"
     )
-    parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    parser.add_argument("--words", metavar="yes,no,...", help="only these words (default: all words of the model)")
-    own = parser.add_mutually_exclusive_group()
-    own.add_argument("--own", nargs="?", const="", metavar="DIR", help="as of speech-listen")
-    own.add_argument("--no-own", action="store_true", help="only the model's words")
+    add_microphone(parser)
+    add_model(parser)
     parser.add_argument("--allow-lower", action="store_true", help=f"also lower thresholds, at most to {FLOOR}")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {default_path()}".replace("%", "%%"))
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: where speech-listen looks for it")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     arguments = parser.parse_args(argv)
-    if arguments.audio and (arguments.minutes is not None or arguments.device):
-        parser.error("--minutes and --device belong to the microphone")
+    if arguments.audio and (arguments.minutes is not None or arguments.device or arguments.channel):
+        parser.error("--minutes, --device and --channel belong to the microphone")
     if not 0 < arguments.budget < math.inf:
         parser.error("--budget must be positive")
     if arguments.minutes is not None and not LEAST_S / 60 <= arguments.minutes < math.inf:
@@ -361,49 +288,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, progress: Progress) -> int:
+def run(arguments: argparse.Namespace, console: Console) -> int:
     """Calibrate, save and print.  Returns the exit status."""
-    recognizer = load_with_own(arguments.model, arguments.own, arguments.no_own, progress.tell, progress.tell)
-    rate = recognizer.info.sample_rate_hz
-    words = [word.strip() for word in arguments.words.split(",")] if arguments.words is not None else None
+    recognizer, model = make_recognizer(arguments, console), model_name(arguments)
+    rate_hz, words = recognizer.info.sample_rate_hz, chosen_words(arguments, recognizer.words)
     Listener(recognizer, words)  # finds an unknown word before an hour has passed
-    source: Files | list[Iterator[Block]]
+    path, problems = arguments.output or thresholds_file(model), []
+
+    def report(problem: str) -> None:
+        problems.append(problem)
+        console.tell(problem)
+
+    def show(block: Block, heard_s: float, n_alarms: int) -> None:
+        console.sign = f"{heard_s / 60:.1f} min  {counted(n_alarms, 'false alarm')}"
+        console.heard(block)
+
+    source: Streams
     if arguments.audio:
-        source = Files(arguments.audio, rate, progress.tell)
+        source = from_files(arguments.audio, rate_hz, report)
     else:
-        source = [from_microphone(arguments.device, arguments.minutes or MINUTES, rate, progress)]
-    result = calibrate(recognizer, source, arguments.budget, words, arguments.allow_lower, progress.heard)
-    progress.clear()
-    path = arguments.output or default_path()
-    save_thresholds(path, result, str(arguments.model or DEFAULT_MODEL.stem))
+        source = [from_microphone(arguments, rate_hz, console)]
+    result = calibrate(recognizer, source, arguments.budget, words, arguments.allow_lower, show)
+    console.clear()
+    save_thresholds(path, result, model, recognizer.info.key)
     print(json.dumps(result.as_dict() | {"path": str(path)}) if arguments.json else result, flush=True)
-    progress.tell(f"saved to {path}")
+    console.tell(f"saved to {path}")
     needed = poisson_bound(0) / result.budget
     if result.hours < needed:
-        progress.tell(
+        console.tell(
             f"note: to show at most {result.budget:g} per hour takes {needed:.1f} h of audio without false alarms"
         )
     if result.stubborn:
-        progress.tell(
+        report(
             f"error: over the budget even at {HIGHEST}: {', '.join(result.stubborn)}; was it said? "
             "If not, omit it with --words"
         )
-    failed = isinstance(source, Files) and source.failed
-    return int(bool(result.stubborn or failed))
+    return int(bool(problems))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the program.  Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
-    settle_streams()
-    arguments = parse(argv)
-    progress = Progress(None if arguments.audio else 60 * (arguments.minutes or MINUTES))
-
-    def interrupted() -> int:
-        progress.tell("interrupted; nothing was saved")
-        return 1
-
-    return exit_status(lambda: run(arguments, progress), progress.tell, interrupted=interrupted)
-
+main = partial(run_program, parse, run, interrupted="interrupted; nothing was saved")
 
 if __name__ == "__main__":
     sys.exit(main())

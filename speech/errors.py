@@ -1,5 +1,6 @@
 """Errors that a user sees, each as one line without a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,17 +51,27 @@ def exit_status(
         os_errors: prefix for errors of the operating system, such as "can't serve there".
         interrupted: called after Ctrl-C; returns the exit status.
     Returns:
-        0: success; 1: an error; 2: wrong usage.
+        0: success, also when the reader of the output has gone; 1: an error; 2: wrong usage.
     """
     try:
         return run() or 0
     except KeyboardInterrupt:
         return interrupted()
+    except BrokenPipeError:
+        drop_stdout()
+        return 0
     except ConfigError as error:
         report(f"error: {error}")
         return 2
     except SpeechError as error:
         report(f"error: {error}")
     except OSError as error:
+        drop_stdout()
         report(f"error: {os_errors}: {error.strerror or error}" if os_errors else f"error: {error}")
     return 1
+
+
+def drop_stdout() -> None:
+    """Discard unwritten output, so that Python does not try to write it again at exit."""
+    with suppress(OSError, ValueError, AttributeError):  # stdout is closed, or not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

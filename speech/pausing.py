@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speech.errors import ConfigError
 from speech.listener import Listener
 from speech.sound.files import Block
 
@@ -20,6 +21,8 @@ class Pauser:
         discard: drops the audio that the source has captured so far; see `Microphone.discard`.
         path: the listener is also paused while this file exists.
         changed: called with the new value whenever `is_paused` has changed.
+    Raises:
+        ConfigError: the system does not let us see whether the file exists; later, `is_paused` and `let_through` do.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Pauser:
         self._path = Path(path) if path else None
         self._changed = changed or (lambda _: None)
         self._is_wanted, self._is_due = False, False
+        self._file_exists()
 
     def pause(self) -> None:
         """Ignore audio from now on."""
@@ -52,7 +56,18 @@ class Pauser:
     @property
     def is_paused(self) -> bool:
         """Whether audio is to be ignored now."""
-        return self._is_wanted or bool(self._path and self._path.exists())
+        return self._is_wanted or self._file_exists()
+
+    def _file_exists(self) -> bool:
+        if self._path is None:
+            return False
+        try:
+            self._path.stat()
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self._path}: {getattr(error, 'strerror', None) or error}") from error
 
     def let_through(self, block: Block) -> Block:
         """Take the next block (time,).  Returns it, or silence of the same length, for `Listener.feed`."""

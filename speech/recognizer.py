@@ -1,6 +1,6 @@
 """Waveform in, scores out: a bundle on ONNX Runtime."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from speech.bundle import DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
-from speech.errors import BundleError, ConfigError
+from speech.errors import BundleError
 from speech.grammar import Grammar, NGram
 from speech.heads import HEADS, Head, head_of, log_of
 from speech.own.matching import with_own_words
@@ -242,41 +242,3 @@ class Recognizer:
         """Pad a waveform shorter than `SHORTEST_S` with silence on both sides."""
         lacking = max(0, round(SHORTEST_S * self.info.sample_rate_hz) - len(waveform))
         return np.pad(waveform, (lacking // 2, lacking - lacking // 2))
-
-
-def load_with_own(
-    path: str | Path | None,
-    folder: str | None,
-    without: bool,
-    inform: Callable[[str], None],
-    tell: Callable[[str], None],
-) -> Recognizer:
-    """Load a bundle as the programs do: with the user's own words, if there are any and the bundle can recognise them.
-
-    Args:
-        path: as for `Recognizer.load`.
-        folder: folder of own words that must load, "" for the user's; None: load the user's words if possible.
-        without: leave own words out.
-        inform: receives a line with the names of the own words.
-        tell: receives a line for each problem with the own words.
-    Raises:
-        BundleError: as for `Recognizer.load` and `hear_also`.
-        ConfigError: `folder` is given but holds no words.
-    """
-    recognizer = Recognizer.load(path)
-    if without or (folder is None and recognizer.head.has_steps):
-        return recognizer
-    own = OwnWords.load(folder or None)
-    if folder is not None and not len(own) and not own.notices:
-        raise ConfigError(f"no own words in {own.folder}; teach one with: speech-teach WORD")
-    try:
-        recognizer.hear_also(own)
-    except BundleError as error:
-        if folder is not None:
-            raise
-        own.notices.append(f"your own words are not recognised: {error}")
-    for notice in own.notices:
-        tell(f"note: {notice}")
-    if recognizer.own:
-        inform(f"own words: {', '.join(own.names)}")
-    return recognizer

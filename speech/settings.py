@@ -1,14 +1,16 @@
-"""Read what people write - text files up to a maximum size, names of words - and find the folders of their files."""
+"""What people write: text files up to a maximum size, names of words, thresholds; and the folders of their files."""
 
 import os
 import sys
 import tomllib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from speech.errors import ConfigError
+from speech.errors import ConfigError, tell
+
+Value = TypeVar("Value")
 
 MOST_BYTES = 1 << 20
 """Largest file that is read, in bytes."""
@@ -64,6 +66,17 @@ def match_name(name: str, known: Iterable[str]) -> str:
     return next((word for word in known if normal_name(word) == wanted), wanted)
 
 
+def match_keys(table: Mapping[str, Value], known: Iterable[str]) -> dict[str, Value]:
+    """A table whose keys are names of words, each as `match_name` gives it.  Raises ConfigError if two are the same."""
+    known, matched = list(known), dict[str, Value]()
+    for name, value in table.items():
+        word = match_name(name, known)
+        if word in matched:
+            raise ConfigError(f"{word!r} is there twice")
+        matched[word] = value
+    return matched
+
+
 def user_folder(kind: Literal["data", "config"]) -> Path:
     """This package's folder among the user's own files; a relative path in the environment is ignored, as XDG asks.
 
@@ -81,3 +94,39 @@ def user_folder(kind: Literal["data", "config"]) -> Path:
     if not home.is_absolute():
         raise ConfigError(f"there is no home folder to keep the user's {kind} in: set HOME, or name a folder")
     return home / (mac if sys.platform == "darwin" else linux) / "speech"
+
+
+def thresholds_file(model: str) -> Path:
+    """Where `speech.calibrate` keeps the thresholds of a model.  Raises ConfigError if there is no home."""
+    return user_folder("config") / f"thresholds-{model}.toml"
+
+
+def load_thresholds(
+    path: str | Path, words: Iterable[str], key: str = "", tell: Callable[[str], None] = tell
+) -> dict[str, float]:
+    """Read the table `[thresholds]` of a TOML file: for each word the lowest confidence that is accepted.
+
+    Args:
+        path: a file as `speech.calibrate` writes it.
+        words: the words that can be recognised; others in the file are ignored with a note.
+        key: `BundleInfo.key` of the model; a file for another model is used with a note.
+        tell: takes the notes.
+    Raises:
+        ConfigError: the file can't be read or is malformed, or a value is outside 0..1.
+    """
+    words, values = list(words), read_toml(path)
+    table = values.get("thresholds")
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{path} lacks a table [thresholds] with lines such as: yes = 0.8")
+    if key and values.get("model", key) != key:
+        tell(f"note: {path} was calibrated for another model")
+    for word, value in table.items():
+        if type(value) not in (int, float) or not 0 < value <= 1:
+            raise ConfigError(f"{path}: the threshold of {word!r} must be a number in 0..1, not {value!r}")
+    try:
+        table = match_keys(table, words)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if strange := [word for word in table if word not in words]:
+        tell(f"note: {path}: the model does not know {', '.join(map(repr, strange))}; it knows {', '.join(words)}")
+    return {word: float(value) for word, value in table.items() if word in words}

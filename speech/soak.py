@@ -11,20 +11,19 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from speech.errors import exit_status
-from speech.listen import DEMO
+from speech.console import DEMO, Console, Parser, run_program
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 from speech.sound.files import Block, read, resample_stream
-from speech.status import settle_streams
 
 DEVICE_HZ = 44100
 PERIOD_S = 600
@@ -163,25 +162,27 @@ def shift_s(first: list[Detection], other: list[Detection], later_s: float) -> f
     return max((abs(b.start_s - a.start_s - later_s) for a, b in zip(first, other, strict=True)), default=0.0)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns 0: passed; 1: failed; 2: wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m speech.soak", description=__doc__.split("\n")[0])
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; exits with status 2 on wrong usage."""
+    parser = Parser(prog="python -m speech.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=24.0, help="hours of audio (default: 24)")
     parser.add_argument("--model", metavar="PATH", help="bundle to use (default: the shipped one)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    settle_streams()
     arguments = parser.parse_args(argv)
     if not 2 * PERIOD_S / 3600 <= arguments.hours <= MOST_HOURS:
         parser.error(f"--hours must lie in {2 * PERIOD_S / 3600:.2f}..{MOST_HOURS:g}")
+    return arguments
 
-    def run() -> int:
-        listener = Listener(Recognizer.load(arguments.model))
-        report = Soak(listener).run(int(arguments.hours * 3600 / PERIOD_S))
-        print(json.dumps(asdict(report)) if arguments.json else report)
-        return int(not report.passed)
 
-    return exit_status(run)
+def run(arguments: argparse.Namespace, _: Console) -> int:
+    """Returns 0: passed; 1: failed."""
+    listener = Listener(Recognizer.load(arguments.model))
+    report = Soak(listener).run(int(arguments.hours * 3600 / PERIOD_S))
+    print(json.dumps(asdict(report)) if arguments.json else report)
+    return int(not report.passed)
 
+
+main = partial(run_program, parse, run, interrupted="interrupted")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,13 +7,15 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from speech.bundle import DEFAULT_MODEL
-from speech.errors import AudioError, ConfigError, exit_status
+from speech.console import Console, Parser, add_microphone, run_program
+from speech.errors import AudioError, ConfigError
 from speech.listener import Listener
 from speech.own.forecast import Forecast, forecast
 from speech.own.lesson import Fault, Take, largest_group, takes
@@ -22,10 +24,10 @@ from speech.own.words import MOST_RECORDINGS, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.results import Detection, Rejection
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
+from speech.sound import channels
 from speech.sound.files import Block, read
 from speech.sound.microphone import Microphone
 from speech.sound.sources import number_or_name
-from speech.status import Console
 
 TIMES = 5
 """Default number of recordings of a word."""
@@ -71,9 +73,10 @@ class Collector:
         return len(self._takes) - len(self._group)
 
 
-def record(collector: Collector, name: str, n_wanted: int, device: str | None, console: Console) -> None:
+def record(collector: Collector, name: str, n_wanted: int, arguments: argparse.Namespace, console: Console) -> None:
     """Ask for the word at the microphone until there are `n_wanted` recordings of it."""
-    with Microphone(number_or_name(device), tell=console.tell) as microphone:
+    channel = channels.parse(arguments.channel or "best")
+    with Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel) as microphone:
         console.inform(
             f"recording from {microphone.device.name}\n"
             f'Say "{name}" {n_wanted} times with pauses between, the way you will say it later.  Ctrl-C saves nothing.'
@@ -149,7 +152,7 @@ def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
     if arguments.files:
         read_files(collector, arguments.files, console)
     else:
-        record(collector, name, len(earlier) + arguments.times, arguments.device, console)
+        record(collector, name, len(earlier) + arguments.times, arguments, console)
     recordings = collector.recordings
     if len(recordings) <= (len(earlier) if arguments.add else 0):
         raise AudioError(f"no usable recording of {name!r}; nothing was saved")
@@ -180,14 +183,17 @@ def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
 
     recognizer.hear_also(own)
     listener = Listener(recognizer, rejected=lambda r: nearly(r) if r.word in own or r.was_close else None)
-    with Microphone(number_or_name(arguments.device), tell=console.tell) as microphone:
+    channel = channels.parse(arguments.channel or "best")
+    with Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel) as microphone:
         words = " and ".join([*own.names, "the model's words"])
         console.inform(f"listening on {microphone.device.name} for {words}; Ctrl-C ends")
         console.sign = "try it"
-        for block in microphone.blocks(SAMPLE_RATE_HZ):
-            for detection in listener.feed(block):
-                show(detection)
-            console.heard(block)
+        with suppress(KeyboardInterrupt):  # that is its end
+            for block in microphone.blocks(SAMPLE_RATE_HZ):
+                for detection in listener.feed(block):
+                    show(detection)
+                console.heard(block)
+    console.clear()
 
 
 def show_words(own: OwnWords, recognizer: Recognizer, as_json: bool, console: Console) -> None:
@@ -217,9 +223,9 @@ def export(own: OwnWords, target: Path, console: Console) -> None:
     console.inform(f"{len(own)} words copied to {target}")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; exits with status 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="speech-teach", description="Teach a word of your own, from a few recordings of it, in seconds."
     )
     parser.add_argument("word", nargs="?", metavar="WORD", help="the word to teach; an existing one is replaced")
@@ -230,7 +236,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the words and what to expect of each")
     parser.add_argument("--forget", metavar="WORD", help="remove a word and its recordings")
     parser.add_argument("--export", type=Path, metavar="DIR", help="copy the recordings of all words")
-    parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
+    add_microphone(parser)
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--own", type=Path, metavar="DIR", help="folder of the words (default: the user's data folder)")
     parser.add_argument("--json", action="store_true", help="one JSON object a word")
@@ -273,19 +279,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return status
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
-    arguments = parse(argv)
-    console = Console(arguments.quiet)
-
-    def interrupted() -> int:
-        console.clear()
-        if arguments.check:
-            return 0
-        console.tell("interrupted; nothing was saved")
-        return 1
-
-    return exit_status(lambda: run(arguments, console), console.tell, interrupted=interrupted)
+main = partial(run_program, parse, run, interrupted="interrupted; nothing was saved")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_words_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The programs that tests start find no own words in the user's data folder."""
-    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data_home"))
+def nothing_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The programs that tests start find no own words and no calibrated thresholds in the user's folders."""
+    for kind in ("DATA", "CONFIG"):
+        os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind}_home"))
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_a_file_runs_commands_that_know_the_detection(
     )
     assert (tmp_path / "stop").read_text().strip() == "stop"
     assert reported == []
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "action left: out\n"), "its last line"
 
 
 @posix
@@ -252,6 +252,25 @@ def test_the_cool_down_is_counted_in_audio(reported: list[str]) -> None:
     assert reported == []
 
 
+def test_the_words_of_one_utterance_run_one_after_another(reported: list[str]) -> None:
+    """left left stop: all at the same time, since an utterance is read when it has ended."""
+    ran: list[tuple[str, float]] = []
+
+    def run(detection: Detection) -> None:
+        time.sleep(0.05)
+        ran.append((detection.word, detection.start_s))
+
+    with Actions(dict.fromkeys(WORDS, run), tell=reported.append) as actions:
+        for word, start_s in (("left", 1.0), ("left", 1.4), ("stop", 1.8)):
+            actions(Detection(word, start_s, start_s + 0.3, 0.9, at_s=2.4))
+        actions.finish()
+        assert ran == [("left", 1.0), ("left", 1.4), ("stop", 1.8)]
+        actions(Detection("stop", 1.9, 2.2, 0.9, at_s=2.4))  # when the others have ended
+        actions(Detection("left", 2.6, 2.9, 0.9, at_s=3.2))  # another utterance: in the cool-down
+    assert ran[3:] == [("stop", 1.9)]
+    assert reported == []
+
+
 @posix
 def test_what_still_runs_is_not_started_again_and_that_is_reported_once(tmp_path: Path, reported: list[str]) -> None:
     note = tmp_path / "note"
@@ -268,13 +287,13 @@ def test_what_still_runs_is_not_started_again_and_that_is_reported_once(tmp_path
 
 
 @posix
-def test_words_do_not_wait_for_each_other(tmp_path: Path, reported: list[str]) -> None:
+def test_utterances_do_not_wait_for_each_other(tmp_path: Path, reported: list[str]) -> None:
     done = threading.Event()
     with Actions(
         {"left": Action(sh("sleep 100"), timeout_s=100), "right": lambda _: done.set()}, tell=reported.append
     ) as a:
         a(heard("left"))
-        a(heard("right"))
+        a(heard("right", at_s=2.5))
         assert done.wait(DEADLINE_S)
         a.close()
     assert reported == ["action left: ended early"]

@@ -1,11 +1,7 @@
 """A room whose false alarms are known: bursts of tones, named by their pitch, the surer the further from 1 kHz."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,25 +12,27 @@ import soundfile
 from ten import KEYWORDS
 
 from speech import calibrate as module
+from speech import listen
 from speech.bundle import BundleInfo
 from speech.calibrate import (
     FLOOR,
     HIGHEST,
-    Files,
     calibrate,
-    default_path,
-    first_interrupt,
+    from_files,
+    from_microphone,
     just_over,
-    load_thresholds,
     main,
+    parse,
     poisson_bound,
     raised,
 )
+from speech.console import SIGNALS, Console
 from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
+from speech.settings import load_thresholds
 from speech.sound.files import read
 
 RATE = 16000
@@ -223,7 +221,7 @@ def test_folders_are_searched_and_bad_files_skipped(
 
 @pytest.mark.parametrize(
     ("seconds", "level", "words"),
-    [(20, 0.1, "only 20 s of audio"), (70, 0.0, "is the microphone muted?"), (None, 0, "no audio files there")],
+    [(20, 0.1, "only 20 s of audio"), (70, 0.0, "is the microphone muted?"), (None, 0, "no audio files in")],
 )
 def test_audio_that_says_nothing(
     seconds: int | None, level: float, words: str, tone_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -266,7 +264,7 @@ def test_a_stubborn_word_is_reported(
         ("", "lacks a table"),
         ("low = 0.5", "lacks a table"),
         ("[thresholds]\nlow = ", "not valid TOML"),
-        ("[thresholds]\nmiddle = 0.5", "does not know 'middle'; it knows low, high"),
+        ("[thresholds]\nlow = 0.5\nLow = 0.6", "'low' is there twice"),
         ("[thresholds]\nlow = 1.5", "must be a number in 0..1"),
         ("[thresholds]\nlow = nan", "must be a number in 0..1"),
         ("[thresholds]\nlow = true", "must be a number in 0..1"),
@@ -290,13 +288,45 @@ def test_hand_written_thresholds_load(tmp_path: Path) -> None:
         load_thresholds(tmp_path / "latin", WORDS)
 
 
-def test_settings_lie_where_the_platform_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert default_path() == tmp_path / "speech/thresholds.toml"
-    monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_path() == tmp_path / ".config/speech/thresholds.toml"
+def test_words_that_the_model_lacks_are_a_note(tmp_path: Path) -> None:
+    """A word that was forgotten since must not stop a program that starts with the machine."""
+    notes: list[str] = []
+    (tmp_path / "t.toml").write_text("[thresholds]\nmiddle = 0.5\nLOW = 0.7\n")
+    assert load_thresholds(tmp_path / "t.toml", WORDS, tell=notes.append) == {"low": 0.7}
+    assert notes == [f"note: {tmp_path / 't.toml'}: the model does not know 'middle'; it knows low, high"]
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config/speech"
+
+
+def test_what_was_calibrated_is_used_from_then_on_and_only_for_its_model(
+    home: Path, demo: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.concatenate([demo, np.zeros(50 * RATE)]), RATE)
+    assert main(["--audio", str(tmp_path / "a.wav"), "--words", "Stop"]) == 1  # it was said
+    saved = home / "thresholds-commands.toml"
+    assert load_thresholds(saved, ["stop"], Recognizer.load().info.key) == {"stop": HIGHEST}
+    saved.write_text(saved.read_text().replace(f"= {HIGHEST}", "= 1"))
+    capsys.readouterr()
+    demo_file = ["--file", str(DEMO)]
+    for options, hears_stop, reported in (
+        ([], False, f"thresholds: {saved}\n"),
+        (["--threshold", "0.5"], True, ""),
+        (["--model", "connected"], True, ""),
+        (["--model", "connected", "--thresholds", str(saved)], False, f"{saved} was calibrated for another model\n"),
+    ):
+        assert listen.main([*demo_file, *options]) == 0
+        captured = capsys.readouterr()
+        assert (" stop " in captured.out) == hears_stop
+        assert reported in captured.err
+    saved.write_text(saved.read_text().replace("model = ", "model = 'x' #"))
+    assert listen.main(demo_file) == 0
+    captured = capsys.readouterr()
+    assert " stop " in captured.out
+    assert "is not used: calibrated for another version of commands" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -321,7 +351,8 @@ class FakeMicrophone:
 
     audio: np.ndarray
 
-    def __init__(self, device: object, tell: Callable[[str], None]) -> None:
+    def __init__(self, device: object, tell: Callable[[str], None], channel: object) -> None:
+        assert channel == 2
         self.device = type("Device", (), {"name": "Fake"})
 
     def __enter__(self) -> "FakeMicrophone":
@@ -347,7 +378,7 @@ def test_what_the_microphone_heard_before_ctrl_c_counts(
     monkeypatch.setattr(module, "Microphone", FakeMicrophone)
     target = tmp_path / "t.toml"
     arguments = ["--minutes", minutes, "--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
-    assert main([*arguments, "--json"]) == 0
+    assert main([*arguments, "--json", "--channel", "right"]) == 0
     captured = capsys.readouterr()
     assert reported in captured.err
     assert json.loads(captured.out)["hours"] == pytest.approx(
@@ -356,49 +387,36 @@ def test_what_the_microphone_heard_before_ctrl_c_counts(
     assert load_thresholds(target, WORDS)
 
 
-def test_a_second_ctrl_c_interrupts() -> None:
-    with first_interrupt() as asked:
+def test_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeMicrophone.audio = np.zeros(100 * RATE, np.float32)
+    monkeypatch.setattr(module, "Microphone", FakeMicrophone)
+    before = signal.getsignal(signal.SIGINT)
+    blocks = from_microphone(parse(["--channel", "2"]), RATE, Console(quiet=True))
+    next(blocks)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        assert asked.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    blocks.close()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
-LISTENS_TO_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-"""A shell's background job, such as the tests may be, is started deaf to it."""
+def test_ctrl_c_in_files_ends_in_one_line(
+    wav: Path, tone_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> Iterator[np.ndarray]:
+        yield np.zeros(RATE, np.float32)
+        signal.raise_signal(signal.SIGINT)
 
-
-def wait_until_it_reads(pid: int) -> None:
-    """Until the process has one of its recordings open."""
-    folder = Path(f"/proc/{pid}/fd")
-    if not folder.exists():
-        time.sleep(2)
-        return
-    end = time.monotonic() + 60
-    while not any(str(os.path.realpath(link)).endswith(".wav") for link in folder.iterdir()):
-        assert time.monotonic() < end, "it reads nothing"
-        time.sleep(0.005)
-
-
-def test_ctrl_c_in_files_ends_in_one_line(wav: Path, tone_bundle: Path, tmp_path: Path) -> None:
-    copies = [str(wav)]
-    for n in range(60):
-        copies.append(str(tmp_path / f"{n}.wav"))
-        os.link(wav, copies[-1])
-    arguments = ["--audio", *copies, "--model", str(tone_bundle), "--output", str(tmp_path / "t.toml")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{LISTENS_TO_CTRL_C}; import speech.calibrate as c; print(1, flush=True); "
-         "raise SystemExit(c.main())", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    assert process.stdout
-    process.stdout.readline()
-    wait_until_it_reads(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, reported = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert reported == "interrupted; nothing was saved\n"
+    monkeypatch.setattr(module, "read_blocks", interrupted)
+    arguments = ["--audio", str(wav), "--model", str(tone_bundle), "--output", str(tmp_path / "t.toml")]
+    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
+    try:
+        assert main(arguments) == 1
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+    assert capsys.readouterr().err == "interrupted; nothing was saved\n"
 
 
 def test_paths_named_twice_count_once(wav: Path) -> None:
-    assert len(list(Files([wav, wav.parent], RATE, print))) == 1
+    assert len(list(from_files([str(wav), str(wav.parent)], RATE, print))) == 1

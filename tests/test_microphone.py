@@ -21,7 +21,7 @@ from sound_room import DEADLINE_S, SINK, Lines, Listening, Room, needs_sound, wa
 
 from speech import listen
 from speech.errors import ConfigError, DeviceError
-from speech.options import parse
+from speech.listen import parse
 from speech.sound import devices, microphone
 from speech.sound.channels import Channel
 from speech.sound.microphone import Microphone

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import soundfile
 from test_listen import with_terminal
 
 from speech import listen
-from speech.sound.sources import limited, number_or_name, until
+from speech.sound.sources import limited, number_or_name
 
 LISTEN = [sys.executable, "-m", "speech.listen"]
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
@@ -200,7 +201,7 @@ def test_a_window_without_a_console_needs_no_streams(function: str, arguments: l
         (["--seconds", "nan", "--demo"], 2, "--seconds must be positive"),
         (["--device", "²"], 1, ""),
         (["--device", "9" * 5000], 1, ""),
-        (["--format", "s17le", "--stdin"], 2, "--format: invalid choice: 's17le'"),
+        (["--format", "s17le", "--stdin"], 2, "'s17le'"),
         (["--format", "s16le", "--demo"], 2, "--format belongs to --stdin"),
         (["--channels", "0", "--stdin"], 2, "from 1 to 64"),
         (["--grammar", "(" * 300 + "left", "--model", "connected", "--demo"], 2, "more than 100 nested parentheses"),
@@ -227,7 +228,7 @@ def test_a_long_file_shows_how_far_it_is(tmp_path: Path) -> None:
     output, sent, status = with_terminal("--json", "--file", str(path))
     assert status == 0
     assert heard(output) == SPOKEN
-    assert re.search(r"\d%\|.*\| \d+/617 s \[", sent)
+    assert re.search(r"\[#+ +\] \d+/617 s", sent)
     assert "dB" not in sent, "no level beside it"
     assert sent.endswith("heard 617.0 s, 10 commands\r\n")
     assert re.search(r"\r\x1b\[Kheard|\rheard", sent), "the bar is gone before"
@@ -252,8 +253,15 @@ def test_a_stream_is_cut_at_a_sample() -> None:
 
 def test_only_waiting_ends_by_the_clock() -> None:
     waiting, sound = np.zeros(0, np.float32), np.zeros(10, np.float32)
-    assert [len(block) for block in until([sound, waiting, sound], 0.0)] == [10]
-    assert [len(block) for block in until([sound, waiting, sound], None)] == [10, 0, 10]
+    assert [len(block) for block in limited([sound, waiting, sound], 0.03, 1000)] == [10, 0, 10]
+
+    def slow() -> Iterator[np.ndarray]:
+        yield sound
+        time.sleep(0.05)
+        yield from (waiting, sound)
+
+    assert [len(block) for block in limited(slow(), 0.03, 1000)] == [10]
+    assert [len(block) for block in limited(slow(), None, 1000)] == [10, 0, 10]
 
 
 def test_digits_name_a_device_by_number() -> None:

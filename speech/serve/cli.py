@@ -10,18 +10,27 @@ import webbrowser
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech import __version__
 from speech.bundle import DEFAULT_MODEL, MODELS
-from speech.calibrate import load_thresholds
-from speech.errors import BundleError, ConfigError, exit_status
-from speech.listen import SIGNALS, read_grammar
-from speech.recognizer import Recognizer, load_with_own
-from speech.segment import ListenerConfig
-from speech.status import Console, settle_streams
+from speech.console import (
+    SIGNALS,
+    Console,
+    Parser,
+    add_decision,
+    add_model,
+    chosen_grammar,
+    chosen_thresholds,
+    chosen_words,
+    listener_config,
+    make_recognizer,
+    run_program,
+)
+from speech.errors import BundleError, ConfigError
+from speech.recognizer import Recognizer
 
 if TYPE_CHECKING:
     from speech.serve.mqtt import Publish
@@ -38,17 +47,9 @@ SPEECH_MODEL = "connected"
 """Default bundle of Wyoming's speech to text."""
 
 
-def _recognizer(arguments: argparse.Namespace, console: Console) -> Recognizer:
-    """The bundle, with the user's own words."""
-    return load_with_own(arguments.model, arguments.own, arguments.no_own, console.inform, console.tell)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; exits with status 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="speech-serve", description="Serve speech commands to other programs, offline."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser = Parser(prog="speech-serve", description="Serve speech commands to other programs, offline.")
     commands = parser.add_subparsers(dest="command", required=True)
     page = commands.add_parser("page", help="a web page, and a WebSocket for programs")
     page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, this machine only)")
@@ -65,8 +66,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for command in (page, wyoming):
         add_common(command)
     arguments = parser.parse_args(argv)
-    if arguments.thresholds and arguments.threshold is not None:
-        parser.error("--threshold and --thresholds exclude each other")
     if not arguments.max_clients > 0:
         parser.error("--max-clients must be positive")
     if arguments.command == "page":
@@ -81,18 +80,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def add_common(command: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    command.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
-    command.add_argument("--words", metavar="yes,no,...", help="offer only these words (default: all known words)")
-    command.add_argument("--threshold", type=float, metavar="X", help="confidence needed, 0..1 (default: the model's)")
-    command.add_argument("--thresholds", metavar="FILE", help="confidence for each word, as speech.calibrate writes it")
-    command.add_argument("--after-talk", type=float, metavar="S", help="seconds after longer speech in which "
-                         f"commands are rejected (default: {ListenerConfig.after_talk_s} s)")  # fmt: skip
-    own = command.add_mutually_exclusive_group()
-    own.add_argument(
-        "--own", nargs="?", const="", metavar="DIR", help="recognise the words of speech-teach (default: if any)"
-    )
-    own.add_argument("--no-own", action="store_true", help="recognise only the model's words; clients can't teach")
-    command.add_argument("--grammar", metavar="TEXT|FILE", help="sentences that may be said, for bundles of sequences")
+    add_model(command)
+    add_decision(command)
     command.add_argument("--max-clients", type=int, default=32, metavar="N", help="most clients at once (default: 32)")
     command.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish detections to this broker, as speech/WORD")
     command.add_argument(
@@ -106,34 +95,32 @@ def add_common(command: argparse.ArgumentParser) -> None:
 
 
 def hearing_from(
-    arguments: argparse.Namespace, recognizer: Recognizer, with_grammar: bool, others: Sequence[str] = ()
+    arguments: argparse.Namespace,
+    recognizer: Recognizer,
+    console: Console,
+    with_grammar: bool,
+    others: Sequence[str] = (),
 ) -> "Hearing":
     """What a bundle offers to clients, with the settings of the command line.
 
     Args:
         with_grammar: whether `--grammar` applies to this bundle.
-        others: words of another bundle of this server; `--words` may name them too.
+        others: words of another bundle of this server; `--words` and `--thresholds` may name them too.
     Raises:
         ConfigError: settings out of range, or a word that no bundle knows.
     """
     from speech.serve.streams import Hearing, Settings
 
     known = tuple(recognizer.thresholds)
-    named = None if arguments.words is None else [word.strip() for word in arguments.words.split(",")]
+    named = chosen_words(arguments, (*known, *others))
     strange = set(named or ()) - {*known, *others}
     if strange:
         unknown = ", ".join(map(repr, sorted(strange)))
         raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(known)}")
     chosen = tuple(word for word in named or () if word in known) or None
-    threshold = arguments.threshold
-    if arguments.thresholds:
-        given = load_thresholds(arguments.thresholds, (*known, *others))
-        threshold = {word: value for word, value in given.items() if word in known}
-    config = ListenerConfig()
-    if arguments.after_talk is not None:
-        config = replace(config, after_talk_s=arguments.after_talk)
-    grammar = read_grammar(arguments.grammar, chosen or known) if arguments.grammar and with_grammar else None
-    hearing = Hearing(recognizer, chosen, threshold, config, grammar)
+    threshold = chosen_thresholds(arguments, recognizer, console, others)
+    grammar = chosen_grammar(arguments.grammar, chosen or known) if with_grammar else None
+    hearing = Hearing(recognizer, chosen, threshold, listener_config(arguments), grammar)
     hearing.listener(Settings(), lambda _: None)  # raises now if the settings are wrong
     return hearing
 
@@ -153,7 +140,7 @@ def page_server(
             certificate.load_cert_chain(arguments.certificate, arguments.key)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(f"{arguments.certificate} and {arguments.key} can't be used: {error}") from error
-    hearing = hearing_from(arguments, _recognizer(arguments, console), with_grammar=True)
+    hearing = hearing_from(arguments, make_recognizer(arguments, console), console, with_grammar=True)
     token = None if is_loopback(arguments.host) else new_token()
     access = Access(arguments.host, arguments.port, token, certificate is not None)
     tracer = None
@@ -176,8 +163,8 @@ def wyoming_server(
     from speech.serve.security import parse_networks
     from speech.serve.wyoming import House, WyomingServer
 
-    wake = hearing_from(arguments, _recognizer(arguments, console), with_grammar=False)
-    speech = hearing_from(arguments, Recognizer.load(arguments.speech_model), True, others=wake.words)
+    wake = hearing_from(arguments, make_recognizer(arguments, console), console, with_grammar=False)
+    speech = hearing_from(arguments, Recognizer.load(arguments.speech_model), console, True, others=wake.words)
     # A stream for text holds speech to this program only: no command in it must be rejected as talk to somebody else.
     speech = replace(speech, config=replace(speech.config, after_talk_s=0.0))
     return WyomingServer(arguments.uri, House(wake, speech, limits, parse_networks(arguments.allow), workers, publish))
@@ -215,16 +202,17 @@ async def serve(arguments: argparse.Namespace, console: Console) -> None:
         await stop.wait()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage."""
-    settle_streams()
-    arguments = parse(argv)
-    console = Console(arguments.quiet)
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Serve until a signal arrives.  Returns the exit status."""
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.CRITICAL, format="%(message)s")
     if not all(map(find_spec, PACKAGES)):
         console.tell(f"error: {EXTRA}")
         return 1
-    return exit_status(lambda: asyncio.run(serve(arguments, console)), console.tell, "can't serve there", lambda: 0)
+    asyncio.run(serve(arguments, console))
+    return 0
+
+
+main = partial(run_program, parse, run, os_errors="can't serve there")
 
 
 if __name__ == "__main__":

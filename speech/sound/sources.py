@@ -42,22 +42,18 @@ def paced(blocks: Iterable[Block], rate_hz: int) -> Iterator[Block]:
 
 
 def limited(blocks: Iterable[Block], seconds: float | None, rate_hz: int) -> Iterator[Block]:
-    """Yield the first `seconds` of a stream; all of it for None."""
+    """Yield the first `seconds` of a stream; all of it for None.
+
+    An empty block, from a source that waits, ends the stream when the time has passed on the clock.
+    """
     if seconds is None or math.isinf(seconds):
         yield from blocks
         return
-    left = round(seconds * rate_hz)
+    left, end_s = round(seconds * rate_hz), time.monotonic() + seconds
     for block in blocks:
+        if not len(block) and time.monotonic() > end_s:
+            return
         yield block[:left]
         left -= len(block)
         if left <= 0:
             return
-
-
-def until(blocks: Iterable[Block], seconds: float | None) -> Iterator[Block]:
-    """End a stream at its first empty block (a source that waits) after `seconds`; None: never."""
-    end = time.monotonic() + (math.inf if seconds is None else seconds)
-    for block in blocks:
-        if not len(block) and time.monotonic() > end:
-            return
-        yield block

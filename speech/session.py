@@ -1,0 +1,244 @@
+"""One run of speech.listen: from the source to what is printed, recorded and acted on."""
+
+import argparse
+import json
+import math
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from speech.actions import Actions
+from speech.console import (
+    DEMO,
+    Console,
+    chosen_grammar,
+    chosen_thresholds,
+    chosen_words,
+    counted,
+    listener_config,
+    make_recognizer,
+    model_name,
+)
+from speech.errors import AudioError
+from speech.grammar import NGram
+from speech.listener import Listener
+from speech.pausing import Pauser
+from speech.recorder import Recorder
+from speech.results import Detection, Rejection, as_dict
+from speech.settings import match_name
+from speech.sound import channels
+from speech.sound.containers import RawFormat
+from speech.sound.devices import list_devices
+from speech.sound.files import Block, audio_files, open_recording
+from speech.sound.microphone import Microphone
+from speech.sound.sources import limited, number_or_name, paced, standard_input
+
+
+def show_devices(as_json: bool, console: Console) -> None:
+    """Print the input devices; * marks the default."""
+    devices = list_devices()
+    for device in devices:
+        mark = "*" if device.is_default else " "
+        if as_json:
+            print(json.dumps(asdict(device)))
+        else:
+            print(f"{mark} {device.number:3}  {device}  ({device.channels} channels, {device.sample_rate_hz} Hz)")
+    if not devices:
+        console.tell("no input device")
+
+
+def make_listener(arguments: argparse.Namespace, console: Console, **callbacks: Any) -> Listener:
+    """The Listener that the options of speech.listen describe.
+
+    Args:
+        callbacks: `rejected`, `examined` of `Listener`.
+    Raises:
+        SpeechError: the bundle, or a setting, can't be used.
+    """
+    recognizer = make_recognizer(arguments, console)
+    words = chosen_words(arguments, recognizer.words)
+    language_model = None
+    if arguments.language_model is not None:
+        language_model = NGram.load(arguments.language_model, recognizer.info.words)
+    return Listener(
+        recognizer,
+        words,
+        chosen_thresholds(arguments, recognizer, console),
+        listener_config(arguments),
+        chosen_grammar(arguments.grammar, words or recognizer.info.words),
+        wake=match_name(arguments.wake, recognizer.words) if arguments.wake else None,
+        language_model=language_model,
+        **callbacks,
+    )
+
+
+class ListeningSession:
+    """Listens to the source that the command line names, and prints, records and acts on the results."""
+
+    def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
+        self.arguments, self.console = arguments, console
+        self.listener = make_listener(arguments, console, rejected=self._reject)
+        self.rate, self.model = self.listener.recognizer.info.sample_rate_hz, model_name(arguments)
+        self.actions = self.recorder = None
+        if arguments.actions:
+            self.actions = Actions.load(
+                arguments.actions, tuple(self.listener.thresholds), console.tell, console.inform
+            )
+        if arguments.record:
+            self.recorder = Recorder(arguments.record, self.rate, {"model": self.model}, console.tell)
+        self.pauser = Pauser(self.listener, path=arguments.pause_file, changed=self._note_pause)
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, lambda *_: self.pauser.toggle())
+        self.channel = channels.parse(arguments.channel or "best")
+        self.is_live = not arguments.file or arguments.realtime
+        self.with_names = False
+        self.n_detections, self.n_heard, self.failed = 0, 0, False
+        self.overflows: int | None = None
+
+    def run(self) -> int:
+        """Listen until the source ends, then wait for the actions.  Returns the exit status."""
+        arguments = self.arguments
+        if arguments.stdin:
+            self._standard_input()
+        elif arguments.file:
+            self._files(arguments.file)
+        elif arguments.demo:
+            self.console.inform(f"listening to the demo recording, model {self.model}")
+            self._listen(paced(open_recording(DEMO).blocks(self.rate), self.rate), DEMO.name)
+        else:
+            self._microphone()
+        if self.actions:
+            self.actions.finish()
+        return int(self.failed)
+
+    def _files(self, paths: list[str]) -> None:
+        """Listen to each file; one that can't be read does not stop the others."""
+        for path in paths:
+            is_folder = os.path.isdir(path)
+            self.with_names |= is_folder or len(paths) > 1
+            with self._reported():
+                files = map(str, audio_files([path])) if is_folder else [path]
+                for file in files:
+                    with self._reported():
+                        self._file(file)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Report an error of a file, and go on."""
+        try:
+            yield
+        except AudioError as error:
+            self.console.tell(f"error: {error}")
+            self.failed = True
+
+    def _file(self, path: str) -> None:
+        recording = standard_input(RawFormat(), tell=self.console.inform) if path == "-" else open_recording(path)
+        self._note_rate(recording.sample_rate_hz)
+        blocks = recording.blocks(self.rate)
+        if self.is_live:
+            self._listen(paced(blocks, self.rate), path)
+        else:
+            self._listen(blocks, path, recording.seconds)
+
+    def _standard_input(self) -> None:
+        encoding, rate_hz, n_channels = self.arguments.format, self.arguments.rate, self.arguments.channels
+        raw = RawFormat(
+            encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if n_channels is None else n_channels
+        )
+        self.console.inform(f"listening to standard input, model {self.model}")
+        recording = standard_input(raw, encoding is None, self.console.inform)
+        self._note_rate(recording.sample_rate_hz)
+        self._listen(recording.blocks(self.rate), "standard input")
+
+    def _note_rate(self, rate_hz: int) -> None:
+        if rate_hz < self.rate:
+            self.console.inform(
+                f"note: recorded at {rate_hz} Hz, so nothing above {rate_hz // 2} Hz is audible; expect more misses"
+            )
+
+    def _microphone(self) -> None:
+        device, reconnect = number_or_name(self.arguments.device), not self.arguments.no_reconnect
+        with Microphone(device, reconnect, self.console.tell, self.channel, self.arguments.wait) as microphone:
+            opened, self.pauser.discard = microphone.device, microphone.discard
+            self.console.inform(
+                f"listening on {opened.name} at {opened.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"
+            )
+            self._note_rate(opened.sample_rate_hz)
+            try:
+                self._listen(microphone.blocks(self.rate), opened.name)
+            finally:
+                self.overflows = microphone.overflows
+
+    def _note_pause(self, is_paused: bool) -> None:
+        self.console.inform("paused" if is_paused else "listening again")
+
+    def _listen(self, blocks: Iterable[Block], source: str, seconds: float | None = None) -> None:
+        """Process a source from its beginning.
+
+        Args:
+            seconds: length of the source, if it is read as fast as possible.
+        """
+        self.listener.reset()
+        self.console.begin(min(seconds, self.arguments.seconds or math.inf) if seconds else None)
+        self.source = source
+        if self.actions:
+            self.actions.reset()
+        if self.recorder:
+            self.recorder.reset()
+            self.recorder.about["source"] = source
+        for block in limited(blocks, self.arguments.seconds, self.rate):
+            self.n_heard += len(block)
+            block = self.pauser.let_through(block)
+            if self.recorder:
+                self.recorder.feed(block)
+            self._report(self.listener.feed(block))
+            if self.arguments.wake:
+                self.console.sign = "awake " if self.listener.is_awake else "asleep"
+            self.console.heard(block, self.listener.heard_s)
+        self._report(self.listener.flush())
+
+    def _report(self, detections: list[Detection]) -> None:
+        for detection in detections:
+            self.n_detections += 1
+            self._print(detection)
+            self.console.note(f"{detection.word} {detection.confidence:.2f}")
+            if self.actions:
+                self.actions(detection)
+            if self.recorder:
+                self.recorder.keep(detection, self.listener.thresholds[detection.word])
+
+    def _reject(self, rejection: Rejection) -> None:
+        """Show why nothing was reported, and record near misses."""
+        if self.arguments.rejected:
+            self._print(rejection)
+        if rejection.was_close:
+            self.console.note(f"({rejection.word} {rejection.confidence:.2f}: {rejection.reason})")
+            if self.recorder:
+                self.recorder.keep(rejection, self.listener.thresholds.get(rejection.word))
+
+    def _print(self, result: Detection | Rejection) -> None:
+        """One line on stdout, at once; as JSON with the clock time of the decision where the source is live."""
+        self.console.clear()
+        if self.arguments.json:
+            more = {"file": self.source} if self.with_names else {}
+            if self.is_live:
+                more["time"] = datetime.now().astimezone().isoformat(timespec="milliseconds")
+            line = json.dumps(as_dict(result) | more)
+        else:
+            line = f"{result.start_s:8.2f} s  {result.word:<8} {result.confidence:4.2f}"
+            line = f"{self.source}: {line}" if self.with_names else line
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Stop actions that still run, and print a summary."""
+        if self.actions:
+            self.actions.close()
+        self.console.clear()
+        if self.n_heard or self.overflows is not None:
+            lost = "" if self.overflows is None else f", {counted(self.overflows, 'overflow')}"
+            said = counted(self.n_detections, "command")
+            self.console.inform(f"heard {self.n_heard / self.rate:.1f} s, {said}{lost}")
