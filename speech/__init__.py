@@ -9,14 +9,23 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from speech.background import listen_async, listen_in_background
-    from speech.errors import SpeechError
-    from speech.listener import Listener
-    from speech.own.words import OwnWords
-    from speech.recognizer import Recognizer
-    from speech.results import Detection, Examined, Prediction, Reason, Rejection, SpokenWord
-    from speech.segment import ListenerConfig
+if TYPE_CHECKING:  # each as itself: that exports it to type checkers
+    from speech.background import listen_async as listen_async
+    from speech.background import listen_in_background as listen_in_background
+    from speech.errors import SpeechError as SpeechError
+    from speech.grammar import Grammar as Grammar
+    from speech.grammar import NGram as NGram
+    from speech.listener import Listener as Listener
+    from speech.own.words import OwnWords as OwnWords
+    from speech.recognizer import Recognizer as Recognizer
+    from speech.results import Detection as Detection
+    from speech.results import Examined as Examined
+    from speech.results import Prediction as Prediction
+    from speech.results import Reason as Reason
+    from speech.results import Rejection as Rejection
+    from speech.results import SpokenWord as SpokenWord
+    from speech.segment import ListenerConfig as ListenerConfig
+    from speech.sound.microphone import Microphone as Microphone
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 """ONNX Runtime from 1.29 on reads this at its import.  Without it, it writes a device id into the home and sends events
@@ -24,38 +33,19 @@ to its maker.  Every module that imports it lies in this package, so this line r
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "Detection",
-    "Examined",
-    "Listener",
-    "ListenerConfig",
-    "OwnWords",
-    "Prediction",
-    "Reason",
-    "Recognizer",
-    "Rejection",
-    "SpeechError",
-    "SpokenWord",
-    "__version__",
-    "listen_async",
-    "listen_in_background",
-]
-
-_HOME = {
-    "Detection": "speech.results",
-    "Examined": "speech.results",
-    "Listener": "speech.listener",
-    "ListenerConfig": "speech.segment",
-    "OwnWords": "speech.own.words",
-    "Prediction": "speech.results",
-    "Reason": "speech.results",
-    "Recognizer": "speech.recognizer",
-    "Rejection": "speech.results",
-    "SpeechError": "speech.errors",
-    "SpokenWord": "speech.results",
-    "listen_async": "speech.background",
-    "listen_in_background": "speech.background",
+_NAMES = {
+    "background": ("listen_async", "listen_in_background"),
+    "errors": ("SpeechError",),
+    "grammar": ("Grammar", "NGram"),
+    "listener": ("Listener",),
+    "own.words": ("OwnWords",),
+    "recognizer": ("Recognizer",),
+    "results": ("Detection", "Examined", "Prediction", "Reason", "Rejection", "SpokenWord"),
+    "segment": ("ListenerConfig",),
+    "sound.microphone": ("Microphone",),
 }
+_HOME = {name: f"speech.{module}" for module, names in _NAMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
