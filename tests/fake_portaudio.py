@@ -1,86 +1,110 @@
-"""As much of `sounddevice` as is used, in the hands of a test."""
+"""As much of `sounddevice` as is used, in the hands of a test; what is a process otherwise is a thread here."""
 
+import os
+import queue
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+
+from speech.sound import devices, microphone
 
 
 class FakeStream:
     """An input stream that delivers when it is told to."""
 
     def __init__(self, **options: Any) -> None:
-        self.closed, self.closing = False, threading.Event()
-        self.closing.set()
+        self.closed, self.thread = False, threading.current_thread()
         self.__dict__.update(options)
 
     def start(self) -> None: ...
 
-    def close(self) -> None:
-        self.closing.wait(20)
-        self.closed = True
+
+class FakeProcess(devices.Process):
+    """A thread that answers a request, as the process does."""
+
+    def __init__(self, request: devices.Request | None, fake: "FakePortAudio") -> None:
+        self._fake, self._killed = fake, False
+        fake.seen = list(fake.devices)  # a new process looks for devices
+        reading, writing = os.pipe()
+        self._process: Any = SimpleNamespace(
+            stdout=os.fdopen(reading, "rb"),
+            kill=self._kill,
+            wait=lambda _: None,
+            stdin=SimpleNamespace(close=lambda: 0),
+        )
+        self._answers = queue.Queue(round(devices.BACKLOG_S / devices.BLOCK_S))
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._thread = threading.Thread(target=self._answer, args=[request, os.fdopen(writing, "wb")], daemon=True)
+        self._thread.start()
+
+    def _answer(self, request: devices.Request | None, out: Any) -> None:
+        with suppress(BrokenPipeError, SystemExit), out:
+            devices.answer(request, out)
+
+    def _kill(self) -> None:
+        self._thread.name = "killed"
+        for stream in self._fake.streams:
+            if stream.thread is self._thread:
+                stream.closed = True
+                stream.finished_callback()  # type: ignore[attr-defined]
 
 
 class FakePortAudio:
-    """`devices` may change, but is seen only after a restart."""
+    """`devices` may change, but is seen only by a new process or after a restart."""
 
     class PortAudioError(Exception):
         pass
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.devices = [self.device("Built-in", 16000), self.device("USB Mic: Audio (hw:1,0)", 16000)]
         self.host_apis = ["ALSA"]
         self.default = SimpleNamespace(device=[0, 0])
         self.streams: list[FakeStream] = []
         self.refusal: Exception | None = None
         self.channels_refused: tuple[int, ...] = ()
-        self.played: FakeStream | None = None
         self.n_restarts = 0
         self._initialized = 1
-        self._seen = list(self.devices)
+        self.seen = list(self.devices)
+        monkeypatch.setattr(devices, "sounddevice", self._module)
+        for module in (devices, microphone):
+            monkeypatch.setattr(module, "Process", lambda request: FakeProcess(request, self))
+        for name, value in (("POLL_S", 0.01), ("PATIENCE_S", 0.3)):
+            monkeypatch.setattr(microphone, name, value)
+        monkeypatch.setattr(devices, "RETRY_S", 0.02)
 
-        class Input(FakeStream):
-            def __init__(stream, **options: Any) -> None:
-                if self.refusal or options["channels"] in self.channels_refused:
-                    raise self.refusal or self.PortAudioError("Invalid number of channels", -9998)
-                super().__init__(**options)
-                self.streams.append(stream)
-
-        class Output(FakeStream): ...  # each fake has its own, as all objects of the process are looked at
-
-        self.RawInputStream = self.InputStream = Input
-        self.RawOutputStream = self.OutputStream = Output
+    def _module(self) -> "FakePortAudio":
+        if threading.current_thread().name == "killed":
+            raise SystemExit
+        return self
 
     @staticmethod
     def device(name: str, rate: float, channels: int = 1, host_api: int = 0) -> dict[str, Any]:
         return {"name": name, "max_input_channels": channels, "default_samplerate": rate, "hostapi": host_api}
 
     def query_devices(self) -> list[dict[str, Any]]:
-        return self._seen
+        return self.seen
 
     def query_hostapis(self) -> list[dict[str, Any]]:
         return [{"name": name} for name in self.host_apis]
 
-    def get_stream(self) -> FakeStream:
-        if self.played is None:
-            raise RuntimeError("play()/rec()/playrec() was not called yet")
-        return self.played
-
-    def stop(self) -> None:
-        assert self.played
-        self.played.close()
-
-    def _exit_handler(self) -> None: ...
+    def RawInputStream(self, **options: Any) -> FakeStream:
+        if self.refusal or options["channels"] in self.channels_refused:
+            raise self.refusal or self.PortAudioError("Invalid number of channels", -9998)
+        self.streams.append(FakeStream(**options))
+        return self.streams[-1]
 
     def _terminate(self) -> None:
-        assert all(stream.closed for stream in self.streams), "PortAudio ends with a stream open"
         self._initialized -= 1
 
     def _initialize(self) -> None:
         self._initialized += 1
         self.n_restarts += 1
-        self._seen = list(self.devices)
+        self.seen = list(self.devices)
 
     def deliver(self, n_blocks: int = 1, overflow: bool = False, value: Any = 0.25) -> None:
         """Blocks of one value to the stream that was opened last."""

@@ -15,7 +15,6 @@ from sound_room import DEADLINE_S, Lines, Room, needs_sound, wait_for
 
 from speech import Detection, Listener, Recognizer, listen, listen_async, listen_in_background
 from speech.errors import AudioError, DeviceError
-from speech.sound import devices, microphone
 from speech.sound.files import Block, read_blocks
 from speech.sound.microphone import Microphone
 
@@ -30,12 +29,7 @@ def reported() -> list[str]:
 
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
-    fake = FakePortAudio()
-    for module in (devices, microphone):
-        monkeypatch.setattr(module, "sounddevice", lambda: fake)
-    for name, value in (("POLL_S", 0.01), ("RETRY_S", 0.02), ("PATIENCE_S", 0.3)):
-        monkeypatch.setattr(microphone, name, value)
-    return fake
+    return FakePortAudio(monkeypatch)
 
 
 def demo() -> Iterator[Block]:
@@ -138,7 +132,7 @@ def test_what_comes_while_it_pauses_is_not_heard(reported: list[str]) -> None:
 
 
 def test_a_microphone_that_can_not_be_opened_is_an_error_at_once(portaudio: FakePortAudio, reported: list[str]) -> None:
-    portaudio.devices = portaudio._seen = []
+    portaudio.devices = []
     with pytest.raises(DeviceError, match="no input device"):
         listen_in_background(print, source=Microphone(tell=reported.append), tell=reported.append)
     assert reported == []
@@ -148,7 +142,7 @@ def test_a_microphone_is_open_when_it_returns_and_closed_when_it_has_stopped(
     portaudio: FakePortAudio, reported: list[str]
 ) -> None:
     background = listen_in_background(print, source=Microphone(tell=reported.append), tell=reported.append)
-    assert [stream.closed for stream in portaudio.streams] == [False]
+    wait_for(lambda: [stream.closed for stream in portaudio.streams] == [False])
     portaudio.deliver(3)
     background.stop()
     assert [stream.closed for stream in portaudio.streams] == [True]
@@ -157,7 +151,6 @@ def test_a_microphone_is_open_when_it_returns_and_closed_when_it_has_stopped(
 
 def test_a_microphone_that_is_waited_for_holds_up_nothing(portaudio: FakePortAudio, reported: list[str]) -> None:
     unplugged, portaudio.devices = portaudio.devices, []
-    portaudio._seen = []
     for is_plugged_in in (False, True):
         background = listen_in_background(
             print, source=Microphone(tell=reported.append, wait=True), tell=reported.append
@@ -166,7 +159,7 @@ def test_a_microphone_that_is_waited_for_holds_up_nothing(portaudio: FakePortAud
         if is_plugged_in:
             portaudio.devices = unplugged
             wait_for(lambda: portaudio.streams)
-            portaudio.deliver()
+            portaudio.deliver(2)
         background.stop()
         assert not background.is_running
         assert background.error is None

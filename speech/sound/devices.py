@@ -1,43 +1,46 @@
-"""Input devices, through PortAudio.
+"""Input devices, through PortAudio, which runs in processes of its own.
 
-All streams of a process share one PortAudio.  It looks for devices only when it starts, and closes every stream when
-it terminates.  So `look_again` does nothing while any stream is open: another microphone's or the program's own.
+PortAudio looks for devices only when it starts, hangs with a sound server that hangs, may loop for ever when a server
+has died, and lets C libraries write on stderr.  A process can be killed at any time and started anew; the sound streams
+that the program has of its own are not touched.
 """
 
-import atexit
-import gc
 import glob
 import os
+import pickle
 import queue
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, Any, NamedTuple, NoReturn
 
 from speech.errors import DeviceError
 
 BLOCK_S = 0.04
 BACKLOG_S = 10.0
 """Seconds of audio kept until they are read; later audio is dropped."""
+OPEN_S = 10.0
+"""Longest wait in seconds for the sound system; a hanging server takes longer."""
+RETRY_S = 1.0
+"""Seconds between two searches for a device that is not there."""
 MOST_CHANNELS = 8
 """A device with more is virtual or a mixing desk: only two channels are opened, or as many as are needed."""
 UNAVAILABLE = -9985
 """PortAudio's code for a device that another program holds."""
-CLOSE_S = 5.0
-"""Longest wait in seconds for the sound system to close a device."""
 MME_NAME_LENGTH = 31
 """Windows' oldest host API (MME) cuts names to this many characters."""
-_LOCK = threading.RLock()
-"""Held while devices are opened, closed or listed: PortAudio is not thread-safe."""
-_OPEN: "set[Stream]" = set()
+FROZEN_FLAG = "--speech-devices"
+"""First argument of a frozen program that is to run `main`; see `speech/__pyinstaller`."""
+
+
+class NoPortAudio(DeviceError):
+    """The library is not installed: it is useless to wait for a device."""
 
 
 @dataclass(frozen=True)
@@ -58,51 +61,146 @@ class InputDevice:
         return f"{self.name}, {self.host_api}"
 
 
-def sounddevice() -> ModuleType:
-    """The PortAudio binding, imported only when a device is needed.
+class Request(NamedTuple):
+    """What a process is to record; None in its place: only list the devices."""
+
+    device: int | str | None = None
+    """See `choose`."""
+    n_needed: int = 1
+    """Smallest number of channels."""
+    lost: InputDevice | None = None
+    """The device that is to be found again; see `same_device`."""
+    waits: bool = False
+    """Search until it is there."""
+
+
+class Captured(NamedTuple):
+    """A block of audio."""
+
+    time_s: float
+    """Time of arrival, by `now_s`."""
+    n_frames: int
+    """Frames captured up to its end."""
+    n_overflows: int
+    """Losses that the driver has reported so far."""
+    channels: int
+    samples: bytes
+    """float32, the channels of a frame beside each other."""
+
+
+class Process:
+    """A process that answers a request; it can be stopped at any time, however much it hangs.
 
     Raises:
-        DeviceError: the PortAudio library is missing or can't start; the message says what to do.
+        DeviceError: it can't be started.
     """
+
+    def __init__(self, request: Request | None) -> None:
+        start = [FROZEN_FLAG] if getattr(sys, "frozen", False) else ["-c", f"from {__name__} import main; main()"]
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)  # where this package was found
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *start, pickle.dumps(request).hex()], stdin=pipe, stdout=pipe,
+                stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path},
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )  # fmt: skip
+        except OSError as error:
+            raise DeviceError(f"can't start {sys.executable!r} to record: {error.strerror}") from error
+        self._answers: queue.Queue[object] = queue.Queue(round(BACKLOG_S / BLOCK_S))
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError), self._process.stdout as pipe:
+            while True:
+                answer = pickle.load(pipe)
+                with suppress(queue.Full):  # the frame counts of later blocks show that it is missing
+                    self._answers.put_nowait(answer)
+
+    def get(self, timeout_s: float) -> object:
+        """The next answer: the device that was opened, then `Captured` blocks; or a list of devices.
+
+        Returns:
+            None if there was none in time.
+        Raises:
+            DeviceError: the request can't be fulfilled, or the process has ended.
+        """
+        has_ended = not self._reader.is_alive()
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            if has_ended:
+                raise DeviceError("the process that records has ended") from None
+            return None
+        if isinstance(answer, DeviceError):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.wait(1)
+            self._process.stdin.close()  # type: ignore[union-attr]
+
+
+def list_devices() -> list[InputDevice]:
+    """All devices that can record, by number.
+
+    Raises:
+        DeviceError: PortAudio or the sound system is missing, or does not answer.
+    """
+    process = Process(None)
+    try:
+        found = process.get(OPEN_S)
+    finally:
+        process.stop()
+    return found if isinstance(found, list) else no_answer()
+
+
+def no_answer() -> NoReturn:
+    raise DeviceError("the sound system does not answer: restart its server, or use --file or --stdin")
+
+
+def now_s() -> float:
+    """A clock in seconds, the same in all processes; it also counts while the machine sleeps, if the system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+# What follows runs in the process.
+
+
+def sounddevice() -> ModuleType:
+    """The PortAudio binding.  Raises DeviceError if PortAudio is missing or can't start."""
     try:
         import sounddevice as module
     except OSError as error:
-        raise DeviceError(
+        raise NoPortAudio(
             "the PortAudio library is missing: install it (Debian, Ubuntu: apt-get install libportaudio2; "
             "Fedora: dnf install portaudio); --file and --stdin work without it"
         ) from error
     except Exception as error:  # the binding's own class, which can't be imported when the binding fails
-        if type(error).__name__ != "PortAudioError":
-            raise
         raise DeviceError(f"PortAudio can't start: {error}; restart the sound server") from error
     found: ModuleType = module
     return found
 
 
-def list_devices() -> list[InputDevice]:
-    """All devices that can record, by number, as of the last time that PortAudio looked (see `look_again`).
-
-    Raises:
-        DeviceError: PortAudio or the sound system is missing.
-    """
+def query_devices() -> list[InputDevice]:
+    """All devices that can record.  Raises DeviceError: PortAudio or the sound system is missing."""
     module = sounddevice()
     try:
-        with _LOCK:
-            devices, apis, default = module.query_devices(), module.query_hostapis(), module.default.device[0]
+        devices, apis, default = module.query_devices(), module.query_hostapis(), module.default.device[0]
     except module.PortAudioError as error:
         raise DeviceError(f"can't list the sound devices: {error.args[0]}") from error
     return [
         InputDevice(
-            n,
-            found["name"],
-            apis[found["hostapi"]]["name"],
-            found["max_input_channels"],
-            round(found["default_samplerate"]),
-            n == default,
+            n, found["name"], apis[found["hostapi"]]["name"], found["max_input_channels"],
+            round(found["default_samplerate"]), n == default,
         )
-        for n, found in enumerate(devices)
-        if found["max_input_channels"] > 0
-    ]
+        for n, found in enumerate(devices) if found["max_input_channels"] > 0
+    ]  # fmt: skip
 
 
 def choose(device: int | str | None) -> InputDevice:
@@ -115,7 +213,7 @@ def choose(device: int | str | None) -> InputDevice:
     Raises:
         DeviceError: no device matches, or several do.
     """
-    devices = list_devices()
+    devices = query_devices()
     if not devices:
         raise DeviceError(f"no input device: {_why_none()}, or use --file or --stdin")
     if device is None:
@@ -158,7 +256,7 @@ def same_device(device: InputDevice, wanted: int | str | None) -> InputDevice:
     """
     if wanted is None:
         return choose(None)
-    namesakes = [d for d in list_devices() if (_bare(d.name), d.host_api) == (_bare(device.name), device.host_api)]
+    namesakes = [d for d in query_devices() if (_bare(d.name), d.host_api) == (_bare(device.name), device.host_api)]
     if not namesakes and isinstance(wanted, str):
         return choose(wanted)
     if not namesakes:
@@ -189,13 +287,6 @@ def _what_to_do(error: Exception) -> str:
     return f"{reason}; --list-devices shows the others"
 
 
-def _now_s() -> float:
-    """A clock in seconds that also counts while the machine sleeps, if the system has one."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
-
-
 class Stream:
     """An open stream of one device, filled by PortAudio's own thread.
 
@@ -206,148 +297,67 @@ class Stream:
         DeviceError: the device has fewer channels or can't be opened.
     """
 
-    def __init__(self, device: InputDevice, n_needed: int = 1) -> None:
-        self.device = device
-        self.blocks: queue.Queue[tuple[float, int, NDArray[np.float32]]] = queue.Queue(round(BACKLOG_S / BLOCK_S))
-        """For each block: time of arrival in seconds, frames captured up to its end, samples (time, channels)."""
-        self.n_frames, self.n_dropped, self.n_overflows = 0, 0, 0
-        self.n_discarded = 0
-        """Blocks that end at or before this frame are to be replaced by silence."""
-        self.has_ended = threading.Event()
-        self._closing: threading.Thread | None = None
+    def __init__(self, device: InputDevice, n_needed: int) -> None:
         if n_needed > device.channels:
             raise DeviceError(f"{device.name!r} has {device.channels} channels; channel {n_needed} is wanted")
-        with _LOCK:
-            self.n_channels = self._open(n_needed)
-            _OPEN.add(self)
-
-    def _open(self, n_needed: int) -> int:
-        """Open the device; try fewer channels if it refuses many, as some hardware does.  Returns the number opened."""
-        module, device = sounddevice(), self.device
-        most = device.channels if device.channels <= MOST_CHANNELS else 2
+        self.blocks: queue.SimpleQueue[Captured | None] = queue.SimpleQueue()
+        """None: the device is gone."""
+        self._n_frames, self._n_overflows = 0, 0
+        module, most = sounddevice(), device.channels if device.channels <= MOST_CHANNELS else 2
         numbers = sorted({n for n in (most, 2, n_needed) if n_needed <= n <= device.channels}, reverse=True)
-        for n_channels in numbers:
+        for self._channels in numbers:  # some hardware refuses many
             try:
-                self._stream = module.InputStream(
-                    samplerate=device.sample_rate_hz,
-                    blocksize=round(BLOCK_S * device.sample_rate_hz),
-                    device=device.number,
-                    channels=n_channels,
-                    dtype="float32",
-                    callback=self._callback,
-                    finished_callback=self.has_ended.set,
-                )
-                self._start()
-                return n_channels
+                self._stream = module.RawInputStream(
+                    samplerate=device.sample_rate_hz, blocksize=round(BLOCK_S * device.sample_rate_hz),
+                    device=device.number, channels=self._channels, dtype="float32", callback=self._callback,
+                    finished_callback=lambda: self.blocks.put(None),
+                )  # fmt: skip
+                self._stream.start()
+                return
             except (module.PortAudioError, ValueError) as error:
-                # the traceback would keep the half-made stream alive as long as the error
-                reason = error.with_traceback(None)
+                reason = error
         raise DeviceError(f"can't record from {device.name!r}: {_what_to_do(reason)}") from reason
 
-    def _start(self) -> None:
+    def _callback(self, samples: Any, n_frames: int, _: Any, status: Any) -> None:
+        self._n_frames += n_frames
+        self._n_overflows += bool(status.input_overflow)
+        if self.blocks.qsize() < BACKLOG_S / BLOCK_S:
+            self.blocks.put(Captured(now_s(), self._n_frames, self._n_overflows, self._channels, bytes(samples)))
+
+
+def answer(request: Request | None, out: IO[bytes]) -> None:
+    """Write pickled answers, see `Process.get`.  Returns when the device is gone or can't be opened."""
+    while True:
         try:
-            self._stream.start()
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _callback(self, samples: NDArray[np.float32], n_frames: int, _: Any, status: Any) -> None:
-        self.n_frames += n_frames
-        self.n_overflows += bool(status.input_overflow)
-        try:
-            self.blocks.put_nowait((_now_s(), self.n_frames, samples.copy()))
-        except queue.Full:
-            self.n_dropped += n_frames
-
-    def discard(self) -> None:
-        """Mark all audio captured so far, including the block in progress, as discarded; see `n_discarded`."""
-        self.n_discarded = self.n_frames + round(BLOCK_S * self.device.sample_rate_hz)
-
-    def close(self) -> bool:
-        """Close the stream if it is open.
-
-        After a sound server has died, closing may hang, or PortAudio's thread may loop and write a line in each pass.
-        Such a stream is abandoned: it counts as open, so that PortAudio is never terminated while the thread runs,
-        and file descriptor 2 is redirected to the null device.
-
-        Returns:
-            whether the stream is closed.
-        """
-        with _LOCK:
-            if self._closing:
-                return not self._closing.is_alive()
-            self._closing = threading.Thread(target=self._stream.close, daemon=True)
-            self._closing.start()
-            self._closing.join(CLOSE_S)
-            if self._closing.is_alive():
-                _silence_stderr()
-                atexit.unregister(sounddevice()._exit_handler)  # it would hang too
-                return False
-            _OPEN.discard(self)
-            return True
+            if request is None:
+                return pickle.dump(query_devices(), out)
+            device = same_device(request.lost, request.device) if request.lost else choose(request.device)
+            stream = Stream(device, request.n_needed)
+            break
+        except DeviceError as error:
+            if not request or not request.waits:
+                return pickle.dump(error.with_traceback(None), out)
+        time.sleep(RETRY_S)
+        module = sounddevice()
+        while module._initialized:
+            module._terminate()
+        with suppress(module.PortAudioError):
+            module._initialize()  # looks for devices
+    found: InputDevice | Captured | None = device
+    while found:
+        pickle.dump(found, out)
+        out.flush()
+        found = stream.blocks.get()
 
 
-def look_again() -> bool:
-    """Restart PortAudio so that it looks for devices, unless this process has an open stream.
-
-    Returns:
-        whether it looked; if not, devices that it already knows can still be opened.
-    Raises:
-        DeviceError: PortAudio can't restart.
-    """
-    module = sounddevice()
-    with _LOCK:
-        for stream in [stream for stream in _OPEN if stream.has_ended.is_set()]:
-            stream.close()  # its microphone notices and opens it again
-        _end_playback(module)
-        if _any_open(module):
-            return False
-        try:
-            while module._initialized:
-                module._terminate()
-            module._initialize()
-        except module.PortAudioError as error:
-            raise DeviceError(f"can't list the sound devices: {error.args[0]}") from error
-        return True
-
-
-def _end_playback(module: ModuleType) -> None:
-    """Close the stream that `sounddevice.play` leaves open after the sound has ended."""
-    with suppress(RuntimeError, module.PortAudioError):  # nothing was played, or it is closed already
-        if not module.get_stream().active:
-            module.stop()
-
-
-def _any_open(module: ModuleType) -> bool:
-    """Whether the process has an open stream.  The binding keeps no list of them, so all objects are searched."""
-    kinds = module.RawInputStream, module.RawOutputStream, module.InputStream, module.OutputStream
-    return any(issubclass(type(found), kinds) and not found.closed for found in gc.get_objects())
-
-
-def _silence_stderr() -> None:
-    """Redirect file descriptor 2 to the null device for good; Python's own stderr still goes where it went before."""
-    with suppress(OSError, ValueError, AttributeError):  # there is no stderr
-        if sys.stderr.fileno() == 2:
-            sys.stderr.flush()
-            kept = os.dup(2)
-            sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
-
-
-@contextmanager
-def exclusive_and_hushed() -> Iterator[None]:
-    """Lock PortAudio for this thread and redirect file descriptor 2: C libraries write messages at each attempt."""
-    with _LOCK:  # two threads that redirect it at the same time would leave it redirected
-        try:
-            stderr = os.dup(2)
-        except OSError:  # it is closed
-            yield
-            return
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+def main() -> None:
+    """Answer the request in the last argument; end with the standard input."""
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # terminals and services send them to all
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what C libraries print is no answer
+    with suppress(BrokenPipeError):
+        answer(pickle.loads(bytes.fromhex(sys.argv[-1])), out)
+        out.flush()
+    os._exit(0)  # the end of PortAudio may hang
