@@ -3,46 +3,49 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 pytest.importorskip("websockets", reason="needs the extra `serve`")
 pytest.importorskip("selenium", reason="needs selenium")
 
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from recipes.material.screenshot import chromium
 from speech.listen import DEMO
+from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
+from speech.segment import ListenerConfig
 from speech.serve.page import PageServer
 from speech.serve.security import Access, Limits
 from speech.serve.streams import Hearing, Workers
 from speech.sound.files import read
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
-DEMO_S = 17
 PATIENCE_S = 40
 
-needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver")
+needs_chromium = pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromium-driver"
+)
 pytestmark = needs_chromium
 
 
 @contextmanager
-def served_in_thread(access: Access, recognizer: Recognizer | None = None) -> Iterator[PageServer]:
+def served_in_thread(
+    access: Access, recognizer: Recognizer | None = None, limits: Limits | None = None, after_talk_s: float = 1.8
+) -> Iterator[PageServer]:
     """A server in a thread of its own, by default with the shipped bundle."""
-    recognizer = recognizer or Recognizer.load()
     workers = Workers()
-    server = PageServer(Hearing(recognizer), access, Limits(), workers, lambda _: None, "commands")
+    hearing = Hearing(recognizer or Recognizer.load(), config=ListenerConfig(after_talk_s=after_talk_s))
+    server = PageServer(hearing, access, limits or Limits(), workers, lambda _: None, "commands")
     loop, stop, started = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
 
     async def serve() -> None:
@@ -64,7 +67,7 @@ def served_in_thread(access: Access, recognizer: Recognizer | None = None) -> It
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served_in_thread(Access("127.0.0.1", 0)) as server:
+    with served_in_thread(Access("127.0.0.1", 0), after_talk_s=1.85) as server:
         yield server.url
 
 
@@ -75,34 +78,25 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@contextmanager
-def chromium(microphone: Path) -> Iterator[WebDriver]:
-    """Chromium whose microphone begins the recording when it is opened."""
-    options = Options()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000",
-        "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={microphone}%noloop",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
 @pytest.fixture
 def browser(recording: Path) -> Iterator[WebDriver]:
     with chromium(recording) as driver:
         yield driver
 
 
+def until(browser: WebDriver, condition: Callable[[WebDriver], object]) -> None:
+    WebDriverWait(browser, PATIENCE_S, poll_frequency=0.1).until(condition)
+
+
 def opened(browser: WebDriver, url: str) -> None:
     browser.get(url)
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: b.find_element(By.ID, "listen").is_enabled())
+    until(browser, lambda b: b.find_element(By.ID, "listen").is_enabled())
+
+
+def listening(browser: WebDriver, url: str) -> None:
+    opened(browser, url)
+    browser.find_element(By.ID, "listen").click()
+    until(browser, logged)
 
 
 def logged(browser: WebDriver, kind: str = "detection") -> list[str]:
@@ -112,23 +106,17 @@ def logged(browser: WebDriver, kind: str = "detection") -> list[str]:
 
 
 def text(browser: WebDriver, name: str) -> str:
-    found: str = browser.find_element(By.ID, name).text
-    return found
+    return str(browser.find_element(By.ID, name).get_attribute("textContent"))
 
 
 def test_the_ten_words_of_the_demo_are_shown_in_order(browser: WebDriver, url: str) -> None:
     opened(browser, url)
+    browser.execute_script("""
+        window.shown = [];
+        new MutationObserver(() => shown.push(at("word").textContent)).observe(at("word"), { childList: true });""")
     browser.find_element(By.ID, "listen").click()
-    shown: list[str] = []
-
-    def collect(browser: WebDriver) -> bool:
-        word = text(browser, "word")
-        if word in TEN and word not in shown:
-            shown.append(word)
-        return bool(logged(browser, "rejection"))  # the sentence after the words
-
-    WebDriverWait(browser, PATIENCE_S, poll_frequency=0.1).until(collect)
-    assert shown == TEN, "in large type"
+    until(browser, lambda b: logged(b, "rejection"))  # the sentence after the words
+    assert browser.execute_script("return shown.filter((word) => word)") == TEN, "in large type"
     assert logged(browser) == TEN
     assert "longer than a command" in text(browser, "note")
     requests = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -141,14 +129,18 @@ def test_it_works_with_the_keyboard_alone(browser: WebDriver, url: str) -> None:
     keyboard = browser.switch_to.active_element
     assert keyboard.get_attribute("id") == "listen", "the button has the focus from the beginning"
     keyboard.send_keys(Keys.SPACE)
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: logged(b) == ["yes"])
+    until(browser, lambda b: logged(b) == ["yes"])
     assert text(browser, "listen") == "Stop"
     browser.switch_to.active_element.send_keys(Keys.SPACE)
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: text(b, "listen") == "Listen")
+    until(browser, lambda b: text(b, "listen") == "Listen")
     reached = set()
     for _ in range(60):
-        browser.switch_to.active_element.send_keys(Keys.TAB)
-        reached.add(browser.execute_script("return document.activeElement.id || document.activeElement.ariaLabel"))
+        here = browser.switch_to.active_element
+        here.send_keys(Keys.TAB)
+        here = browser.switch_to.active_element
+        if here.tag_name == "summary" and here.text == "Words and thresholds":
+            here.send_keys(Keys.SPACE)
+        reached.add(here.get_attribute("id") or here.get_attribute("aria-label"))
     assert {"theme", "save", "clear", "all", "none", "every", "after", "threshold of left"} <= reached
     unnamed = browser.execute_script("""
         return [...document.querySelectorAll("button, input, canvas")].filter((element) =>
@@ -157,45 +149,80 @@ def test_it_works_with_the_keyboard_alone(browser: WebDriver, url: str) -> None:
     assert unnamed == [], "a screen reader would have nothing to say"
 
 
-def test_words_can_be_switched_off_and_thresholds_raised(browser: WebDriver, url: str) -> None:
+def test_settings_are_used_and_kept_with_the_log(browser: WebDriver, url: str) -> None:
     opened(browser, url)
-    browser.find_element(By.CSS_SELECTOR, "[data-word=yes] input[type=checkbox]").click()
     browser.execute_script("""
+        socket.send = (message) => { window.sent ??= message; WebSocket.prototype.send.call(socket, message); };
+        document.querySelector("[data-word=yes] input[type=checkbox]").click();
         const slider = document.querySelector("[data-word=no] input[type=range]");
         slider.value = 1;
         slider.dispatchEvent(new Event("input"));""")
     browser.find_element(By.ID, "listen").click()
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: "up" in logged(b))
+    until(browser, lambda b: "up" in logged(b))
     assert logged(browser) == ["up"]
+    start = browser.execute_script("return JSON.parse(sent)")
+    assert "after_talk_s" not in start, "the server's own, exactly, where nobody moved the slider"
+    assert start["thresholds"] == {"no": 1}
+    opened(browser, url)  # as after a reload
     assert logged(browser, "rejection") == ["yes", "no"]
-    outcomes = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#log tr.rejection td:last-child")]
-    assert outcomes[1] == "switched off"
-    assert "1.00 needed" in outcomes[0]
+    raised, off = (row.text for row in browser.find_elements(By.CSS_SELECTOR, "#log .rejection"))
+    assert "switched off" in off
+    assert "1.00 needed" in raised
+    assert browser.execute_script("return [wordsOn().includes('yes'), threshold('no')]") == [False, 1]
+    assert text(browser, "after-value") == "1.85 s"
+    browser.execute_script("at('after').value = 1.8; at('after').oninput()")
+    assert browser.execute_script("return settings.after_talk_s") == 1.8
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-def test_nothing_sticks_out_on_a_narrow_screen(browser: WebDriver, url: str, width: int) -> None:
-    screen = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    opened(browser, url)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+FAINT = """
+    const linear = (v) => v <= 10.3 ? v / 3295 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    const light = (colour) => 0.05 + colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+        .reduce((sum, v, n) => sum + linear(v) * [0.2126, 0.7152, 0.0722][n], 0);
+    const behind = (element) => {
+        const colour = getComputedStyle(element).backgroundColor;
+        return colour.endsWith(", 0)") ? behind(element.parentElement) : light(colour);
+    };
+    const isFaint = (colour, needed, below) => {
+        const both = [light(colour), behind(below)];
+        return Math.max(...both) < needed * Math.min(...both);
+    };
+    const isText = (node) => node.nodeType === 3 && node.textContent.trim();
+    return [...document.body.querySelectorAll("*")].filter((element) => element.offsetParent && (
+        ([...element.childNodes].some(isText) && isFaint(getComputedStyle(element).color, 4.5, element))
+        || (element.matches("#name, select, button:not(.plain)")
+            && isFaint(getComputedStyle(element).borderTopColor, 3, element.parentElement))
+        || (element.matches("#name") && isFaint(getComputedStyle(element, "::placeholder").color, 4.5, element))
+    )).map((element) => element.outerHTML);"""
+"""Elements whose contrast is below what WCAG 2.2 asks of text (4.5) and of the borders of controls (3)."""
 
 
-def test_it_follows_the_system_into_the_dark(browser: WebDriver, url: str) -> None:
-    brightness = {}
-    for scheme in ("light", "dark"):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_at_each_width_in_the_light_and_in_the_dark(browser: WebDriver, url: str, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    for width in (320, 390, 1280):
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         opened(browser, url)
-        brightness[scheme] = browser.execute_script("return rgb('--paper')[0] - rgb('--ink')[0]")
-    assert brightness["light"] > 100
-    assert brightness["dark"] < -100
+        browser.execute_script("""
+            at("teach").hidden = at("use").hidden = at("utterance").hidden = false;
+            document.querySelectorAll("details").forEach((details) => { details.name = ""; details.open = true; });
+            stage("extraordinarily", "old", "note"); tell("wrong", true);
+            log({ type: "rejection", word: "kitchen-radio", reason: "not in the grammar", time: 0 });
+            document.getAnimations().forEach((animation) => animation.finish());""")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script("return at('say').getBoundingClientRect().bottom") < 800, "words above the fold"
+        assert browser.execute_script("return at('word').clientHeight") < 250, "a long word is on one line"
+    assert browser.execute_script(FAINT) == []
+    brightness = browser.execute_script("return rgb('--paper')[0] - rgb('--ink')[0]")
+    assert brightness > 100 if scheme == "light" else brightness < -100
     browser.find_element(By.ID, "theme").click()
     assert browser.execute_script("return rgb('--paper')[0] - rgb('--ink')[0]") > 100, "light was chosen"
 
 
 def test_what_is_inside_the_network_is_drawn(browser: WebDriver, url: str) -> None:
     opened(browser, url)
+    browser.find_element(By.CSS_SELECTOR, "#network summary").click()
     browser.execute_script("""
         const image = (columns, rows, value) => ({ shape: [columns, rows], middles_s: [0.1, 0.9],
             values: btoa(String.fromCharCode(...Array.from({ length: columns * rows }, (_, n) => value(n)))) });
@@ -216,23 +243,65 @@ def test_what_is_inside_the_network_is_drawn(browser: WebDriver, url: str) -> No
     before = browser.execute_script(colours, "forget")
     layers[1].find_element(By.TAG_NAME, "input").send_keys(Keys.SPACE)
     assert browser.execute_script(colours, "forget") < before
-    assert [line.text for line in browser.find_elements(By.CSS_SELECTOR, "#scores .label")] == ["left", "other"]
+    assert browser.find_element(By.ID, "scores").text.split() == ["left", "0.60", "other", "0.40"]
 
 
 def test_the_token_in_the_address_opens_the_page_and_nothing_else_does(browser: WebDriver) -> None:
     with served_in_thread(Access("0.0.0.0", 0, "right-token")) as server:
         address = f"http://127.0.0.1:{server.access.port}/"
-        opened(browser, f"{address}#right-token")
-        assert "20 words" in text(browser, "about")
-        browser.get("about:blank")
         browser.get(address)
-        WebDriverWait(browser, PATIENCE_S).until(lambda b: "can't be reached" in text(b, "status"))
+        until(browser, lambda b: "a token is needed: it is in the address" in text(b, "status"))
+        browser.get(f"{address}#right-token")  # the page notices
+        until(browser, lambda b: "20 words" in text(b, "about"))
 
 
-def test_a_server_that_ends_is_noticed(browser: WebDriver) -> None:
+def test_a_server_that_ends_is_noticed_and_found_again_when_it_is_back(browser: WebDriver) -> None:
     with served_in_thread(Access("127.0.0.1", 0)) as server:
+        listening(browser, server.url)
+    until(browser, lambda b: "connection was lost" in text(b, "status") or "can't be reached" in text(b, "status"))
+    assert text(browser, "listen") == "Stop", "it is still wanted"
+    n_before = len(logged(browser))
+    with served_in_thread(server.access):
+        until(browser, lambda b: "Listening again" in text(b, "status"))
+        until(browser, lambda b: len(logged(b)) > n_before)
+
+
+def test_a_microphone_that_the_browser_pauses_is_noticed_and_used_when_it_is_back(browser: WebDriver, url: str) -> None:
+    listening(browser, url)
+    browser.execute_script("audio.resume = () => {}; audio.suspend()")  # as while the phone is locked
+    until(browser, lambda b: "paused the microphone" in text(b, "status"))
+    n_before = len(logged(browser))
+    browser.execute_script("delete audio.resume; dispatchEvent(new Event('focus'))")
+    until(browser, lambda b: "Listening again" in text(b, "status") and len(logged(b)) > n_before)
+    browser.execute_script("media.getTracks()[0].stop(); again()")  # as if it was unplugged, and is back
+    until(browser, lambda b: b.execute_script("return isStreaming && media?.active && trouble === ''"))
+
+
+def test_the_own_error_of_the_server_stays_on_the_screen(browser: WebDriver) -> None:
+    with served_in_thread(Access("127.0.0.1", 0), limits=Limits(idle_s=1)) as server:
+        listening(browser, server.url)
+        browser.execute_script("audio.resume = () => {}; audio.suspend(); isOpening = true")
+        until(browser, lambda b: "no audio for 1 s" in text(b, "status"))
+
+
+def test_two_tabs_offer_the_same_words(browser: WebDriver, tmp_path: Path) -> None:
+    recognizer = Recognizer.load()
+    own = OwnWords.load(tmp_path)
+    sound = read(DEMO, 16000)[: 16000 * 2]
+    own.add("lamp", [sound, np.roll(sound, 99), 0.9 * sound], recognizer.similarity, recognizer.embed)
+    recognizer.hear_also(own)
+    with served_in_thread(Access("127.0.0.1", 0), recognizer) as server:
+        listening(browser, server.url)
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
         opened(browser, server.url)
-        browser.find_element(By.ID, "listen").click()
-        WebDriverWait(browser, PATIENCE_S).until(lambda b: logged(b))
-    WebDriverWait(browser, PATIENCE_S).until(lambda b: "connection was lost" in text(b, "status"))
-    assert text(browser, "listen") == "Listen"
+        browser.find_element(By.CSS_SELECTOR, "#teach summary").click()
+        browser.find_element(By.CSS_SELECTOR, "#own button").click()
+        assert "lamp" in browser.switch_to.alert.text, "it asks before it forgets"
+        browser.switch_to.alert.accept()
+        until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, "#own li"))
+        browser.switch_to.window(first)
+        until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, "#words [data-word=lamp]"))
+        n_before = len(logged(browser))
+        until(browser, lambda b: len(logged(b)) > n_before)
+        assert "lost" not in text(browser, "status")

@@ -203,18 +203,20 @@ def test_a_word_is_taught_on_the_page(recognizer: Recognizer, tmp_path: Path) ->
     soundfile.write(microphone, recording(*[OWN] * 5), RATE_HZ, subtype="PCM_16")
     with served_in_thread(Access("127.0.0.1", 0), recognizer) as server, chromium(microphone) as browser:
         opened(browser, server.url)
+        browser.find_element("css selector", "#teach summary").click()
         browser.find_element("id", "name").send_keys(OWN)
         browser.find_element("css selector", "#times option").click()
         browser.find_element("id", "name").submit()
         browser.implicitly_wait(PATIENCE_S)
         assert browser.find_element("css selector", "#own li").text.startswith(OWN)
-        assert "is recognised from now on" in text(browser, "said")
+        assert "is recognised from now on" in text(browser, "taught")
         assert "false alarms" in text(browser, "forecast")
         assert browser.find_element("css selector", f"#words [data-word={OWN}]")
         assert browser.find_element("css selector", f"#log tr.detection[data-word={OWN}]"), (
             "said once more, it is heard"
         )
         browser.find_element("css selector", "#own button").click()
+        browser.switch_to.alert.accept()
         browser.find_element("css selector", "#own:empty")
         browser.implicitly_wait(0)
         assert not browser.find_elements("css selector", f"#words [data-word={OWN}]")

@@ -399,6 +399,10 @@ def test_a_client_without_audio_is_dropped(hearing: Hearing) -> None:
     async def check() -> None:
         async with served(hearing, Limits(idle_s=0.3)) as server, socket_of(server) as socket:
             await next_event(socket)
+            with pytest.raises(TimeoutError):  # an open page that does not listen stays
+                await asyncio.wait_for(socket.recv(), 1)
+            await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ}))
+            assert (await next_event(socket))["type"] == "started"
             error = await next_event(socket)
             assert "no audio" in error["message"]
             with pytest.raises(ConnectionClosed):

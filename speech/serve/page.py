@@ -18,7 +18,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -88,18 +88,21 @@ class Client:
 
     async def _read(self) -> None:
         """Queue the client's messages, then the exception that ends them; a full queue makes the client wait."""
-        idle_s = self._server.limits.idle_s
-        now = asyncio.get_running_loop().time
-        heard_at = now()
+        limits = self._server.limits
         try:
             while True:
-                async with asyncio.timeout_at(heard_at + idle_s):
-                    message = await self._socket.recv()
-                await self._messages.put(message)
-                if isinstance(message, bytes):
-                    heard_at = now()
+                try:
+                    async with asyncio.timeout(limits.idle_s):
+                        message = await self._socket.recv()
+                except TimeoutError:
+                    if self._stream or self._lesson:
+                        raise
+                    async with asyncio.timeout(limits.send_s):  # a page that is open, but not listening
+                        await (await self._socket.ping())
+                else:
+                    await self._messages.put(message)
         except TimeoutError:
-            await self._messages.put(ClientError(f"no audio for {idle_s:g} s"))
+            await self._messages.put(ClientError(f"no audio for {limits.idle_s:g} s"))
         except ConnectionClosed as closed:
             await self._messages.put(closed)
 
@@ -134,6 +137,7 @@ class Client:
             else:
                 await self._server.workers.run(forget, self._server.hearing.recognizer, message.word)
                 await self._send({"type": "forgotten", "word": message.word} | self._server.offered)
+                self._server.tell_others(self._socket)
         except (ConfigError, BundleError) as error:  # refused settings: the previous stream goes on
             await self._send({"type": "error", "message": str(error)})
 
@@ -175,6 +179,7 @@ class Client:
             await self._send({"type": "error", "message": str(error)})
             return
         await self._send({"type": "taught", "forecast": found.as_dict()} | self._server.offered)
+        self._server.tell_others(self._socket)
 
     async def _finish(self) -> None:
         stream, start, lesson = self._stream, self._start, self._lesson
@@ -265,6 +270,10 @@ class PageServer:
             "thresholds": self.hearing.thresholds(Settings()),
             "own": list(own.names) if own is not None and self.can_learn else None,
         }
+
+    def tell_others(self, client: ServerConnection) -> None:
+        """Send the words offered to all clients but one, which changed them."""
+        broadcast(self._clients - {client}, json.dumps({"type": "offered"} | self.offered))
 
     async def __aenter__(self) -> "PageServer":
         limits = self.limits
