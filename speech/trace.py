@@ -66,7 +66,9 @@ class Tracer:
         self.info: BundleInfo = Recognizer.load(path).info
         model = onnx.load(str(path if path.is_file() else MODELS / f"{path}.onnx"))
         self._names = [output.name for output in model.graph.output]
-        self._layers = [[*node.input[:4], node.output[0]] for node in model.graph.node if node.op_type == "LSTM"]
+        layers = [[*node.input[:4], node.output[0]] for node in model.graph.node if node.op_type == "LSTM"]
+        readings = len(self.info.training.get("speeds", [1]))  # the first is at the speed of the waveform
+        self._layers = layers[: len(layers) // readings]
         if not self._layers or "features" not in self._names:
             raise BundleError(f"{path} has no LSTM layers to examine")
         inside = {name for layer in self._layers for name in layer}
