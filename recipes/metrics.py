@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,11 +91,18 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A share with its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return format(self)
+
+    def __format__(self, sign: str) -> str:
+        """In percent; `+` puts a sign before every number."""
+        return f"{100 * self.value:{sign}6.2f} %  [{100 * self.low:{sign}.1f}, {100 * self.high:{sign}.1f}]"
 
     def as_dict(self) -> dict[str, object]:
         return {"value": self.value, "interval_95": [self.low, self.high]}
@@ -203,6 +211,12 @@ def calibration_error(judged: Judged) -> float:
 
 
 def write_json(target: Path, figures: object) -> None:
-    """Write figures as JSON; a missing folder is created."""
+    """Write figures as JSON: results by their `as_dict` or their fields.  A missing folder is created."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic | Path):
+            return str(value) if isinstance(value, Path) else value.tolist()
+        return value.as_dict() if hasattr(value, "as_dict") else vars(value)
+
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(figures, indent=1))
+    target.write_text(json.dumps(figures, indent=1, default=plain), encoding="utf-8")

@@ -103,7 +103,12 @@ def train(cli: TrainCLI) -> None:
         raise SpeechError(f"nothing to resume: {last} is missing")
     if not cli.config.resume and last.is_file():
         raise SpeechError(f"{run} already holds a run: add --resume true, or give another --run")
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if cli.config.resume else None)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last if cli.config.resume else None)
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        raise SpeechError(f"{last} holds another network: give the run's model settings, or another --run") from error
     if cli.config.export and cli.trainer.is_global_zero and not cli.trainer.interrupted:
         finish(cli, run)
 
@@ -138,7 +143,7 @@ def finish(cli: TrainCLI, run: Path) -> None:
     recognizer = Recognizer.load(bundle)
     results = head.evaluate(recognizer, data)
     print(results)
-    record = {"training": training, "parity": difference, "validation": results.as_dict()}
+    record = {"training": training, "parity": difference, "validation": results}
     write_json(run / "results.json", record)
 
 

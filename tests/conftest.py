@@ -15,6 +15,7 @@ from speech.bundle import FORMAT, BundleInfo
 
 if TYPE_CHECKING:
     from recipes.data.corpus import Corpus
+    from recipes.protocols.scenes import Recordings
     from speech.model.networks import Network, NetworkConfig
 
 RATE = 16000
@@ -209,6 +210,13 @@ def corpus(root: Path) -> "Corpus":
     from recipes.data.corpus import Corpus, index_others, index_words
 
     return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
+
+
+@pytest.fixture(scope="module")
+def recordings(root: Path) -> "Recordings":
+    from recipes.protocols.scenes import Recordings
+
+    return Recordings.load(root)
 
 
 @pytest.fixture(scope="session")

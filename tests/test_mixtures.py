@@ -20,17 +20,14 @@ from recipes.data.mixtures import (
     Mixtures,
     Placed,
     encode,
-    fixed_mixtures,
     lay,
     lay_in_a_row,
     transcripts,
     trim,
 )
 from recipes.data.plan import as_bank, render
-from recipes.protocols.connected import Heard, error_rate, latencies, noisy
 from speech.bundle import UNKNOWN
 from speech.errors import ConfigError
-from speech.results import Detection
 
 LABELS = (*KEYWORDS, UNKNOWN, "_blank_")
 SMALL = MixtureConfig(batches=3, audio_s=24.0, lengths_s=(1.2, 3.0, 6.0))
@@ -85,22 +82,6 @@ def test_transcripts_become_tokens() -> None:
     targets, n_targets = encode([("no", "no"), (), ("yes", UNKNOWN, "go")], LABELS)
     assert targets.tolist() == [[1, 1, 0], [0, 0, 0], [0, 10, 9]]
     assert n_targets.tolist() == [2, 0, 3]
-
-
-@pytest.mark.parametrize("part", ["validation", "testing"])
-def test_fixed_mixtures_keep_to_their_part_and_sizes(corpus: Corpus, part: str) -> None:
-    mixtures = fixed_mixtures(corpus, part, 30, KEYWORDS, seed=0)
-    again = fixed_mixtures(corpus, part, 30, KEYWORDS, seed=0)
-    for mixture, same in zip(mixtures, again, strict=True):
-        assert mixture.placed == same.placed
-        np.testing.assert_array_equal(mixture.waveform, same.waveform)
-    assert {len(m.placed) for m in mixtures} == {1, 2, 3, 4, 5, 6}
-    assert {p.word for m in mixtures for p in m.placed} == set(KEYWORDS)
-    for mixture in mixtures:
-        assert mixture.placed[0].start_s >= 0.3
-        assert mixture.placed[-1].end_s <= len(mixture.waveform) / CLIP - 0.7
-        gaps = [b.start_s - a.end_s for a, b in zip(mixture.placed, mixture.placed[1:], strict=False)]
-        assert all(0.1 <= gap <= 0.8 + 0.2 for gap in gaps)  # up to 80 ms of each clip's own margin
 
 
 def test_elements_in_a_row_keep_their_gaps_and_fit() -> None:
@@ -221,34 +202,6 @@ def test_running_speech_fills_its_mixture_and_is_one_token(corpus: Corpus, tmp_p
     assert plan.elements.n_samples.tolist() == [3 * CLIP] * 10
     assert tokens.tolist() == [[LABELS.index(UNKNOWN)]] * 10
     assert n_tokens.tolist() == [1] * 10
-
-
-def test_noise_comes_at_the_ratio(corpus: Corpus) -> None:
-    mixtures = fixed_mixtures(corpus, "testing", 5, KEYWORDS, seed=0)
-    if not len(corpus.select("testing", "noise")):
-        pytest.skip("the tiny corpus has no noise for testing")
-    clean, mixed = (noisy(mixtures, corpus, "testing", snr_db) for snr_db in (None, 10.0))
-    for without, with_noise in zip(clean, mixed, strict=True):
-        level_db = 20 * np.log10(np.sqrt(np.square(with_noise - without).mean()))
-        assert level_db == pytest.approx(-36, abs=2)
-
-
-def test_errors_are_substitutions_deletions_and_insertions() -> None:
-    heard = [
-        Heard(("yes", "no"), ("yes",), 0.2),
-        Heard(("go",), ("up",), 0.0),
-        Heard(("go", "go"), ("go", "up", "go"), 0.2),
-    ]
-    assert [h.errors for h in heard] == [1, 1, 1]
-    assert error_rate(heard).value == pytest.approx(3 / 5)
-
-
-def test_latency_counts_from_the_last_word_before_the_decision() -> None:
-    mixture = Mixture(tone(1), (Placed("go", 0.5, 0.9), Placed("go", 1.5, 1.9), Placed("up", 2.9, 3.2)))
-    together = [Detection("go", 0.5, 0.9, 0.9, 2.2), Detection("go", 1.5, 1.9, 0.9, 2.2)]
-    assert latencies(mixture, together) == [0.3]
-    assert latencies(mixture, [*together, Detection("up", 2.9, 3.2, 0.9, 3.6)]) == [0.3, 0.4]
-    assert latencies(mixture, [Detection("go", 0.1, 0.2, 0.9, 0.4)]) == [], "nothing was said before it"
 
 
 @pytest.mark.parametrize(

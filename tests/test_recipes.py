@@ -16,11 +16,15 @@ from recipes.data.examples import MixConfig
 from recipes.heads import official
 from recipes.material.toy_corpus import PARTS, WORDS, glide
 from recipes.metrics import Share, calibration_error, fold, reliability, summarize
+from recipes.protocols.own import Own
+from recipes.protocols.speed import Speed
+from recipes.protocols.words import confuse
 from recipes.task import CommandData, warm_cosine
 from speech import Recognizer
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
 from speech.model import export
+from speech.results import Prediction
 
 SMOKE = "recipes/configs/smoke.yaml"
 
@@ -71,7 +75,7 @@ def test_the_bundle_says_nothing_of_the_machine(run: Path) -> None:
 def test_evaluation_prints_and_writes_the_same_figures(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--held-out", "0"]
+    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root)]
     out = ["--json", str(tmp_path / "figures.json"), "--pictures", str(tmp_path), "--mistakes"]
     assert evaluate.main([*arguments, "--protocol", "twelve", "words", *out]) == 0
     printed, figures = capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
@@ -79,15 +83,53 @@ def test_evaluation_prints_and_writes_the_same_figures(
     assert figures["words"]["accuracy"]["total"] == PARTS["testing"] * len(WORDS)
     for protocol in ("twelve", "words"):
         assert f"{100 * figures[protocol]['accuracy']['value']:6.2f} %" in printed
-        assert (tmp_path / f"confusion_{protocol}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{protocol}.png").read_bytes().startswith(b"\x89PNG")
         assert np.sum(figures[protocol]["confusion"]) == figures[protocol]["accuracy"]["total"]
 
 
-def test_a_report_of_a_run(run: Path, root: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--held-out", "0"]
-    assert evaluate.main([*arguments, "--protocol", "words", "--report", str(tmp_path / "page")]) == 0
-    page = (tmp_path / "page/index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+def test_every_result_has_a_report(run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = Speed(1.0, 2.0, 0.5, 0.4)
+    monkeypatch.setattr(evaluate, "evaluate_speed", lambda model: speed)
+    own = Own("testing", 0.5, [], [], None, [], 0, 0)
+    monkeypatch.setattr(evaluate, "evaluate_own", lambda *_: own)
+    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--scenes", "clean", "--commands", "10"]
+    protocols = [name for name in evaluate.PROTOCOLS if name != "connected"]  # tests/test_connected.py
+    assert evaluate.main([*arguments, "--protocol", *protocols, "--report", str(tmp_path / "new/page")]) == 0
+    page = (tmp_path / "new/page/index.html").read_text()
+    assert page.count("<h2>") == len(protocols) + ("Hardest clips" in page)
+    for line in (*str(speed).splitlines(), str(own).splitlines()[0]):
+        assert line.strip() in page
+
+
+def test_what_is_measured_is_kept_when_the_next_protocol_fails(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--protocol", "words", "connected"]
+    out = ["--json", str(tmp_path / "figures.json"), "--report", str(tmp_path / "page")]
+    assert evaluate.main([*arguments, *out]) == 1
+    assert "sequences need head 'ctc'" in capsys.readouterr().err
+    assert json.loads((tmp_path / "figures.json").read_text())["words"]["accuracy"]["total"]
+    assert (tmp_path / "page/index.html").read_text().count("data:image/png;base64,") == 2
+
+
+def test_words_are_folded_before_they_are_called_wrong(tmp_path: Path) -> None:
+    recognizer = Recognizer.load()
+    assert "bed" in recognizer.info.labels
+    answers = iter([("bed", 0.9), ("bed", 0.8), ("yes", 0.7), ("_silence_", 0.6)])
+
+    def classify(waveform: np.ndarray, sample_rate: int) -> Prediction:
+        word, confidence = next(answers)
+        return Prediction(word, confidence, {})
+
+    recognizer.classify = classify  # type: ignore[method-assign]
+    clip = np.zeros(100, np.float32)
+    said = [("_unknown_", "a"), ("yes", "b"), ("bed", "c"), ("_silence_", "d")]
+    result = confuse(recognizer, ((clip, word, name) for word, name in said), KEYWORDS, "title", official=True)
+    assert result.labels == TWELVE
+    assert [mistake.name for mistake in result.mistakes] == ["b", "c"]
+    assert result.judged == [(0.9, True), (0.8, False), (0.7, False), (0.6, True)]
+    assert result.accuracy.hits == 2
+    assert result.calibration_error == pytest.approx((0.1 + 0.8 + 0.7 + 0.4) / 4)
 
 
 def test_the_bundle_has_the_temperature_that_suits_validation(run: Path, root: Path) -> None:
@@ -175,6 +217,14 @@ def test_a_bundle_gives_back_its_network(run: Path, tmp_path: Path) -> None:
 def test_a_bundle_of_another_make_is_refused(tone_bundle: Path) -> None:
     with pytest.raises(BundleError, match="can be trained further"):
         export.load_network(tone_bundle)
+
+
+def test_a_run_of_another_size_is_not_resumed(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", SMOKE, "--data.root", str(root), "--run", str(run), "--resume", "true"]
+    assert train.main([*arguments, "--model.network.hidden", "4", "--trainer.max_epochs", "9"]) == 1
+    reported = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(reported) == 1
+    assert "last.ckpt holds another network" in reported[0]
 
 
 def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

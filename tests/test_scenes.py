@@ -6,27 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from ten import KEYWORDS
 
-from recipes.data.clips import extent
-from recipes.data.corpus import Corpus, Recording
-from recipes.data.mixtures import SPEECH_DB
+from recipes.data.corpus import Recording
+from recipes.material.sounds import SPEECH_DB, extent
 from recipes.protocols.scenes import (
+    QUIET_DBFS,
     SCENES,
     SENTENCE_S,
     TONE_GAP_S,
     TONE_S,
     AfterTalk,
     AfterTone,
+    Dressed,
     InRoom,
+    Recordings,
     Scene,
     Stage,
-    Take,
-    alone,
     is_talk,
     place,
-    place_words,
     sentence,
     sound_rms,
 )
@@ -57,12 +55,15 @@ def test_names_are_short_and_all_different() -> None:
     assert Scene(10.0, room=True).name == "10 dB, room"
     assert Scene(20.0, bed="speech").name == "20 dB over speech"
     assert Scene(after_talk_s=0.3).name == "0.3 s after talk"
+    assert Scene(peak_dbfs=-40.0).name == "peak -40 dBFS"
 
 
-def test_the_words_sound_where_it_says(corpus: Corpus) -> None:
-    stream, placed = place_words(corpus, "testing", KEYWORDS, 20, np.random.default_rng(0))
-    again, _ = place_words(corpus, "testing", KEYWORDS, 20, np.random.default_rng(0))
-    np.testing.assert_array_equal(stream, again)
+def test_the_words_sound_where_it_says(recordings: Recordings) -> None:
+    composed, again = (Stage(recordings, "testing", KEYWORDS, 20).compose(Scene()) for _ in range(2))
+    assert composed
+    assert again
+    stream, placed = composed
+    np.testing.assert_array_equal(stream, again[0])
     assert len(placed) == 20
     assert len({p.word for p in placed}) == 10
     for command in placed:
@@ -72,7 +73,7 @@ def test_the_words_sound_where_it_says(corpus: Corpus) -> None:
 
 
 def test_what_comes_before_a_clip_moves_it() -> None:
-    stream, placed = place([("go", clip(), 0.5), ("up", clip(), 1.0)], lambda x: Take(np.pad(x, (800, 0)), 800))
+    stream, placed = place([("go", clip(), 0.5), ("up", clip(), 1.0)], lambda x: Dressed(np.pad(x, (800, 0)), 800))
     starts = [0.5 + 0.05 + 0.4, 0.5 + 0.05 + 1 + 1.0 + 0.05 + 0.4]
     assert [p.start_s for p in placed] == pytest.approx(starts, abs=0.011)
     assert [p.end_s - p.start_s for p in placed] == pytest.approx([0.4, 0.4], abs=0.03)
@@ -81,11 +82,11 @@ def test_what_comes_before_a_clip_moves_it() -> None:
 
 
 def test_a_room_sounds_on_after_the_same_words() -> None:
-    room = torch.zeros(1, 8000)
-    room[0, 0], room[0, 6400] = 1.0, 0.5  # an echo after 0.4 s
+    room = np.zeros(8000, np.float32)
+    room[0], room[6400] = 1.0, 0.5  # an echo after 0.4 s
     clips = [("go", clip(), 0.6), ("up", clip(), 0.7)]
-    dry, placed = place(clips, alone)
-    wet, again = place(clips, InRoom(room))
+    dry, placed = place(clips, Dressed)
+    wet, again = place(clips, InRoom([room]))
     assert placed == again
     assert len(dry) == len(wet)
     assert np.corrcoef(dry, wet)[0, 1] > 0.7
@@ -145,7 +146,7 @@ def test_talk_is_what_ends_as_one_long_utterance() -> None:
     assert not is_talk(np.zeros(3 * RATE, np.float32))
 
 
-def recordings(tmp_path: Path, kinds: Sequence[tuple[str, str, str, np.ndarray]]) -> list[Recording]:
+def written(tmp_path: Path, kinds: Sequence[tuple[str, str, str, np.ndarray]]) -> list[Recording]:
     found = []
     for number, (word, part, source, audio) in enumerate(kinds):
         path = tmp_path / f"{number}.wav"
@@ -156,8 +157,8 @@ def recordings(tmp_path: Path, kinds: Sequence[tuple[str, str, str, np.ndarray]]
 
 def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS]
-    bare = Stage(Corpus(recordings(tmp_path, words), tmp_path / "a"), "validation", KEYWORDS, 10)
-    there = [scene.name for scene in SCENES if bare.compose(scene)]
+    bare = Stage(Recordings(written(tmp_path, words)), "validation", KEYWORDS, 10)
+    there = [scene.name for scene in SCENES if bare.compose(scene) and not scene.peak_dbfs]
     assert there == ["clean", "after a tone"]
     demo = read(DEMO, RATE)
     more = [
@@ -168,7 +169,7 @@ def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
         ("on", "validation", "home", clip()),
         ("red", "validation", "home", clip()),
     ]
-    stage = Stage(Corpus(recordings(tmp_path, more), tmp_path / "b"), "validation", KEYWORDS, 10)
+    stage = Stage(Recordings(written(tmp_path, more)), "validation", KEYWORDS, 10)
     for scene in SCENES:
         composed = stage.compose(scene)
         assert composed, scene.name
@@ -184,13 +185,13 @@ def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
 def test_missing_commands_are_reported(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS if word != "left"]
     with pytest.raises(DataError, match="all commands"):
-        Stage(Corpus(recordings(tmp_path, words), tmp_path), "validation", KEYWORDS, 10)
+        Stage(Recordings(written(tmp_path, words)), "validation", KEYWORDS, 10)
 
 
 def test_noise_is_mixed_in_at_its_level(tmp_path: Path) -> None:
     words = [(word, "validation", "words", clip()) for word in KEYWORDS]
     noise = ("", "validation", "noise", np.random.default_rng(1).standard_normal(6 * RATE) / 10)
-    stage = Stage(Corpus(recordings(tmp_path, [*words, noise]), tmp_path / "a"), "validation", KEYWORDS, 10)
+    stage = Stage(Recordings(written(tmp_path, [*words, noise])), "validation", KEYWORDS, 10)
     clean, ten, five = (stage.compose(Scene(snr_db)) for snr_db in (None, 10.0, 5.0))
     assert clean
     assert ten
@@ -199,3 +200,38 @@ def test_noise_is_mixed_in_at_its_level(tmp_path: Path) -> None:
     for noisy, snr_db in ((ten, 10.0), (five, 5.0)):
         added_db = 20 * np.log10(rms(noisy[0] - clean[0]))
         assert added_db == pytest.approx(SPEECH_DB - snr_db, abs=0.2)
+
+
+def test_a_level_is_that_of_the_words_peak_over_a_quiet_room(recordings: Recordings) -> None:
+    stage = Stage(recordings, "validation", KEYWORDS, 10)
+    clean, quiet = stage.compose(Scene()), stage.compose(Scene(peak_dbfs=-40.0))
+    assert clean
+    assert quiet
+    assert clean[1] == quiet[1]
+    for command in quiet[1]:
+        said = quiet[0][round(command.start_s * RATE) : round(command.end_s * RATE)]
+        assert 20 * np.log10(np.abs(said).max()) == pytest.approx(-40, abs=0.3)
+    before = quiet[0][: RATE // 4]
+    assert 20 * np.log10(rms(before)) == pytest.approx(QUIET_DBFS, abs=0.2)
+
+
+def test_the_same_seed_draws_the_same_however_files_are_listed(tmp_path: Path) -> None:
+    found = written(tmp_path, [("on", "testing", "words", clip(level=0.01 * n)) for n in range(1, 4)])
+    forth, back = Recordings(found), Recordings(found[::-1])
+    assert [r.path for r in forth.recordings] == [r.path for r in back.recordings]
+    index = int(forth.select("testing", "words")[1])
+    np.testing.assert_array_equal(forth[index], back[index])
+    long = forth.crop(index, np.random.default_rng(0), 3 * RATE)
+    np.testing.assert_array_equal(long, back.crop(index, np.random.default_rng(0), 3 * RATE))
+    assert len(long) == 3 * RATE
+
+
+@pytest.mark.parametrize(("rate", "shape", "wrong"), [(8000, (800,), "16000 Hz mono"), (RATE, (800, 2), "mono")])
+def test_a_file_of_another_format_is_named(tmp_path: Path, rate: int, shape: tuple[int, ...], wrong: str) -> None:
+    path = tmp_path / "odd.wav"
+    soundfile.write(path, np.zeros(shape), rate)
+    with pytest.raises(DataError, match=rf"odd\.wav must be .*{wrong}"):
+        Recordings([Recording(path, "", "testing", "noise")])[0]
+    path.write_bytes(b"no audio")
+    with pytest.raises(DataError, match=r"odd\.wav can't be read"):
+        Recordings([Recording(path, "", "testing", "noise")])[0]

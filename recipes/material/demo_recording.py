@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
+from recipes.material.sounds import Waveform
 from recipes.material.voices import decode
 from speech.listen import DEMO
+from speech.segment import SAMPLE_RATE_HZ
 
 ESPEAK = {"george": ("en-us+m1", "140", "45"), "oscar": ("en-us+m3", "140", "45"), "anna": ("en-us+f2", "135", "60")}
 LINES = (

@@ -21,13 +21,12 @@ from threading import Lock
 import numpy as np
 import soundfile
 import soxr
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from recipes.data.clips import SAMPLE_RATE_HZ, extent
-from recipes.data.corpus import read_commands
-from recipes.vocabulary import WORDS
+from recipes.material.sounds import Waveform, extent
+from recipes.vocabulary import WORDS, read_commands
 from speech.errors import DataError, exit_status
+from speech.segment import SAMPLE_RATE_HZ
 
 SCARCE = ("on", "off")
 OTHERS = ("zero", "one", "two", "three", "four", "five", "bed", "cat", "happy", "eight")
@@ -74,7 +73,6 @@ PEAK = 0.5
 """Peak of a recording, relative to full scale."""
 PICO_RATE_HZ = 16000
 
-Waveform = NDArray[np.float32]
 Say = Callable[[str, random.Random], tuple[str, Waveform]]
 """Speaks a text with a random voice: name of the voice, trimmed waveform (time,) at `SAMPLE_RATE_HZ`."""
 

@@ -6,23 +6,22 @@ decision, so many thresholds cost little more than one.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from recipes.data.clips import SAMPLE_RATE_HZ, Waveform
-from recipes.data.corpus import Corpus
-from recipes.data.mixtures import Placed
+from recipes.material.sounds import Waveform
 from recipes.metrics import Rate, Share
-from recipes.protocols.scenes import SCENES, Scene, Stage
+from recipes.protocols.scenes import SCENES, Placed, Recordings, Scene, Stage
 from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.heads import Reading
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
-from speech.segment import HOP, ListenerConfig, Segmenter, Utterance
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance
 
 LATE_S = 0.75
 """A word counts as recognised if it is reported between its start and this time after its end."""
@@ -36,12 +35,13 @@ ALARMS = {"speech": "speech", "noise": "noise", "events": "events", "other words
 """Kinds of audio without commands, and the source of their recordings."""
 TABLE = ("clean", "10 dB", "5 dB", "10 dB, room", "0.6 s after talk", "1 s after talk", "2 s after talk")
 """Scenes in the printed curve."""
-UNHEARD, WRONG, LATE = "no utterance", "wrong word", "too late"
+NO_UTTERANCE, WRONG, LATE = "no utterance", "wrong word", "too late"
 """Why a command was missed, in addition to the reasons of `speech.results.Reason`."""
+UNMEASURED = Rate(0, 0.0)
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReadStream:
     """A stream that was cut into utterances, with one reading of each."""
 
     utterances: tuple[Utterance, ...]
@@ -49,7 +49,6 @@ class Heard:
     readings: Mapping[int, Reading]
     """The reading of each utterance, by `Utterance.begin`; utterances that are too long have none."""
     n_samples: int
-    """Length of the stream."""
     max_s: float
     """Length above which an utterance is too long to be read."""
 
@@ -58,12 +57,12 @@ class ReadBefore:
     """A reader that returns stored readings, with a word below its threshold rejected as unsure.
 
     Args:
-        heard: the stored readings.
+        stream: the stored readings.
         thresholds: of the words to report, 0..1.
     """
 
-    def __init__(self, heard: Heard, thresholds: Mapping[str, float]) -> None:
-        self._readings, self._thresholds, self.max_s = heard.readings, thresholds, heard.max_s
+    def __init__(self, stream: ReadStream, thresholds: Mapping[str, float]) -> None:
+        self._readings, self._thresholds, self.max_s = stream.readings, thresholds, stream.max_s
 
     def reset(self) -> None:
         """A new stream begins."""
@@ -75,7 +74,9 @@ class ReadBefore:
         return reading
 
 
-def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerConfig, commands: Sequence[str]) -> Heard:
+def read_stream(
+    recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerConfig, commands: Sequence[str]
+) -> ReadStream:
     """Cut a stream into utterances and read each.
 
     Args:
@@ -83,22 +84,20 @@ def hear(recognizer: Recognizer, pieces: Iterable[Waveform], config: ListenerCon
     """
     reader = recognizer.head.reader(recognizer, dict.fromkeys(commands, LEAST), config, None)
     segmenter = Segmenter(config, reader.max_s)
-    nothing, n_samples = np.zeros(0, np.float32), 0
-    utterances: list[Utterance] = []
-    readings: dict[int, Reading] = {}
+    n_samples, utterances, readings = 0, [], {}
 
-    def take(utterance: Utterance | None) -> None:
-        if utterance is not None:
-            utterances.append(replace(utterance, waveform=nothing))
-            if not utterance.is_long:
-                readings[utterance.begin] = reader.read(utterance)
+    def found() -> Iterator[Utterance | None]:
+        nonlocal n_samples
+        for piece in whole_hops(pieces):
+            n_samples += len(piece)
+            yield from map(segmenter.push, np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP))
+        yield segmenter.finish()
 
-    for piece in whole_hops(pieces):
-        n_samples += len(piece)
-        for hop in np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP):
-            take(segmenter.push(hop))
-    take(segmenter.finish())
-    return Heard(tuple(utterances), readings, n_samples, reader.max_s)
+    for utterance in filter(None, found()):
+        utterances.append(replace(utterance, waveform=np.zeros(0, np.float32)))
+        if not utterance.is_long:
+            readings[utterance.begin] = reader.read(utterance)
+    return ReadStream(tuple(utterances), readings, n_samples, reader.max_s)
 
 
 def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
@@ -112,10 +111,10 @@ def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
     yield rest
 
 
-def decide(heard: Heard, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:
+def decide(stream: ReadStream, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:
     """The decisions of a Listener with these settings for a stream."""
-    decision = Decision(ReadBefore(heard, thresholds), config)
-    return [decision.decide(utterance, heard.n_samples) for utterance in heard.utterances]
+    decision = Decision(ReadBefore(stream, thresholds), config)
+    return [decision.decide(utterance, stream.n_samples) for utterance in stream.utterances]
 
 
 def detections_in(examined: Iterable[Examined]) -> list[Detection]:
@@ -126,7 +125,7 @@ def detections_in(examined: Iterable[Examined]) -> list[Detection]:
 class Condition:
     """The figures of one scene."""
 
-    scene: Scene
+    name: str
     misses: Share
     false_alarms: int
     """Detections that match no command: repeated detections and wrong words."""
@@ -137,24 +136,22 @@ class Condition:
     """Number of missed commands by reason."""
 
     @property
-    def latencies_ms(self) -> tuple[int, int]:
-        """Median and 95th percentile; 0 if no command was recognised."""
-        median, late = np.quantile(self.latencies_s or (0.0,), [0.5, 0.95])
-        return round(1000 * median), round(1000 * late)
+    def latency(self) -> str:
+        """Median and 95th percentile."""
+        if not self.latencies_s:
+            return "-"
+        median, late = 1000 * np.quantile(self.latencies_s, [0.5, 0.95])
+        return f"{median:.0f} ms, 95 % {late:.0f} ms"
 
     @property
     def why(self) -> str:
         return ", ".join(f"{cause} {n}" for cause, n in Counter(self.causes or {}).most_common())
 
     def __str__(self) -> str:
-        median, late = self.latencies_ms
         return (
-            f"  {self.scene.name:18}{'missed':8}{self.misses!s:32}false {self.false_alarms:3}   "
-            f"latency {median:4} ms, 95 % {late:4} ms   {self.why}"
+            f"  {self.name:18}{'missed':8}{self.misses!s:32}false {self.false_alarms:3}   "
+            f"latency {self.latency:20}  {self.why}"
         )
-
-    def as_dict(self) -> dict[str, object]:
-        return {**asdict(self), "name": self.scene.name, "misses": self.misses.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -162,20 +159,13 @@ class Alarms:
     """Detections in audio without commands."""
 
     source: str
-    hours: float
+    rate: Rate
     found: list[tuple[str, Detection]]
     """Each recording's name and a detection in it; times are relative to the recording."""
-
-    @property
-    def rate(self) -> Rate:
-        return Rate(len(self.found), self.hours)
 
     def __str__(self) -> str:
         words = ", ".join(f"{word} {n}" for word, n in Counter(d.word for _, d in self.found).most_common())
         return f"  {self.source:20}{'alarms':8}{self.rate}   {words}"
-
-    def as_dict(self) -> dict[str, object]:
-        return {**asdict(self), "rate": self.rate.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -186,28 +176,21 @@ class Point:
     misses: dict[str, Share]
     """Share of missed commands by the scene's name."""
     alarms: dict[str, Rate]
-    """False alarms by kind of audio without commands."""
+    """False alarms by kind of audio without commands; no hours if it was not measured."""
 
     @property
     def speech(self) -> Rate:
-        return self.alarms.get("speech", Rate(0, 0.0))
+        return self.alarms.get("speech", UNMEASURED)
 
     @property
     def sounds(self) -> Rate:
         """False alarms in noise and events together."""
-        return self.alarms.get("noise", Rate(0, 0.0)) + self.alarms.get("events", Rate(0, 0.0))
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "threshold": self.threshold,
-            "misses": {name: share.as_dict() for name, share in self.misses.items()},
-            "alarms": {name: rate.as_dict() for name, rate in self.alarms.items()},
-        }
+        return self.alarms.get("noise", UNMEASURED) + self.alarms.get("events", UNMEASURED)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The figures for one setting of `after_talk_s`."""
+class Setting:
+    """The figures for one value of `after_talk_s`."""
 
     after_talk_s: float
     """Time after talk in which commands are rejected."""
@@ -225,36 +208,35 @@ class Outcome:
             kept = point
         return kept
 
-    def __str__(self) -> str:
-        lines = [
-            f"  commands within {self.after_talk_s:g} s after talk are rejected (--after-talk {self.after_talk_s:g})"
-        ]
-        lines += map(str, [*self.conditions, *self.alarms])
-        if not self.curve:
-            return "\n".join(lines)
-        names = [name for name in TABLE if name in self.curve[0].misses]
-        titles = ["threshold", "alarms/h: speech", "noise, events", *(f"missed {name}" for name in names)]
-        lines.append("  " + "  ".join(titles))
+    @property
+    def title(self) -> str:
+        return f"commands within {self.after_talk_s:g} s after talk are rejected (--after-talk {self.after_talk_s:g})"
+
+    def curve_table(self, names: Iterable[str]) -> list[list[str]]:
+        """Head and rows of the curve, with the misses of the named scenes that were measured."""
+        names = [name for name in names if self.curve and name in self.curve[0].misses]
+        rows = [["threshold", "alarms/h: speech", "noise, events", *(f"missed {name}" for name in names)]]
         for point in self.curve:
-            cells = [f"{point.threshold:g}", f"{point.speech.value:.2f}", f"{point.sounds.value:.2f}"]
-            cells += [f"{100 * point.misses[name].value:.1f} %" for name in names]
-            lines.append("  " + "  ".join(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True)))
-        if not self.curve[0].speech.hours:
-            return "\n".join(lines)
-        kept = self.within_budget
-        reached = f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds"
-        lines.append(f"  at most {BUDGET:g} alarm per hour in speech: {reached}")
+            rates = ["-" if not rate.hours else f"{rate.value:.2f}" for rate in (point.speech, point.sounds)]
+            misses = [f"{100 * point.misses[name].value:.1f} %" for name in names]
+            rows.append([f"{point.threshold:g}", *rates, *misses])
+        return rows
+
+    def __str__(self) -> str:
+        lines = [f"  {self.title}", *map(str, [*self.conditions, *self.alarms])]
+        if self.curve:
+            head, *rows = self.curve_table(TABLE)
+            widths = list(map(len, head))
+            for row in [head, *rows]:
+                lines.append("  " + "  ".join(f"{x:>{width}}" for x, width in zip(row, widths, strict=True)))
+        if self.curve and self.curve[0].speech.hours:
+            kept = self.within_budget
+            reached = f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds"
+            lines.append(f"  at most {BUDGET:g} alarm per hour in speech: {reached}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, object]:
-        kept = self.within_budget
-        return {
-            "after_talk_s": self.after_talk_s,
-            "conditions": [c.as_dict() for c in self.conditions],
-            "alarms": [a.as_dict() for a in self.alarms],
-            "curve": [p.as_dict() for p in self.curve],
-            "within_budget": kept.as_dict() if kept else None,
-        }
+    def as_dict(self) -> dict[str, Any]:
+        return vars(self) | {"within_budget": self.within_budget}
 
 
 @dataclass(frozen=True)
@@ -264,23 +246,19 @@ class Live:
     part: str
     thresholds: dict[str, float]
     """Thresholds of the bundle."""
-    outcomes: list[Outcome]
+    settings: list[Setting]
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
         least, most = min(self.thresholds.values()), max(self.thresholds.values())
         threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        title = f"live, {self.part}, threshold {threshold}: ten commands"
-        return "\n".join([title, *map(str, self.outcomes)])
+        return f"live, {self.part}, threshold {threshold}: {len(self.thresholds)} commands"
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "part": self.part,
-            "thresholds": self.thresholds,
-            "outcomes": [outcome.as_dict() for outcome in self.outcomes],
-        }
+    def __str__(self) -> str:
+        return "\n".join([self.title, *map(str, self.settings)])
 
 
-def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) -> Condition:
+def score(placed: Sequence[Placed], examined: Sequence[Examined], name: str) -> Condition:
     """Match each command with the first detection of its word, decided from its start to `LATE_S` after its end."""
     left, latencies, missed = detections_in(examined), [], []
     judged = [(round(d.confidence, 4), d) for d in left]
@@ -293,7 +271,7 @@ def score(placed: Sequence[Placed], examined: Sequence[Examined], scene: Scene) 
         else:
             missed.append(command)
     return Condition(
-        scene,
+        name,
         Share(len(missed), len(placed)),
         len(left),
         tuple(round(x, 3) for x in latencies),
@@ -306,22 +284,15 @@ def cause_of(missed: Placed, examined: Sequence[Examined]) -> str:
     """Why a command was missed, judged by the utterance that overlaps it most."""
 
     def shared_s(one: Examined) -> float:
-        start_s, end_s = bounds_s(one)
-        return min(end_s, missed.end_s) - max(start_s, missed.start_s)
+        found = [one.rejection] if one.rejection else one.detections
+        return min(found[-1].end_s, missed.end_s) - max(found[0].start_s, missed.start_s)
 
     holder = max(examined, key=shared_s, default=None)
     if holder is None or shared_s(holder) <= 0:
-        return UNHEARD
+        return NO_UTTERANCE
     if holder.rejection:
         return holder.rejection.reason.value
     return LATE if missed.word in [d.word for d in holder.detections] else WRONG
-
-
-def bounds_s(examined: Examined) -> tuple[float, float]:
-    """Start and end of the utterance's sound, in seconds."""
-    if examined.rejection:
-        return examined.rejection.start_s, examined.rejection.end_s
-    return examined.detections[0].start_s, examined.detections[-1].end_s
 
 
 @dataclass(frozen=True)
@@ -329,7 +300,7 @@ class Silence:
     """Recordings without commands, concatenated to one stream."""
 
     source: str
-    heard: Heard
+    stream: ReadStream
     names: list[str]
     ends_s: list[float]
     """End of each recording in the stream."""
@@ -342,22 +313,23 @@ class Silence:
             begin_s = self.ends_s[which - 1] if which else 0.0
             own = replace(d, start_s=d.start_s - begin_s, end_s=d.end_s - begin_s, at_s=d.at_s - begin_s)
             found.append((self.names[which], own))
-        return Alarms(self.source, self.heard.n_samples / SAMPLE_RATE_HZ / 3600, found)
+        return Alarms(self.source, Rate(len(found), self.stream.n_samples / SAMPLE_RATE_HZ / 3600), found)
 
 
 def without_commands(
-    recognizer: Recognizer, corpus: Corpus, part: str, name: str, config: ListenerConfig, commands: Sequence[str]
+    recognizer: Recognizer,
+    recordings: Recordings,
+    part: str,
+    name: str,
+    config: ListenerConfig,
+    commands: Sequence[str],
 ) -> Silence:
     """Process all recordings of one of `ALARMS`, without those of commands."""
-    chosen = [int(i) for i in corpus.select(part, ALARMS[name]) if corpus.recordings[i].word not in commands]
-    ends_s = np.cumsum([len(corpus[i]) for i in chosen]) / SAMPLE_RATE_HZ
-    heard = hear(recognizer, (corpus[i] for i in chosen), config, commands)
-    return Silence(name, heard, [name_of(corpus, i) for i in chosen], ends_s.tolist())
-
-
-def name_of(corpus: Corpus, index: int) -> str:
-    path = corpus.recordings[index].path
-    return f"{path.parent.name}/{path.name}"
+    chosen = [i for i in recordings.select(part, ALARMS[name]) if recordings.recordings[i].word not in commands]
+    ends_s = np.cumsum([len(recordings[i]) for i in chosen]) / SAMPLE_RATE_HZ
+    stream = read_stream(recognizer, (recordings[i] for i in chosen), config, commands)
+    paths = [recordings.recordings[i].path for i in chosen]
+    return Silence(name, stream, [f"{path.parent.name}/{path.name}" for path in paths], ends_s.tolist())
 
 
 @dataclass(frozen=True)
@@ -366,29 +338,28 @@ class Run:
 
     words: tuple[str, ...]
     """The commands to report."""
-    scenes: list[tuple[Scene, list[Placed], Heard]]
+    scenes: list[tuple[Scene, list[Placed], ReadStream]]
     silences: list[Silence]
 
     def conditions(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Condition]:
-        return [score(placed, decide(heard, thresholds, config), scene) for scene, placed, heard in self.scenes]
+        return [score(placed, decide(stream, thresholds, config), scene.name) for scene, placed, stream in self.scenes]
 
     def alarms(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Alarms]:
-        return [silence.alarms(decide(silence.heard, thresholds, config)) for silence in self.silences]
+        return [silence.alarms(decide(silence.stream, thresholds, config)) for silence in self.silences]
 
     def point(self, threshold: float, config: ListenerConfig) -> Point:
         thresholds = dict.fromkeys(self.words, threshold)
-        misses = {c.scene.name: c.misses for c in self.conditions(thresholds, config)}
+        misses = {c.name: c.misses for c in self.conditions(thresholds, config)}
         return Point(threshold, misses, {a.source: a.rate for a in self.alarms(thresholds, config)})
 
 
 def run_live(
     recognizer: Recognizer,
-    corpus: Corpus,
+    recordings: Recordings,
     part: str,
     commands: Sequence[str],
     n_words: int = 300,
     names: Sequence[str] | None = None,
-    config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
 ) -> Run:
     """Compose and process all streams of the protocol.
 
@@ -404,20 +375,21 @@ def run_live(
     strange = [name for name in wanted if name not in known]
     if strange:
         raise ConfigError(f"no scene {strange[0]!r}; there are: {', '.join(known)}")
-    stage = Stage(corpus, part, commands, n_words)
-    scenes = []
+    config, stage, scenes = ListenerConfig(), Stage(recordings, part, commands, n_words), []
     for scene in SCENES:
         composed = stage.compose(scene) if scene.name in wanted else None
         if composed:
             stream, placed = composed
-            scenes.append((scene, placed, hear(recognizer, [stream], config, commands)))
-    silences = [without_commands(recognizer, corpus, part, name, config, commands) for name in ALARMS if name in wanted]
+            scenes.append((scene, placed, read_stream(recognizer, [stream], config, commands)))
+    silences = [
+        without_commands(recognizer, recordings, part, name, config, commands) for name in ALARMS if name in wanted
+    ]
     return Run(tuple(commands), scenes, [silence for silence in silences if silence.names])
 
 
 def evaluate_live(
     recognizer: Recognizer,
-    corpus: Corpus,
+    recordings: Recordings,
     part: str,
     commands: Sequence[str],
     n_words: int = 300,
@@ -431,39 +403,44 @@ def evaluate_live(
         commands: the words to report.
         n_words: commands per scene.
         thresholds: thresholds of the curve.
-        after_talk_s: settings of `ListenerConfig.after_talk_s`; each gives one `Outcome`.
+        after_talk_s: values of `ListenerConfig.after_talk_s`; each gives one `Setting`.
         names: scenes and kinds of audio without commands; default: all.
     """
     own = thresholds_for(recognizer, commands, None)
-    run = run_live(recognizer, corpus, part, commands, n_words, names)
-    outcomes = []
+    run = run_live(recognizer, recordings, part, commands, n_words, names)
+    settings = []
     for seconds in after_talk_s:
         config = ListenerConfig(after_talk_s=seconds)
         curve = [run.point(threshold, config) for threshold in thresholds]
-        outcomes.append(Outcome(seconds, run.conditions(own, config), run.alarms(own, config), curve))
-    return Live(part, own, outcomes)
+        settings.append(Setting(seconds, run.conditions(own, config), run.alarms(own, config), curve))
+    return Live(part, own, settings)
 
 
-def draw_live(result: Live, target: Path) -> None:
-    """Draw misses against false alarms per hour, in speech and in other sounds, with one curve per scene."""
+def plot_live(result: Live, target: Path) -> None:
+    """Draw misses against false alarms per hour, in speech and in other sounds, with one curve per scene.
+
+    Where no such audio was measured, the panel says so and is empty.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5 * len(result.outcomes)), layout="constrained")
-    rows = figure.subplots(len(result.outcomes), 2, sharey=True, squeeze=False)
-    for outcome, row in zip(result.outcomes, rows, strict=True):
-        for name in outcome.curve[0].misses:
-            misses = [100 * point.misses[name].value for point in outcome.curve]
-            for axes, kind in zip(row, ("speech", "sounds"), strict=True):
-                rates = [max(np.nan_to_num(getattr(point, kind).value), 0.1) for point in outcome.curve]
+    figure = Figure(figsize=(12, 5 * len(result.settings)), layout="constrained")
+    rows = figure.subplots(len(result.settings), 2, sharey=True, squeeze=False)
+    for setting, row in zip(result.settings, rows, strict=True):
+        for axes, kind, title in zip(row, ("speech", "sounds"), ("speech", "noise and events"), strict=True):
+            rates: list[Rate] = [getattr(point, kind) for point in setting.curve]
+            is_measured = bool(rates[0].hours)
+            for name in setting.curve[0].misses if is_measured else ():
+                misses = [100 * point.misses[name].value for point in setting.curve]
                 style = "--" if "room" in name else ":" if "after" in name else "-"
-                axes.plot(rates, misses, style, marker=".", label=name)
-        for axes, title in zip(row, ("speech", "noise and events"), strict=True):
+                axes.plot([max(rate.value, 0.1) for rate in rates], misses, style, marker=".", label=name)
             axes.axvline(BUDGET, color="grey", linestyle=":")
-            axes.set(xscale="log", xlabel=f"false alarms per hour in {title} (0 drawn at 0.1)")
+            label = f"false alarms per hour in {title} (0 drawn at 0.1)" if is_measured else f"{title}: not measured"
+            axes.set(xscale="log", xlabel=label)
             axes.grid(alpha=0.3)
-        row[0].set(ylabel="commands missed (%)", ylim=(0, None), title=f"after talk {outcome.after_talk_s:g} s")
-        row[1].legend(fontsize=8)
-    thresholds = [point.threshold for point in result.outcomes[0].curve]
+        row[0].set(ylabel="commands missed (%)", ylim=(0, None), title=f"after talk {setting.after_talk_s:g} s")
+        row[1].legend(
+            *max((axes.get_legend_handles_labels() for axes in row), key=lambda found: len(found[0])), fontsize=8
+        )
+    thresholds = [point.threshold for point in result.settings[0].curve]
     figure.suptitle(f"Live, {result.part}: thresholds {thresholds[0]:g} to {thresholds[-1]:g}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.clips import Waveform, set_level
-from recipes.data.corpus import Corpus, speaker_of
+from recipes.material.sounds import Waveform, set_level
 from recipes.metrics import Share
 from recipes.protocols.live import detections_in
+from recipes.protocols.scenes import Recordings as Corpus
+from recipes.protocols.scenes import speaker_of
 from speech.bundle import UNKNOWN
 from speech.decide import Decision
 from speech.errors import DataError

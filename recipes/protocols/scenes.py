@@ -6,18 +6,22 @@ shared by all scenes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
-import torch
+import soundfile
+from numpy.typing import NDArray
 
-from recipes.data.augment import impulse_responses, reverberate
-from recipes.data.clips import SAMPLE_RATE_HZ, Waveform, extent, set_level
-from recipes.data.corpus import Corpus
-from recipes.data.mixtures import SPEECH_DB, Placed
+from recipes.data.corpus import Recording, index_others, index_words
+from recipes.material.sounds import SPEECH_DB, Waveform, extent, reverberate, room_response, set_level
 from speech.errors import DataError
-from speech.segment import ListenerConfig, utterances_of
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 
+HELD_OUT = 0.12
+"""Share of the training speakers of `on` and `off` that belong to validation, as in training."""
+KEPT = 64
+"""Recordings that are kept in memory."""
 TAIL = SAMPLE_RATE_HZ // 2
 """Samples of reverberation after a clip; equal to the shortest gap."""
 GAP_S = (0.5, 2.0)
@@ -28,6 +32,73 @@ TONE_S = 0.3
 TONE_HZ = (400.0, 2000.0)
 TONE_GAP_S = (0.1, 0.5)
 """Range of the gap between a tone and the word."""
+BED_S = 5
+"""Length of the pieces of noise or speech that are mixed in."""
+QUIET_DBFS = -78.0
+"""RMS of the noise in a quiet room."""
+
+
+class Recordings:
+    """Recordings on disk: `recordings[i]` is recording i, (time,) float32 in -1..1.
+
+    They are sorted by path, so that the same seed draws the same recordings.
+    """
+
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        self.recordings = sorted(recordings, key=lambda recording: recording.path)
+        self._read = lru_cache(KEPT)(read_recording)
+
+    @classmethod
+    def load(cls, root: Path, part: str | None = None) -> "Recordings":
+        """The recordings of a part and all rooms; None: of all parts.  Raises DataError if the data is missing."""
+        found = index_words(root, HELD_OUT) + index_others(root)
+        return cls([r for r in found if part in (None, r.part) or r.source == "rooms"])
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> Waveform:
+        return self._read(self.recordings[index].path)
+
+    def select(self, part: str, source: str, word: str | None = None) -> NDArray[np.int64]:
+        """Indices of the recordings of one part and source, and of one word if given."""
+        numbered = enumerate(self.recordings)
+        return np.array(
+            [i for i, r in numbered if (r.part, r.source) == (part, source) and word in (None, r.word)], int
+        )
+
+    def crop(self, index: int, rng: np.random.Generator, length: int) -> Waveform:
+        """Cut `length` samples at a random position of recording `index`; a shorter recording is repeated."""
+        waveform = self[index]
+        if len(waveform) < length:
+            waveform = np.tile(waveform, -(-length // len(waveform)))
+        start = int(rng.integers(len(waveform) - length + 1))
+        return waveform[start : start + length]
+
+
+def read_recording(path: Path) -> Waveform:
+    """Read a recording.  Raises DataError if it can't be read, is not 16 kHz mono, or is empty."""
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    if rate_hz != SAMPLE_RATE_HZ or samples.ndim != 1 or not len(samples):
+        raise DataError(f"{path} must be {SAMPLE_RATE_HZ} Hz mono with at least one sample")
+    return np.asarray(samples, np.float32)
+
+
+def speaker_of(path: Path) -> str:
+    """The speaker's hash in a file name of Speech Commands."""
+    return path.name.split("_nohash_")[0]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A word and its place in a stream."""
+
+    word: str
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True)
@@ -46,43 +117,46 @@ class Scene:
     """Whether there is a tone before each command."""
     home: bool = False
     """Whether the commands recorded at home are used."""
+    peak_dbfs: float | None = None
+    """Peak of each clip, over a quiet room with noise at `QUIET_DBFS`; None: the usual level, without this noise."""
 
     @property
     def name(self) -> str:
         noise = "" if self.snr_db is None else f"{self.snr_db:.0f} dB"
-        talk = "" if self.after_talk_s is None else f"{self.after_talk_s:g} s after talk"
         parts = (
             noise + " over speech" * (self.bed == "speech"),
             "room" * self.room,
-            talk,
+            "" if self.after_talk_s is None else f"{self.after_talk_s:g} s after talk",
             "after a tone" * self.after_tone,
             "home" * self.home,
+            "" if self.peak_dbfs is None else f"peak {self.peak_dbfs:.0f} dBFS",
         )
         return ", ".join(filter(None, parts)) or "clean"
 
 
-LEVELS_DB = (None, 20.0, 10.0, 5.0, 0.0)
+RATIOS_DB = (None, 20.0, 10.0, 5.0, 0.0)
 SCENES = (
-    *map(Scene, LEVELS_DB),
-    *(Scene(level_db, room=True) for level_db in LEVELS_DB),
-    *(Scene(level_db, bed="speech") for level_db in (20.0, 10.0)),
+    *map(Scene, RATIOS_DB),
+    *(Scene(ratio_db, room=True) for ratio_db in RATIOS_DB),
+    *(Scene(ratio_db, bed="speech") for ratio_db in (20.0, 10.0)),
     *(Scene(after_talk_s=pause_s) for pause_s in (0.3, 0.6, 1.0, 2.0)),
     Scene(after_tone=True),
     Scene(home=True),
+    *(Scene(peak_dbfs=peak_dbfs) for peak_dbfs in (-15.0, -25.0, -35.0, -40.0, -45.0)),
 )
 
 
 @dataclass(frozen=True)
-class Take:
+class Dressed:
     """One command with the sounds of its scene."""
 
     waveform: Waveform
     """(time,); may be longer than the clip, as in a room."""
-    lead: int
+    lead: int = 0
     """Samples before the clip."""
 
 
-Dress = Callable[[Waveform], Take]
+Dress = Callable[[Waveform], Dressed]
 """A clip (time,) -> the clip with the sounds of its scene."""
 
 
@@ -99,10 +173,10 @@ def place(clips: Sequence[tuple[str, Waveform, float]], dress: Dress) -> tuple[W
     for word, clip, gap_s in clips:
         begin = at + int(gap_s * SAMPLE_RATE_HZ)
         start, end = extent(clip)
-        take = dress(clip)
-        at = begin + take.lead
+        dressed = dress(clip)
+        at = begin + dressed.lead
         placed.append(Placed(word, (at + start) / SAMPLE_RATE_HZ, (at + end) / SAMPLE_RATE_HZ))
-        pieces.append((begin, take.waveform))
+        pieces.append((begin, dressed.waveform))
         at += len(clip)
     stream = np.zeros(at + TAIL, np.float32)
     for begin, piece in pieces:
@@ -110,25 +184,18 @@ def place(clips: Sequence[tuple[str, Waveform, float]], dress: Dress) -> tuple[W
     return stream, placed
 
 
-def alone(clip: Waveform) -> Take:
-    """Add nothing to a clip."""
-    return Take(clip, 0)
-
-
 class InRoom:
     """Puts each clip into a random room, with `TAIL` samples of reverberation after it.
 
     Args:
-        rooms: (rooms, taps) impulse responses.
+        responses: impulse responses, (taps,) each.
     """
 
-    def __init__(self, rooms: torch.Tensor) -> None:
-        self._rooms, self._rng = rooms, np.random.default_rng(2)
+    def __init__(self, responses: Sequence[Waveform]) -> None:
+        self._responses, self._rng = responses, np.random.default_rng(2)
 
-    def __call__(self, clip: Waveform) -> Take:
-        dry = torch.from_numpy(np.pad(clip, (0, TAIL)))
-        response = self._rooms[self._rng.integers(len(self._rooms))]
-        return Take(reverberate(dry[None], response[None])[0].numpy(), 0)
+    def __call__(self, clip: Waveform) -> Dressed:
+        return Dressed(reverberate(np.pad(clip, (0, TAIL)), self._responses[self._rng.integers(len(self._responses))]))
 
 
 class AfterTalk:
@@ -142,10 +209,10 @@ class AfterTalk:
     def __init__(self, sentences: Sequence[Waveform], pause_s: float) -> None:
         self._sentences, self._pause, self._n = sentences, np.zeros(int(pause_s * SAMPLE_RATE_HZ), np.float32), 0
 
-    def __call__(self, clip: Waveform) -> Take:
+    def __call__(self, clip: Waveform) -> Dressed:
         before = np.concatenate([self._sentences[self._n % len(self._sentences)], self._pause])
         self._n += 1
-        return Take(np.concatenate([before, clip * (10 ** (SPEECH_DB / 20) / sound_rms(clip))]), len(before))
+        return Dressed(np.concatenate([before, clip * (10 ** (SPEECH_DB / 20) / sound_rms(clip))]), len(before))
 
 
 class AfterTone:
@@ -154,14 +221,14 @@ class AfterTone:
     def __init__(self) -> None:
         self._rng = np.random.default_rng(3)
 
-    def __call__(self, clip: Waveform) -> Take:
+    def __call__(self, clip: Waveform) -> Dressed:
         pitch_hz, gap_s = self._rng.uniform(*TONE_HZ), self._rng.uniform(*TONE_GAP_S)
         sound = tone(pitch_hz, sound_rms(clip))
         begin = extent(clip)[0] - round(gap_s * SAMPLE_RATE_HZ) - len(sound)
         lead = max(0, -begin)
-        heard = np.pad(clip, (lead, 0))
-        heard[begin + lead : begin + lead + len(sound)] += sound
-        return Take(heard, lead)
+        waveform = np.pad(clip, (lead, 0))
+        waveform[begin + lead : begin + lead + len(sound)] += sound
+        return Dressed(waveform, lead)
 
 
 def tone(pitch_hz: float, rms: float) -> Waveform:
@@ -208,21 +275,24 @@ class Stage:
         DataError: a command has no recordings.
     """
 
-    def __init__(self, corpus: Corpus, part: str, commands: Sequence[str], n_words: int) -> None:
-        self._corpus, self._part, self._n_words = corpus, part, n_words
-        self._of_word = {word: corpus.select(part, "words", word) for word in commands}
+    def __init__(self, recordings: Recordings, part: str, commands: Sequence[str], n_words: int) -> None:
+        self._recordings, self._part, self._n_words = recordings, part, n_words
+        self._of_word = {word: recordings.select(part, "words", word) for word in commands}
         if not all(map(len, self._of_word.values())):
             raise DataError(f"the live protocol needs recordings of all commands in the {part} part")
 
     def compose(self, scene: Scene) -> tuple[Waveform, list[Placed]] | None:
-        """The stream (time,) of a scene and its commands; None if the corpus lacks the recordings for it."""
+        """The stream (time,) of a scene and its commands; None if there are no recordings for it."""
         dress = self._dress(scene)
         clips = self._at_home if scene.home else self._clips
         if dress is None or not clips:
             return None
         stream, placed = place(clips, dress)
+        if scene.peak_dbfs is not None:
+            hiss = np.random.default_rng(6).standard_normal(len(stream), np.float32)
+            stream += hiss * np.float32(10 ** (QUIET_DBFS / 20))
         if scene.snr_db is not None:
-            mixed = bed(self._corpus, self._part, scene.bed, len(stream), np.random.default_rng(1))
+            mixed = bed(self._recordings, self._part, scene.bed, len(stream), np.random.default_rng(1))
             if not mixed.any():
                 return None
             stream += mixed * np.float32(10 ** (-scene.snr_db / 20))
@@ -230,41 +300,45 @@ class Stage:
 
     def _dress(self, scene: Scene) -> Dress | None:
         if scene.room:
-            return InRoom(self._rooms) if len(self._rooms) else None
+            return InRoom(self._rooms) if self._rooms else None
         if scene.after_talk_s is not None:
             return AfterTalk(self._sentences, scene.after_talk_s) if self._sentences else None
-        return AfterTone() if scene.after_tone else alone
+        if scene.peak_dbfs is not None:
+            peak = 10 ** (scene.peak_dbfs / 20)
+            return lambda clip: Dressed(clip * np.float32(peak / (np.abs(clip).max() + 1e-9)))
+        return AfterTone() if scene.after_tone else Dressed
 
     @cached_property
     def _clips(self) -> list[tuple[str, Waveform, float]]:
-        rng = np.random.default_rng(0)
-        return draw_clips(self._corpus, self._of_word, self._n_words, rng)
+        """The same number of clips of each command in random order, each with the seconds of silence before it."""
+        rng, clips = np.random.default_rng(0), []
+        for word in rng.permutation(np.repeat(list(self._of_word), self._n_words // len(self._of_word))):
+            clip = self._recordings[int(rng.choice(self._of_word[str(word)]))]
+            clips.append((str(word), set_level(clip, SPEECH_DB), float(rng.uniform(*GAP_S))))
+        return clips
 
     @cached_property
     def _at_home(self) -> list[tuple[str, Waveform, float]]:
         """Every command recorded at home, once each."""
-        rng = np.random.default_rng(4)
-        chosen = [i for word in self._of_word for i in self._corpus.select(self._part, "home", word)]
+        rng, found = np.random.default_rng(4), self._recordings
+        chosen = [i for word in self._of_word for i in found.select(self._part, "home", word)]
         return [
-            (self._corpus.recordings[i].word, set_level(self._corpus[i], SPEECH_DB), float(rng.uniform(*GAP_S)))
-            for i in rng.permutation(np.array(chosen, np.int64))
+            (found.recordings[i].word, set_level(found[i], SPEECH_DB), float(rng.uniform(*GAP_S)))
+            for i in rng.permutation(np.array(chosen, int))
         ]
 
     @cached_property
-    def _rooms(self) -> torch.Tensor:
-        """Impulse responses (rooms, taps)."""
-        recordings = self._corpus.select(self._part, "rooms")
-        if not len(recordings):
-            recordings = self._corpus.select("training", "rooms")
-        return impulse_responses([torch.from_numpy(self._corpus[i]) for i in recordings])
+    def _rooms(self) -> list[Waveform]:
+        found = self._recordings
+        chosen = found.select(self._part, "rooms")
+        return [room_response(found[i]) for i in (chosen if len(chosen) else found.select("training", "rooms"))]
 
     @cached_property
     def _sentences(self) -> list[Waveform]:
         """As many sentences as there are commands in a stream, or as the part has."""
         found: list[Waveform] = []
-        rng = np.random.default_rng(5)
-        for i in rng.permutation(self._corpus.select(self._part, "speech")):
-            spoken = sentence(self._corpus[i])
+        for i in np.random.default_rng(5).permutation(self._recordings.select(self._part, "speech")):
+            spoken = sentence(self._recordings[i])
             if spoken is not None and is_talk(spoken):
                 found.append(spoken)
             if len(found) == self._n_words:
@@ -272,33 +346,13 @@ class Stage:
         return found
 
 
-def draw_clips(
-    corpus: Corpus, of_word: dict[str, np.ndarray], n_words: int, rng: np.random.Generator
-) -> list[tuple[str, Waveform, float]]:
-    """Draw the same number of clips of each command in random order, each with the seconds of silence before it."""
-    clips = []
-    for word in rng.permutation(np.repeat(list(of_word), n_words // len(of_word))):
-        clip = corpus[int(rng.choice(of_word[str(word)]))]
-        gap_s = float(rng.uniform(*GAP_S))
-        clips.append((str(word), set_level(clip, SPEECH_DB), gap_s))
-    return clips
-
-
-def place_words(
-    corpus: Corpus, part: str, commands: Sequence[str], n_words: int, rng: np.random.Generator
-) -> tuple[Waveform, list[Placed]]:
-    """Place the same number of clips of each command in random order, with 0.5 to 2 s of silence between them."""
-    of_word = {word: corpus.select(part, "words", word) for word in commands}
-    return place(draw_clips(corpus, of_word, n_words, rng), alone)
-
-
-def bed(corpus: Corpus, part: str, source: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Random pieces of noise or speech of the part, five seconds each; silence if it has none."""
-    sources = corpus.select(part, source)
+def bed(recordings: Recordings, part: str, source: str, n_samples: int, rng: np.random.Generator) -> Waveform:
+    """Random pieces of noise or speech of the part, `BED_S` each; silence if it has none."""
+    sources = recordings.select(part, source)
     if not len(sources):
         return np.zeros(n_samples, np.float32)
-    length = 5 * SAMPLE_RATE_HZ
-    pieces = [corpus.crop(int(rng.choice(sources)), rng, length) for _ in range(n_samples // length + 1)]
+    length = BED_S * SAMPLE_RATE_HZ
+    pieces = [recordings.crop(int(rng.choice(sources)), rng, length) for _ in range(n_samples // length + 1)]
     return np.concatenate([set_level(piece, SPEECH_DB) for piece in pieces])[:n_samples]
 
 

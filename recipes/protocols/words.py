@@ -3,16 +3,19 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from recipes.data.clips import Waveform
-from recipes.data.corpus import ARCHIVE_FOLDER, Corpus
-from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, fold, reliability, summarize
+from recipes.material.sounds import Waveform
+from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, reliability, summarize
+from recipes.protocols.scenes import Recordings
 from speech.bundle import UNKNOWN
 from speech.errors import DataError
 from speech.recognizer import Recognizer
 from speech.sound.files import read
+
+ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
 
 
 @dataclass(frozen=True)
@@ -102,25 +105,28 @@ def confuse(
 
     Args:
         clips: waveform (time,) at the bundle's rate, true label, name.
-        official: count only the commands, `_unknown_` and `_silence_`, not all labels of the bundle.
+        official: the classes are the commands, `_unknown_` and `_silence_`, instead of all labels of the bundle; other
+            words count as `_unknown_`, said or recognised.
     Raises:
         DataError: there are no clips.
     """
     known = recognizer.info.classes
-    confusion = np.zeros((len(known), len(known)), np.int64)
+    labels = classes_of(commands) if official else known
+
+    def folded(word: str) -> int:
+        return labels.index(word if word in labels else UNKNOWN)
+
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
     mistakes, judged = [], []
     for waveform, label, name in clips:
         prediction = recognizer.classify(waveform, recognizer.info.sample_rate_hz)
-        truth = label if label in known else UNKNOWN
-        confusion[known.index(truth), known.index(prediction.word)] += 1
-        if prediction.word != truth:
+        said, found = folded(label), folded(prediction.word)
+        confusion[said, found] += 1
+        if said != found:
             mistakes.append(Mistake(name, label, prediction.word, prediction.confidence, waveform))
-        judged.append((prediction.confidence, prediction.word == truth))
-    if not confusion.sum():
+        judged.append((prediction.confidence, said == found))
+    if not judged:
         raise DataError(f"nothing to evaluate for: {title}")
-    labels = classes_of(commands) if official else known
-    if official:
-        confusion = fold(confusion, known, commands)
     return Evaluation(title, labels, tuple(commands), confusion, mistakes, judged)
 
 
@@ -139,14 +145,19 @@ def evaluate_twelve(recognizer: Recognizer, root: Path, commands: Sequence[str])
     return confuse(recognizer, clips, commands, title, official=True)
 
 
-def evaluate_words(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Evaluation:
+def evaluate_words(
+    recognizer: Recognizer,
+    recordings: Recordings | Any,  # or those of the training data
+    part: str,
+    commands: Sequence[str],
+) -> Evaluation:
     """Evaluate every word of a part of Speech Commands, over all labels of the bundle."""
-    chosen = corpus.select(part, "words")
-    clips = ((corpus[i], corpus.recordings[i].word, str(corpus.recordings[i].path)) for i in chosen)
+    chosen = recordings.select(part, "words")
+    clips = ((recordings[i], recordings.recordings[i].word, str(recordings.recordings[i].path)) for i in chosen)
     return confuse(recognizer, clips, commands, f"all words, {part}, {len(chosen)} clips")
 
 
-def draw_confusion(evaluation: Evaluation, target: Path) -> None:
+def plot_confusion(evaluation: Evaluation, target: Path) -> None:
     """Draw the confusion matrix: colours are shares of the row, numbers are counts."""
     from matplotlib.figure import Figure
 
@@ -173,11 +184,10 @@ def draw_confusion(evaluation: Evaluation, target: Path) -> None:
         title=f"{evaluation.title}\naccuracy {100 * evaluation.accuracy.value:.1f} %",
     )
     figure.colorbar(image, ax=axes, label="share of the row", shrink=0.7)
-    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
 
 
-def draw_reliability(judged: Judged, title: str, target: Path) -> None:
+def plot_reliability(judged: Judged, title: str, target: Path) -> None:
     """Draw the share right against the confidence, with 95 % intervals and the number of answers."""
     from matplotlib.figure import Figure
 
@@ -196,5 +206,4 @@ def draw_reliability(judged: Judged, title: str, target: Path) -> None:
     axes.set_title(f"{title}\nexpected calibration error {calibration_error(judged):.3f}", fontsize=10)
     axes.legend()
     axes.grid(alpha=0.3)
-    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
