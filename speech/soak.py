@@ -1,9 +1,10 @@
 """Play a day of audio through the live path in a few minutes: `python -m speech.soak`.
 
 Each period lasts ten minutes: faint room noise, the demo recording twice, and two minutes of speech without a pause.
-It goes at a microphone's rate through the streaming resampler and the Listener.  The report says whether every period
-gave the same detections at the same times, how much memory grew after the first period, and how much processor time
-a second of audio takes, in quiet and during speech.
+It comes as from a device with two channels, one of which hisses, and takes the way through `Microphone`, the streaming
+resampler and the Listener; only the process in which PortAudio records is left out.  The report says whether every
+period gave the same detections at the same times, how much memory grew after the first period, and how much processor
+time a second of audio takes, in quiet and during speech.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
+from speech.sound.devices import BLOCK_S, Captured, InputDevice
 from speech.sound.files import Block, read, resample_stream
+from speech.sound.microphone import Microphone
 
 DEVICE_HZ = 44100
 PERIOD_S = 600
@@ -31,7 +34,9 @@ DEMO_AT_S, DEMO_S = (60, 400), 18
 """Where the demo recording begins in a period, in seconds, and its greatest length."""
 TALK_S = (200, 320)
 """Begin and end of the speech without a pause, in seconds of a period."""
-BLOCK_S = 0.04
+DEVICE = InputDevice(0, "soak", "none", 2, DEVICE_HZ, True)
+HISS = 0.003
+"""RMS level of the other channel."""
 MOST_HOURS = 24.0 * 365
 MORE_MB = 5.0
 """Largest growth of memory after the first period that passes."""
@@ -54,7 +59,7 @@ class Report:
     more_mb: float
     """Growth of peak memory after the first period."""
     cpu_quiet: float
-    """Processor seconds per second of audio while nothing is said; resampling included."""
+    """Processor seconds per second of audio while nothing is said, from the captured block on."""
     cpu_talk: float
     """The same during the speech without a pause."""
 
@@ -109,7 +114,9 @@ class Soak:
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
-        self.audio, self.kind = period(seed=0), "quiet"
+        audio = period(seed=0)
+        hiss = HISS * np.random.default_rng(1).standard_normal(len(audio), np.float32)
+        self.samples, self.kind = np.stack([hiss, audio], 1), "quiet"
         self.cpu_s = dict.fromkeys(("quiet", "words", "talk"), 0.0)
         self.audio_s = dict.fromkeys(self.cpu_s, 0.0)
 
@@ -117,8 +124,9 @@ class Soak:
         rate_hz = self.listener.recognizer.info.sample_rate_hz
         found: list[list[Detection]] = [[] for _ in range(n_periods)]
         memory_mb = 0.0
+        mono = Microphone().reduced(self._captured(n_periods), DEVICE)
         begun_s = time.process_time()
-        for block in resample_stream(self._blocks(n_periods), DEVICE_HZ, rate_hz):
+        for block in resample_stream(mono, DEVICE_HZ, rate_hz):
             for detection in self.listener.feed(block):
                 found[int(detection.start_s // PERIOD_S)].append(detection)
             now_s = time.process_time()
@@ -126,11 +134,10 @@ class Soak:
             begun_s = now_s
             if not memory_mb and self.listener.heard_s >= PERIOD_S - 1:
                 memory_mb = peak_mb()
-        heard_s = self.listener.heard_s
         shifts = [shift_s(found[0], some, n * PERIOD_S) for n, some in enumerate(found)]
         return Report(
             n_periods * PERIOD_S / 3600,
-            heard_s / 3600,
+            self.listener.heard_s / 3600,
             len(found[0]),
             sum(shift is None or shift > SAME_S for shift in shifts),
             max((shift for shift in shifts if shift is not None), default=0.0),
@@ -138,14 +145,15 @@ class Soak:
             *(self.cpu_s[kind] / self.audio_s[kind] for kind in ("quiet", "talk")),
         )
 
-    def _blocks(self, n_periods: int) -> Iterator[Block]:
-        size = round(BLOCK_S * DEVICE_HZ)
+    def _captured(self, n_periods: int) -> Iterator[Captured]:
+        size, n_frames = round(BLOCK_S * DEVICE_HZ), 0
         for _ in tqdm(range(n_periods), unit="period", disable=None, leave=False):
-            for begin in range(0, len(self.audio), size):
+            for begin in range(0, len(self.samples), size):
                 self.kind = kind_at(begin / DEVICE_HZ)
-                block = self.audio[begin : begin + size]
-                self.audio_s[self.kind] += len(block) / DEVICE_HZ
-                yield block
+                samples = self.samples[begin : begin + size]
+                n_frames += len(samples)
+                self.audio_s[self.kind] += len(samples) / DEVICE_HZ
+                yield Captured(n_frames / DEVICE_HZ, n_frames, 0, 2, samples.tobytes())
 
 
 def kind_at(second: float) -> str:
