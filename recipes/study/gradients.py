@@ -1,194 +1,150 @@
-"""Measure how far gradients reach back in time: `python -m recipes.study.gradients`; --json and --picture write files.
+"""How far back in time a recurrent network can learn: the norm of d loss / d x_t against the distance in time.
 
-Measured are an untrained RNN and untrained LSTMs with several forget-gate biases; an RNN and an LSTM after training on
-the adding problem; and an RNN whose gradient explodes, with and without clipping.  --seed determines all random draws.
+Backpropagation through one step multiplies the gradient by the Jacobian of that step.  In a plain RNN this is
+W_hh^T diag(1 - h_t^2), whose product over many steps vanishes or explodes with the spectral radius of W_hh.  Along
+the cell state of an LSTM it is diag(f_t): a forget gate near 1 lets the gradient through, and before training its bias
+sets it.  `notebooks/03_why_not_a_plain_rnn.ipynb` shows the measurements.
+
+Source: Bengio, Simard and Frasconi 1994; Hochreiter and Schmidhuber 1997; clipping: Pascanu, Mikolov and Bengio 2013.
 """
 
-import argparse
-import json
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recipes.study.rnn_gradients import (
-    BASELINE,
-    AddingConfig,
-    Descent,
-    Explosion,
-    Network,
-    Trained,
-    adding_problem,
-    explode,
-    gradient_norms,
-    make_network,
-    train_adding,
-)
-from speech.errors import exit_status
+BASELINE = 1 / 6
+"""Mean squared error in the adding problem of always answering the mean, 1: the variance of the sum."""
+EVALUATED = 1024
+"""Sequences on which a trained network is scored, drawn after the training sequences."""
 
-BIASES = (-1, 0, 1, 2)
-RADIUS, CLIP = 1.1, 1.0
-MEASURED = 64
-"""Number of sequences over which the norms are averaged."""
+
+def make_network(
+    kind: Literal["rnn", "lstm"], hidden: int, generator: torch.Generator, forget_bias: float = 1.0
+) -> nn.LSTM | nn.RNN:
+    """A one-layer network for inputs (batch, steps, 2); weights are uniform within +-1 / sqrt(hidden), as in torch."""
+    network = {"rnn": nn.RNN, "lstm": nn.LSTM}[kind](2, hidden, batch_first=True)
+    for weight in network.parameters():
+        nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5, generator=generator)
+    if kind == "lstm":
+        forget = slice(hidden, 2 * hidden)  # the rows of the second of four gates
+        nn.init.constant_(network.bias_ih_l0.data[forget], forget_bias)
+        nn.init.zeros_(network.bias_hh_l0.data[forget])
+    return network
+
+
+def make_exploding(steps: int, hidden: int, radius: float, generator: torch.Generator) -> nn.RNN:
+    """A plain RNN with orthogonal recurrent weights times `radius`, its spectral radius, and no bias.
+
+    The input weights are so small that tanh stays in its linear part.  The gradient of the last output with respect to
+    x_t then grows as radius**distance, except for the random direction of the few inputs in the hidden space.
+    """
+    network = make_network("rnn", hidden, generator)
+    nn.init.orthogonal_(network.weight_hh_l0, gain=radius, generator=generator)
+    with torch.no_grad():
+        network.weight_ih_l0.mul_(0.01 * max(1.0, radius) ** -steps)
+    nn.init.zeros_(network.bias_ih_l0)
+    nn.init.zeros_(network.bias_hh_l0)
+    return network
+
+
+def gradient_norms(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean over the batch of || d loss / d x_t ||; the loss is a random projection of the last step's output.
+
+    It is computed on a copy of the network without dropout, in float64: far back, the norms are too small for float32.
+
+    Args:
+        network: unidirectional, batch first; any number of layers.
+        x: (batch, steps, input_size)
+        generator: draws the projection, a vector of norm 1; the same seed gives the same loss.
+    Returns:
+        (steps,), float64, by distance: index 0 is the last step, index steps - 1 the first.
+    """
+    x = x.double().detach().requires_grad_()
+    output, _ = deepcopy(network).double().eval()(x)
+    projection = torch.randn(output.shape[2], generator=generator, dtype=torch.float64)
+    loss = (output[:, -1] @ projection / projection.norm()).sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    return gradient.norm(dim=2).mean(0).flip(0)
 
 
 @dataclass(frozen=True)
-class Reach:
-    """All measurements of the command."""
+class AddingProblem:
+    """A batch of the adding problem."""
 
-    config: AddingConfig
-    new: dict[str, Tensor]
-    """Gradient norms of untrained networks by distance, (steps,) each."""
-    trained: dict[str, Tensor]
-    """The same for trained networks."""
-    adding: dict[str, Trained]
-    explosion: Explosion
-
-    @property
-    def distances(self) -> list[int]:
-        """The table's columns, in steps; for 100 steps: 0, 10, 25, 50, 99."""
-        steps = len(next(iter(self.new.values())))
-        return sorted({0, steps // 10, steps // 4, steps // 2, steps - 1})
-
-    def __str__(self) -> str:
-        rows = {**self.new, **self.trained}
-        config, rnn = self.config, f"RNN of spectral radius {RADIUS:g}, {self.config.steps} steps"
-        return "\n".join(
-            [
-                "norm of d loss / d x_t by distance in steps, relative to distance 0",
-                f"  {'':26}" + "".join(f"{distance:>10}" for distance in self.distances),
-                *(f"  {name:26}" + "".join(f"{x:10.1e}" for x in self.at(norms)) for name, norms in rows.items()),
-                f"adding problem, {config.steps} steps, {config.updates} updates: mean squared error",
-                f"  {'always answering 1':26}{BASELINE:10.4f}",
-                *(f"  {name:26}{trained.error:10.4f}" for name, trained in self.adding.items()),
-                f"exploding: {rnn}: norm at distance {config.steps - 1} is "
-                f"{relative(self.explosion.norms)[-1]:.1f} x that at distance 0",
-                f"  {'':26}{'gradient':>10}{'1st step':>10}{'loss':>10}{'at last':>10}{'updates':>10}",
-                describe("not clipped", self.explosion.free),
-                describe(f"clipped at {CLIP:g}", self.explosion.clipped),
-            ]
-        )
-
-    def at(self, norms: Tensor) -> list[float]:
-        return relative(norms)[self.distances].tolist()
-
-    def as_dict(self) -> dict[str, Any]:
-        explosion = self.explosion
-        return {
-            "config": asdict(self.config),
-            "relative_norms": {name: relative(norms).tolist() for name, norms in {**self.new, **self.trained}.items()},
-            "baseline": BASELINE,
-            "adding": {name: {"error": t.error, "losses": t.losses} for name, t in self.adding.items()},
-            "exploding": {
-                "radius": RADIUS,
-                "clip": CLIP,
-                "relative_norms": relative(explosion.norms).tolist(),
-                "free": asdict(explosion.free),
-                "clipped": asdict(explosion.clipped),
-            },
-        }
+    x: Tensor
+    """(batch, steps, 2): a number from 0 to 1, and its mark: 1 for the two numbers to add, else 0."""
+    target: Tensor
+    """(batch,): the sum of the two marked numbers."""
 
 
-def relative(norms: Tensor) -> Tensor:
-    return norms / norms[0]
+def adding_problem(batch: int, steps: int, generator: torch.Generator) -> AddingProblem:
+    """Draw numbers from 0 to 1 and mark one in each half of the sequence; the sum of the two is the target.
+
+    Source: Hochreiter and Schmidhuber 1997, experiment 4, with the marks as in Arjovsky, Shah and Bengio 2016.
+    """
+    numbers = torch.rand(batch, steps, generator=generator)
+    marks = torch.zeros(batch, steps)
+    for start, end in ((0, steps // 2), (steps // 2, steps)):
+        marks[torch.arange(batch), torch.randint(start, end, (batch,), generator=generator)] = 1.0
+    return AddingProblem(torch.stack([numbers, marks], dim=2), (numbers * marks).sum(1))
 
 
-def describe(name: str, descent: Descent) -> str:
-    """One row: norms of the first gradient and update, first and last loss, number of updates with a finite loss."""
-    first, last = descent.losses[0], descent.losses[-1]
-    return (
-        f"  {name:26}{descent.gradients[0]:10.1f}{descent.first_step:10.2f}"
-        f"{first:10.2f}{last:10.2g}{len(descent.losses):10}"
+class Adder(nn.Module):
+    """A recurrent network and a linear layer that reads the sum from its last output."""
+
+    def __init__(self, recurrent: nn.LSTM | nn.RNN, generator: torch.Generator) -> None:
+        super().__init__()
+        self.recurrent, self.read_out = recurrent, nn.Linear(recurrent.hidden_size, 1)
+        for weight in self.read_out.parameters():
+            nn.init.uniform_(weight, -(recurrent.hidden_size**-0.5), recurrent.hidden_size**-0.5, generator=generator)
+
+    def forward(self, problem: AddingProblem) -> Tensor:
+        """Mean squared error of the sums."""
+        output, _ = self.recurrent(problem.x)
+        return (self.read_out(output[:, -1])[:, 0] - problem.target).square().mean()
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The updates of a training."""
+
+    losses: list[float]
+    """Mean squared error before each update; ends early when it is no longer finite."""
+    gradients: list[float]
+    """Norm of the gradient over all weights at each update, before clipping."""
+
+
+def descend(adder: Adder, problems: Iterable[AddingProblem], optimizer: torch.optim.Optimizer, clip: float) -> Descent:
+    """Update the weights once for each problem; the gradient's norm over all weights is clipped at `clip`."""
+    losses, gradients = [], []
+    for problem in problems:
+        loss = adder(problem)
+        if not loss.isfinite():
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        gradients.append(nn.utils.clip_grad_norm_(adder.parameters(), clip).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return Descent(losses, gradients)
+
+
+def learn_to_add(
+    kind: Literal["rnn", "lstm"], steps: int, hidden: int, updates: int, seed: int, learning_rate: float = 1e-2
+) -> tuple[Descent, float]:
+    """Train on `updates` batches of 32 sequences; the second value is the mean squared error on new sequences.
+
+    Both kinds see the same sequences.
+    """
+    generator, problems = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    adder = Adder(make_network(kind, hidden, generator), generator)
+    draw: Callable[[int], AddingProblem] = lambda batch: adding_problem(batch, steps, problems)  # noqa: E731
+    descent = descend(
+        adder, (draw(32) for _ in range(updates)), torch.optim.Adam(adder.parameters(), learning_rate), 1.0
     )
-
-
-def measure(steps: int, config: AddingConfig) -> Reach:
-    """Measure everything; gradients are measured over `steps` steps, training uses `config.steps`."""
-    x = adding_problem(MEASURED, steps, torch.Generator().manual_seed(config.seed)).x
-
-    def norms(network: Network) -> Tensor:
-        return gradient_norms(network, x, torch.Generator().manual_seed(config.seed))
-
-    def init() -> torch.Generator:
-        return torch.Generator().manual_seed(config.seed)
-
-    new = {"RNN, new": norms(make_network("rnn", config.hidden, init()))}
-    for bias in BIASES:
-        new[f"LSTM, new, forget bias {bias:2}"] = norms(make_network("lstm", config.hidden, init(), bias))
-    adding = {"RNN": train_adding("rnn", config), "LSTM": train_adding("lstm", config)}
-    trained = {f"{name}, trained": norms(result.network) for name, result in adding.items()}
-    explosion = explode(config.steps, config.hidden, RADIUS, CLIP, seed=config.seed)
-    return Reach(config, new, trained, adding, explosion)
-
-
-def draw(reach: Reach, target: Path) -> None:
-    """Draw norms by distance, untrained and trained, and the losses of the exploding case, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    new, trained, losses = figure.subplots(1, 3)
-    for name, norms in reach.new.items():
-        new.plot(relative(norms), "k" if name.startswith("RNN") else "-", label=name.replace(", new", ""))
-    new.plot(relative(reach.explosion.norms), "k:", label=f"RNN, spectral radius {RADIUS:g}")
-    for (name, norms), style in zip(reach.trained.items(), ("k", "C3"), strict=True):
-        trained.plot(relative(norms), style, label=name)
-    trained.axvline(reach.config.steps - 1, color="gray", linestyle=":", label="length in training")
-    for name, descent, style in (
-        ("not clipped", reach.explosion.free, "C3"),
-        (f"clipped at norm {CLIP:g}", reach.explosion.clipped, "C0"),
-    ):
-        losses.plot(descent.losses, style, label=name)
-    losses.axhline(BASELINE, color="gray", linestyle=":", label="always answering 1")
-    for axes, title in (
-        (new, "New networks"),
-        (trained, f"After {reach.config.updates} updates on the adding problem"),
-    ):
-        axes.set(xlabel="distance from the last step (steps)", ylabel="norm of d loss / d x_t, relative to distance 0")
-        axes.set(title=title, yscale="log")
-    new.set_ylim(bottom=1e-12)  # smaller values are negligible in single precision
-    losses.set(xlabel="update", ylabel="mean squared error", yscale="log")
-    losses.set_title(f"Exploding gradient, RNN of spectral radius {RADIUS:g}")
-    for axes in (new, trained, losses):
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=110, format="png")
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.study.gradients", description=__doc__.split("\n")[0])
-    default = AddingConfig()
-    parser.add_argument("--steps", type=int, default=100, help="steps over which gradients are measured (default: 100)")
-    parser.add_argument(
-        "--lag", type=int, default=default.steps, help="steps of the adding problem in training (default: %(default)s)"
-    )
-    parser.add_argument("--hidden", type=int, default=default.hidden, help="recurrent units (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=default.updates, help="training updates (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=default.seed, help="random seed (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the curves as PNG")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-
-    def run() -> None:
-        config = AddingConfig(arguments.lag, arguments.hidden, updates=arguments.updates, seed=arguments.seed)
-        for target in (arguments.json, arguments.picture):
-            if target:
-                target.parent.mkdir(parents=True, exist_ok=True)
-        reach = measure(arguments.steps, config)
-        print(reach)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(reach.as_dict(), indent=1, allow_nan=False))
-        if arguments.picture:
-            draw(reach, arguments.picture)
-
-    return exit_status(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with torch.no_grad():
+        return descent, adder(draw(EVALUATED)).item()
