@@ -142,9 +142,7 @@ def learn_to_add(
     """
     generator, problems = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     adder = Adder(make_network(kind, hidden, generator), generator)
-    draw: Callable[[int], AddingProblem] = lambda batch: adding_problem(batch, steps, problems)  # noqa: E731
-    descent = descend(
-        adder, (draw(32) for _ in range(updates)), torch.optim.Adam(adder.parameters(), learning_rate), 1.0
-    )
+    optimizer = torch.optim.Adam(adder.parameters(), learning_rate)
+    descent = descend(adder, (adding_problem(32, steps, problems) for _ in range(updates)), optimizer, clip=1.0)
     with torch.no_grad():
-        return descent, adder(draw(EVALUATED)).item()
+        return descent, adder(adding_problem(EVALUATED, steps, problems)).item()
