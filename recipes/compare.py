@@ -4,10 +4,11 @@ VARIANTS.yaml maps the name of each variant to the settings of `recipes.train` t
 
     base: {}
     wide: {model.network.hidden: 256}
-    no teacher: {data.teacher: null}
+    slow: {model.learning_rate: 0.0005}
 
 All variants have the same seed and the same number of epochs or minutes.  The folder OUT receives a run folder for
-each variant, `comparison.md` and `comparison.json`.
+each variant, `comparison.md` and `comparison.json`, written anew after each variant; one that fails is reported and
+left out.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import yaml
 
 from recipes.metrics import Share, write_json
 from speech.errors import ConfigError, SpeechError, exit_status
+from speech.settings import read_text
 
 SHOWN = (
     "score", "keywords", "on", "off", "home", "unknown_as_command", "speech_as_command", "events_as_command",
@@ -33,7 +35,7 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Variant:
     """A trained variant."""
 
     name: str
@@ -50,8 +52,8 @@ def read_variants(path: Path) -> dict[str, dict[str, Any]]:
         ConfigError: the file is not a mapping of names to mappings.
     """
     try:
-        variants = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        variants = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
         raise ConfigError(f"{path} must map names to settings, as in `wide: {{model.network.hidden: 256}}`")
@@ -63,7 +65,7 @@ def run_folder(out: Path, name: str) -> Path:
     return out / "".join(c if c.isalnum() else "_" for c in name)
 
 
-def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str], out: Path) -> Outcome:
+def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str], out: Path) -> Variant:
     """Train one variant in a separate process; its output goes to `log.txt` in the run folder.
 
     Raises:
@@ -79,7 +81,7 @@ def train_variant(name: str, settings: Mapping[str, Any], common: Sequence[str],
     if done.returncode:
         raise SpeechError(f"training of {name} failed, see {run / 'log.txt'}")
     left = json.loads((run / "validation.json").read_text())
-    return Outcome(name, settings, left["epoch"] + 1, left["figures"])
+    return Variant(name, settings, left["epoch"] + 1, left["figures"])
 
 
 def cell(figure: Any) -> str:
@@ -93,32 +95,40 @@ def cell(figure: Any) -> str:
     return f"{100 * figure:.2f}"
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(variants: Sequence[Variant]) -> str:
     """A Markdown table with one row per variant; percent, with 95 % Wilson intervals."""
-    columns = [name for name in SHOWN if any(name in outcome.figures for outcome in outcomes)]
+    columns = [name for name in SHOWN if any(name in variant.figures for variant in variants)]
     rows = [["variant", "settings", "epochs", *columns], ["---"] * (3 + len(columns))]
-    for outcome in outcomes:
-        settings = ", ".join(f"`{key}: {value}`" for key, value in outcome.settings.items()) or "as the config"
-        cells = [cell(outcome.figures.get(name)) for name in columns]
-        rows.append([outcome.name, settings, str(outcome.epochs), *cells])
+    for variant in variants:
+        settings = ", ".join(f"`{key}: {value}`" for key, value in variant.settings.items()) or "as the config"
+        cells = [cell(variant.figures.get(name)) for name in columns]
+        rows.append([variant.name, settings, str(variant.epochs), *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def compare(arguments: argparse.Namespace, more: Sequence[str]) -> None:
-    """Train all variants, print the table and write it to files."""
-    variants = read_variants(arguments.variants)
+def compare(arguments: argparse.Namespace, more: Sequence[str]) -> int:
+    """Train all variants and write the table after each; returns 1 if one failed."""
+    wanted = read_variants(arguments.variants)
     common = ["--config", str(arguments.config), *more, "--trainer.enable_progress_bar", "false"]
     if arguments.minutes:
         common += ["--trainer.max_epochs=-1", f"--trainer.max_time=00:{clock(arguments.minutes)}"]
     else:
         common += ["--trainer.max_epochs", str(arguments.epochs)]
+    trained: dict[str, Variant] = {}
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        trained = [pool.submit(train_variant, name, v, common, arguments.out) for name, v in variants.items()]
-        outcomes = [future.result() for future in trained]
-    text = table(outcomes)
-    print(text, end="")
-    (arguments.out / "comparison.md").write_text(text)
-    write_json(arguments.out / "comparison.json", [vars(outcome) for outcome in outcomes])
+        jobs = {pool.submit(train_variant, name, v, common, arguments.out): name for name, v in wanted.items()}
+        for job in as_completed(jobs):
+            try:
+                trained[jobs[job]] = job.result()
+            except SpeechError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                continue
+            variants = [trained[name] for name in wanted if name in trained]
+            (arguments.out / "comparison.md").write_text(table(variants), encoding="utf-8")
+            write_json(arguments.out / "comparison.json", variants)
+    if trained:
+        print(table(variants), end="")
+    return int(len(trained) < len(wanted))
 
 
 def clock(minutes: float) -> str:

@@ -14,20 +14,14 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipes.material.sounds import Waveform
 from recipes.protocols.connected import Answer, Reader
 from speech.errors import SpeechError
+from speech.sound.files import pcm
 
 GRAMMAR, NGRAM, TUNED = "pocketsphinx, grammar", "pocketsphinx, n-gram", "pocketsphinx, tuned"
 PENALTY = 1e-8
 """Word insertion penalty of `TUNED`: on validation the best of 0.65 (the default), 1e-2, 1e-4, 1e-8 and 1e-12."""
-
-
-def pcm(waveform: Waveform) -> bytes:
-    """16-bit little-endian samples, as a microphone delivers them."""
-    return (np.clip(waveform, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes()
 
 
 def jsgf(words: Sequence[str]) -> str:
