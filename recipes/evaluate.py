@@ -20,7 +20,7 @@ from recipes.metrics import write_json
 from recipes.protocols.against_pocketsphinx import pocketsphinx_readers
 from recipes.protocols.connected import Connected, evaluate_connected, plot_connected
 from recipes.protocols.live import ALARMS, THRESHOLDS, Live, evaluate_live, plot_live
-from recipes.protocols.own import Own, draw_own, evaluate_own
+from recipes.protocols.own import Own, evaluate_own, plot_own
 from recipes.protocols.scenes import SCENES, Recordings
 from recipes.protocols.speed import evaluate_speed
 from recipes.protocols.words import Evaluation, evaluate_twelve, evaluate_words, plot_confusion, plot_reliability
@@ -53,7 +53,7 @@ def plot(result: Result, protocol: str, folder: Path) -> list[Path]:
     if isinstance(result, Connected):
         plot_connected(result, picture)
     elif isinstance(result, Own):
-        draw_own(result, picture)
+        plot_own(result, picture)
     else:
         return []
     return [picture]
@@ -117,7 +117,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "connected": lambda: evaluate_connected(
             recognizer, recordings(), part, arguments.mixtures, commands, arguments.language_model, others
         ),
-        "own": lambda: evaluate_own(recognizer, recordings(), part, commands),
+        "own": lambda: evaluate_own(recognizer, recordings(), part),
         "speed": lambda: evaluate_speed(arguments.model),
     }  # fmt: skip
     folder = arguments.pictures or arguments.report

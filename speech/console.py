@@ -300,7 +300,7 @@ def make_recognizer(arguments: argparse.Namespace, console: Console) -> "Recogni
         if folder is not None:
             raise
         return recognizer
-    if folder is not None and not len(own) and not own.notices:
+    if folder is not None and not own and not own.notices:
         raise ConfigError(f"no own words in {own.folder}; teach one with: speech-teach WORD")
     try:
         recognizer.hear_also(own)
@@ -311,7 +311,7 @@ def make_recognizer(arguments: argparse.Namespace, console: Console) -> "Recogni
     for notice in own.notices:
         console.tell(f"note: {notice}")
     if recognizer.own:
-        console.inform(f"own words: {', '.join(own.names)}")
+        console.inform(f"own words: {', '.join(own)}")
     return recognizer
 
 

@@ -58,6 +58,8 @@ class Listener:
         if wake is not None and words is not None and wake not in words:
             words = [*words, wake]
         self.thresholds = thresholds_for(recognizer, words, threshold)
+        self._own, self._follows = recognizer.own, words is None
+        self._usual = threshold if isinstance(threshold, float | int) else None
         if wake is not None and wake not in self.thresholds:
             thresholds_for(recognizer, [wake], None)  # raises ConfigError, which lists the known words
         reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar, language_model)
@@ -156,12 +158,24 @@ class Listener:
     def _decide(self, utterance: Utterance | None) -> list[Detection]:
         if utterance is None or utterance.start <= self._deaf_until + self.LATE:
             return []
+        self._follow_own_words()
         examined = self._decision.decide(utterance, self._fed)
         if self._examined:
             self._examined(examined)
         if self._rejected and examined.rejection:
             self._rejected(examined.rejection)
         return list(examined.detections)
+
+    def _follow_own_words(self) -> None:
+        """Listen for words taught meanwhile, unless the words were chosen, and no more for those forgotten."""
+        self.recognizer.look_again()
+        if self.recognizer.own is self._own:
+            return
+        self._own, known = self.recognizer.own, self.recognizer.thresholds
+        for word in set(self.thresholds) - set(known):
+            del self.thresholds[word]  # the reader has the same table
+        for word in set(known) - set(self.thresholds) if self._follows else ():
+            self.thresholds[word] = known[word] if self._usual is None else self._usual
 
 
 def thresholds_for(

@@ -1,5 +1,6 @@
 """Waveform in, scores out: a bundle on ONNX Runtime."""
 
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,9 @@ from speech.bundle import DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
 from speech.errors import BundleError
 from speech.grammar import Grammar, NGram
 from speech.heads import HEADS, Head, head_of, log_of
-from speech.own.matching import with_own_words
+from speech.own.matching import WordModel, learn, with_own_words
 from speech.own.similarity import Similarity, Vectors
-from speech.own.words import OwnWords
+from speech.own.words import OwnWord, OwnWords
 from speech.results import Prediction, SpokenWord
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
 from speech.sequences import beam_search
@@ -34,6 +35,8 @@ class Recognizer:
 
     def __init__(self, session: onnxruntime.InferenceSession, info: BundleInfo) -> None:
         self._session, self.info = session, info
+        self.models: dict[OwnWord, WordModel] = {}
+        self._looking = threading.Lock()
 
     @classmethod
     def load(cls, path: str | Path | None = None, own: OwnWords | None = None) -> "Recognizer":
@@ -78,14 +81,22 @@ class Recognizer:
         return recognizer
 
     def hear_also(self, own: OwnWords) -> None:
-        """Recognise taught words in addition to the bundle's; words taught with another bundle are learnt again.
+        """Recognise taught words in addition to the bundle's; they are learnt from their recordings, 30 ms each.
 
         Raises:
             BundleError: the bundle recognises sequences, or lacks the data that own words need.
         """
-        if len(own):
-            own.learn(self.similarity, self.embed)
+        self.models = learn(own, self.similarity, self.embed, self.models) if own else {}
         self.own = own
+
+    def look_again(self) -> None:
+        """Recognise what was taught, and no more what was forgotten, since the own words were read.
+
+        It only looks at the folder unless that has changed; all threads that share a recogniser may do so.
+        """
+        with self._looking:
+            if self.own is not None and not self.head.has_steps and self.own.has_changed:
+                self.hear_also(OwnWords.load(self.own.folder))
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -104,7 +115,7 @@ class Recognizer:
     @property
     def words(self) -> tuple[str, ...]:
         """The words that can be recognised: the bundle's and the user's own."""
-        own = self.own.names if self.own else ()
+        own = self.own or ()
         return (*self.info.words, *(name for name in own if name not in self.info.words))
 
     @property
@@ -132,16 +143,18 @@ class Recognizer:
 
         For a CTC head: the probability that the utterance holds exactly this token; blank is called `_silence_`.
         """
-        if self.own:
-            return self._with_own(self.own, waveform)
+        if self.models:
+            return self._with_own(self.models, waveform)
         scores = self.scores(self._long_enough(waveform)[None])[0]
         return dict(zip(self.info.classes, self.head.posteriors(scores, self.info).tolist(), strict=True))
 
-    def _with_own(self, own: OwnWords, waveform: Block) -> dict[str, float]:
+    def _with_own(self, models: Mapping[OwnWord, WordModel], waveform: Block) -> dict[str, float]:
         scores, embedding = self.read(waveform)
         posteriors = dict(zip(self.info.classes, scores.tolist(), strict=True))
-        models = {word.name: word.model for word in own if word.model}
-        return with_own_words(posteriors, models, self.similarity, self.similarity.project(embedding[None])[0])
+        vectors = self.similarity.project(embedding[None])
+        margins = {word.name: float(model.margins(self.similarity, vectors)[0]) for word, model in models.items()}
+        thresholds = {name: self.info.thresholds.get(name, self.info.threshold) for name in margins}
+        return with_own_words(posteriors, margins, thresholds)
 
     def read(self, waveform: Block) -> tuple[NDArray[np.float32], Vectors]:
         """The posteriors (labels,) of one utterance (time,), and the embedding: the input of the class layer."""

@@ -288,7 +288,7 @@ def test_two_tabs_offer_the_same_words(browser: WebDriver, tmp_path: Path) -> No
     recognizer = Recognizer.load()
     own = OwnWords.load(tmp_path)
     sound = read(DEMO, 16000)[: 16000 * 2]
-    own.add("lamp", [sound, np.roll(sound, 99), 0.9 * sound], recognizer.similarity, recognizer.embed)
+    own.add("lamp", [sound, np.roll(sound, 99), 0.9 * sound])
     recognizer.hear_also(own)
     with served_in_thread(Access("127.0.0.1", 0), recognizer) as server:
         listening(browser, server.url)

@@ -1,5 +1,6 @@
 """`speech-teach` as a user meets it: from files, at a microphone, and what it says when something is wrong."""
 
+import io
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import soundfile
 from sound_room import DEADLINE_S, Lines, Room, needs_sound
 
-from speech import listen, teach
+from speech import Listener, OwnWords, Recognizer, listen, teach
+from speech.own.words import MOST_RECORDINGS
 from speech.sound.files import read, resample
 from speech.sound.microphone import Microphone
 
@@ -70,6 +72,12 @@ def test_a_taught_word_is_heard_beside_the_models(
     assert (reported["word"], reported["n_recordings"]) == ("jawohl", 5)
     assert "yes" in [confusion["word"] for confusion in reported["confusions"]], "it is the model's yes, after all"
 
+    listener = Listener(Recognizer.load(own=OwnWords.load(home)))
+    OwnWords.load(home).forget("jawohl")
+    assert [d.word for d in listener.listen([read(listen.DEMO, RATE)[: 2 * RATE]])] == ["yes"]
+    OwnWords.load(home).add("jawohl", repeated("yes", 5))
+    assert [d.word for d in listener.listen([read(listen.DEMO, RATE)[: 2 * RATE]])] == ["jawohl"], "while it runs"
+
     def words(*arguments: str) -> list[str]:
         assert listen.main(["--file", str(listen.DEMO), "--json", "--quiet", *arguments]) == 0
         return [json.loads(line)["word"] for line in capsys.readouterr().out.splitlines()]
@@ -89,7 +97,11 @@ def test_list_export_and_forget(run: Run, home: Path, tmp_path: Path) -> None:
     assert listed.out[0].split()[:3] == ["lamp", "3", "recordings"]
     assert run("--export", str(tmp_path / "out")).status == 0
     assert len(list((tmp_path / "out" / "lamp").glob("*.wav"))) == 3
+    (tmp_path / "out" / "lamp" / "mine.wav").write_bytes(b"")
     assert run("lamp", "--files", *files[:2], "--add").status == 0
+    assert run("--export", str(tmp_path / "out")).status == 0
+    assert len(list((tmp_path / "out" / "lamp").glob("[0-9]*.wav"))) == 5, "not mixed with the older three"
+    assert (tmp_path / "out" / "lamp" / "mine.wav").exists(), "what others put there stays"
     assert run("--list").out[0].split()[1] == "5"
     assert run("--forget", "Lamp").status == 0
     assert run("--list").out == []
@@ -102,27 +114,85 @@ def test_list_export_and_forget(run: Run, home: Path, tmp_path: Path) -> None:
 def test_one_recording_works_and_asks_for_more(run: Run, tmp_path: Path) -> None:
     taught = run("lamp", "--files", *written(tmp_path / "in", "yes", 1))
     assert taught.status == 0
-    assert any("advice: say it more often: speech-teach 'lamp' --add" in line for line in taught.out)
+    assert any("say it more often: speech-teach 'lamp' --add" in line for line in taught.out)
 
 
 def test_another_word_among_the_recordings_is_left_out(run: Run, tmp_path: Path) -> None:
     files = written(tmp_path / "in", "stop", 1) + written(tmp_path / "in", "yes", 3)
     taught = run("lamp", "--files", *files, "--json")
     assert json.loads(taught.out[0])["n_recordings"] == 3
-    assert any(line.startswith("note: 1 of 4 recordings sound like another word") for line in taught.err)
+    assert any(line.startswith("note: recording 1 of 4 sounds like another word") for line in taught.err)
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [("left", "the model already knows 'left'"), ("a/b", "can't be the name"), ("🎉", "can't be the name"),
-     ("_unknown_", "can't be the name"), ("..", "can't be the name")],
-)  # fmt: skip
-def test_names_that_can_not_be_taught(run: Run, home: Path, name: str, why: str) -> None:
+@pytest.mark.parametrize("name", ["a/b", "🎉", "_unknown_", "..", ""])
+def test_names_that_can_not_be_taught(run: Run, home: Path, name: str) -> None:
     refused = run(name, "--files", "nothing.wav")
     assert refused.status == 2
     assert len(refused.err) == 1
-    assert why in refused.err[0]
+    assert "can't be the name" in refused.err[0]
     assert not home.exists()
+
+
+def test_a_word_of_the_model_is_learnt_in_ones_own_voice(
+    run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody whose `off` sounds like this `yes`: the recordings make it `off`."""
+    assert run("Off", "--files", *written(tmp_path / "in", "yes", 5)).status == 0
+    listen.main(["--file", str(listen.DEMO), "--json", "--quiet", "--own", str(home)])
+    heard = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert heard[0]["word"] == "off"
+    assert "off" in [one["word"] for one in heard[1:]], "and the model's own stays"
+
+
+def test_recordings_that_were_trimmed_are_taken(run: Run, tmp_path: Path) -> None:
+    paths = written(tmp_path / "in", "stop", 3)
+    for path in paths:
+        samples = read(Path(path), RATE)
+        loud = np.flatnonzero(np.abs(samples) > 0.1 * np.abs(samples).max())
+        soundfile.write(path, samples[loud[0] : loud[-1] + 1], RATE)
+    taught = run("lamp", "--files", *paths, "--json")
+    assert json.loads(taught.out[0])["n_recordings"] == 3
+    assert taught.err == []
+
+
+def test_what_listen_recorded_is_asked_about(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, played = tmp_path / "kept", []
+    written(kept, "stop", 2)
+    written(kept, "yes", 4)
+    (kept / "yes 0.json").write_text("{}")
+    monkeypatch.setattr(teach, "play", lambda waveform, console: not played.append(len(waveform)))
+
+    def answered(*answers: str) -> SimpleNamespace:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{answer}\n" for answer in answers)))
+        return run("lamp", "--from", str(kept), "--json")
+
+    first = answered("n", "", "y", "Y", "yes", "q")
+    assert (first.status, len(played)) == (0, 6)
+    assert json.loads(first.out[0])["n_recordings"] == 3
+    word = json.loads((home / "word-lamp" / "word.json").read_text())
+    assert (len(word["recordings"]), len(word["refused"])) == (3, 1)
+    second = answered("y", "n")
+    assert any(line.startswith("2 utterances") for line in second.err), "what was answered is not asked again"
+    assert json.loads(second.out[0])["n_recordings"] == 4, "the near miss comes before the other word"
+    assert len(json.loads((home / "word-lamp" / "word.json").read_text())["refused"]) == 2
+    assert answered().err[-1] == "error: no usable recording of 'lamp'; nothing was saved"
+
+
+def test_a_full_word_is_refused_before_anybody_speaks(run: Run, home: Path) -> None:
+    OwnWords.load(home).add("lamp", [repeated("yes", 1)[0]] * MOST_RECORDINGS)
+    refused = run("lamp", "--add", "--times", "1")
+    assert (refused.status, refused.err) == (2, ["error: 101 recordings of 'lamp'; it takes 1 to 100"])
+
+
+def test_any_name_can_be_printed(run: Run, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("café", "--files", *written(tmp_path / "in", "yes", 1)).status == 0
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as ascii_only:
+        monkeypatch.setattr("sys.stdout", ascii_only)
+        assert teach.main(["--list", "--own", str(home)]) == 0
+        ascii_only.flush()
+        assert b"caf" in ascii_only.buffer.getvalue()
 
 
 def test_files_that_hold_no_word(run: Run, home: Path, tmp_path: Path) -> None:
@@ -140,11 +210,25 @@ def test_files_that_hold_no_word(run: Run, home: Path, tmp_path: Path) -> None:
         assert failed.status == 1
         assert failed.err[-1].startswith(last)
     assert not home.exists()
+    (empty / "notes.txt").write_text("yes, three times")
+    written(empty, "yes", 2)
+    taught = run("lamp", "--files", str(empty), "--json")
+    assert json.loads(taught.out[0])["n_recordings"] == 2
+    assert [line for line in taught.err if "notes.txt" in line] == taught.err[:1], "what is no audio is left out"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["lamp", "--list"], ["--times", "3"], ["lamp", "--files", "a.wav", "--times", "3"], ["lamp", "--times", "0"]],
+    [
+        [],
+        ["lamp", "--list"],
+        ["--times", "3"],
+        ["lamp", "--files", "a.wav", "--times", "3"],
+        ["lamp", "--times", "0"],
+        ["lamp", "--files", "a.wav", "--from", "b"],
+        ["--from", "b"],
+        ["lamp", "--files", "a.wav", "--channel", "left"],
+    ],
 )
 def test_wrong_usage(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).status == 2
@@ -193,7 +277,7 @@ def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
         "2 of 3",
         "3 of 3",
     ]
-    assert any("1 of 4 recordings sound like another word" in line for line in taught.err)
+    assert any("recording 2 of 4 sounds like another word" in line for line in taught.err)
     assert len(list(home.rglob("*.wav"))) == 3
 
 

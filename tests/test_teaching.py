@@ -1,23 +1,29 @@
-"""Recordings of a word: what spoils one is reported, and those of another word are found."""
+"""A lesson: what spoils a recording is reported, and those of another word are found."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from tunes import RATE, LoudIsSpeech, embed, make_space, tune
 
-from speech.own.lesson import Fault, Take, largest_group, takes
-from speech.segment import ListenerConfig
+from speech.errors import ConfigError
+from speech.own.lesson import Fault, Take, TeachingSession, fault_of, largest_group, takes
+from speech.own.similarity import Similarity
+from speech.own.words import MOST_RECORDINGS, OwnWords
+from speech.segment import ListenerConfig, Utterance
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 
 
-def heard(stream: np.ndarray, size: int = 1600) -> list[Take]:
+def heard(stream: np.ndarray, size: int = 1600, is_file: bool = False) -> list[Take]:
     def blocks() -> Iterator[np.ndarray]:
         for begin in range(0, len(stream), size):
             yield stream[begin : begin + size]
 
-    return [take for take in takes(blocks(), ListenerConfig(), LoudIsSpeech()) if take]
+    return [take for take in takes(blocks(), ListenerConfig(), LoudIsSpeech(), is_file) if take]
 
 
 def stream_of(*parts: np.ndarray) -> np.ndarray:
@@ -89,12 +95,14 @@ def test_a_noisy_room_is_reported() -> None:
     assert [take.fault for take in found] == [Fault.NOISY]
 
 
-@pytest.mark.parametrize("side", ["begin", "end"])
-def test_a_recording_that_begins_or_ends_within_the_word_is_cut_off(side: str) -> None:
-    pause = np.zeros(8000)  # what is set around a file
-    cut = word()[3000:] if side == "begin" else word()[:-3000]
-    found = heard(np.concatenate([pause, cut, pause]).astype(np.float32))
-    assert [take.fault for take in found] == [Fault.CUT_OFF]
+def test_only_a_microphone_is_late() -> None:
+    pause = 1e-4 * np.random.default_rng(0).standard_normal(12000)
+    stream = np.concatenate([pause, word()[:-3000]]).astype(np.float32)
+    assert [take.fault for take in heard(stream)] == [Fault.CUT_OFF]
+    assert [take.fault for take in heard(stream, is_file=True)] == [None]
+    late = np.concatenate([word()[3000:], pause[:4000]]).astype(np.float32)
+    utterance = Utterance(late, 0, 0, 5000, len(late), False)
+    assert [fault_of(utterance, late, is_file) for is_file in (False, True)] == [Fault.CUT_OFF, None]
 
 
 def test_silence_holds_no_recording() -> None:
@@ -102,10 +110,67 @@ def test_silence_holds_no_recording() -> None:
     assert heard(np.zeros(0, np.float32)) == []
 
 
-def test_the_larger_group_wins_whichever_came_first() -> None:
-    rng, space = np.random.default_rng(3), make_space(np.random.default_rng(0))
-    spoken = [SOFA, LAMP, LAMP, SOFA, LAMP]
-    vectors = list(space.project(np.stack([embed(tune(pitches, rng)) for pitches in spoken])))
-    assert largest_group(space, vectors) == [1, 2, 4]
-    assert largest_group(space, vectors[:2]) == [0], "of two that differ the first is kept"
-    assert largest_group(space, []) == []
+@pytest.fixture(scope="module")
+def space() -> Similarity:
+    return make_space(np.random.default_rng(0))
+
+
+def session(space: Similarity, name: str = "lamp", n_wanted: int = 5, earlier: Any = None) -> TeachingSession:
+    odds = {LAMP: 0.55, SOFA: 0.1}
+    knows = SimpleNamespace(
+        similarity=space, embed=embed, thresholds={"lamp": 0.6}, posteriors=lambda w: {"lamp": odds[pitches_of(w)]}
+    )
+    return TeachingSession(knows, name, n_wanted, earlier)  # type: ignore[arg-type]
+
+
+def pitches_of(waveform: np.ndarray) -> tuple[float, ...]:
+    power = np.abs(np.fft.rfft(waveform, 16000))
+    return LAMP if power[480:520].max() > power[2900:3100].max() else SOFA
+
+
+@pytest.mark.parametrize(
+    ("spoken", "kept"),
+    [("SLLSL", [1, 2, 4]), ("SL", [0]), ("LLSLL", [0, 1, 3, 4]), ("SLLL", [1, 2, 3]), ("LLLLL", [0, 1, 2, 3, 4]),
+     ("", [])],
+)  # fmt: skip
+def test_the_larger_group_wins_whichever_came_first(space: Similarity, spoken: str, kept: list[int]) -> None:
+    rng = np.random.default_rng(3)
+    heard = [embed(tune({"S": SOFA, "L": LAMP}[letter], rng)) for letter in spoken]
+    vectors = space.project(np.stack(heard)) if heard else np.zeros((0, len(space.spread)), np.float32)
+    assert largest_group(space, vectors) == kept
+
+
+def test_a_session_says_which_recordings_sound_like_another_word(space: Similarity, tmp_path: Path) -> None:
+    rng, lesson = np.random.default_rng(3), session(space)
+    faults = [lesson.add(tune(pitches, rng)) for pitches in (LAMP, LAMP, SOFA, LAMP, SOFA, LAMP)]
+    assert faults == [None, None, Fault.UNLIKE, None, Fault.UNLIKE, None]
+    assert (lesson.count, lesson.is_over) == ("4 of 5", False)
+    assert lesson.odd_ones == (
+        "recordings 3 and 5 of 6 sound like another word and are left out: was 'lamp' said there?"
+    )
+    lesson.add(tune(LAMP, rng))
+    assert lesson.is_over
+    own = OwnWords.load(tmp_path)
+    assert len(lesson.save(own).recordings) == 5
+    more = session(space, n_wanted=2, earlier=own)
+    assert (more.count, more.has_news, more.odd_ones) == ("5 of 7", False, "")
+    more.refuse(tune(SOFA, rng))
+    assert more.has_news
+    assert len(more.save(own).refused) == 1
+
+
+def test_a_word_with_all_its_recordings_takes_no_more(space: Similarity, tmp_path: Path) -> None:
+    own = OwnWords.load(tmp_path)
+    own.add("lamp", [np.zeros(8000, np.float32)] * MOST_RECORDINGS)
+    with pytest.raises(ConfigError, match="105 recordings of 'lamp'; it takes 1 to 100"):
+        session(space, earlier=own)
+
+
+def test_near_misses_come_first_and_what_is_known_not_at_all(space: Similarity) -> None:
+    rng, lesson = np.random.default_rng(3), session(space, n_wanted=0)
+    lamps, sofas = [tune(LAMP, rng) for _ in range(3)], [tune(SOFA, rng) for _ in range(2)]
+    lesson.add(lamps[0])
+    lesson.refuse(sofas[0])
+    asked = lesson.by_doubt([sofas[1], *lamps, sofas[0]])
+    assert [any(one is w for w in (lamps[1], lamps[2], sofas[1])) for one in asked] == [True] * 3
+    assert asked[-1] is sofas[1], "0.1 is further from the threshold than 0.55"

@@ -42,7 +42,8 @@ def make_space(rng: np.random.Generator) -> Similarity:
     words = [name for name in names for _ in range(10)]
     vectors = np.stack([embed(tune(known[word], rng)) for word in words])
     background = np.stack([embed(tune(random_pitches(rng), rng)) for _ in range(400)])
-    return make_similarity(vectors, words, background, hours=1.0)
+    speakers = [str(n % 9) for n in range(len(words) // 2)] + ["one"] * (len(words) - len(words) // 2)
+    return make_similarity(vectors, words, speakers, background, hours=1.0, alone=0.25)
 
 
 class LoudIsSpeech:

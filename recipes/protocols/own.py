@@ -1,261 +1,92 @@
-"""Own words: some recordings of a word are taught, and the others are tested as utterances of a stream.
+"""Own words: some recordings of a word are taught, and the others are heard as utterances of a stream.
 
-Voice activity detection and network process each recording once; the taught recordings and the threshold only change
-the decision.
+Voice activity detection and network process each recording once; what is taught only changes the decision.  A word of
+the bundle is taught as if the bundle did not know it: its posterior is added to that of `_unknown_`.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recipes.material.sounds import Waveform, set_level
-from recipes.metrics import Share
-from recipes.protocols.live import detections_in
-from recipes.protocols.scenes import Recordings as Corpus
-from recipes.protocols.scenes import speaker_of
-from speech.bundle import UNKNOWN
+from recipes.metrics import Rate, Share
+from recipes.protocols.live import whole_hops
+from recipes.protocols.scenes import Recordings, speaker_of
+from speech.bundle import SILENCE, UNKNOWN
 from speech.decide import Decision
 from speech.errors import DataError
-from speech.heads import WordReader
-from speech.own.forecast import forecast
-from speech.own.matching import fit
+from speech.own.forecast import expected_misses
+from speech.own.lesson import largest_group
+from speech.own.matching import WordModel, fit, with_own_words
 from speech.own.similarity import Vectors
-from speech.own.words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
-from speech.results import Detection, Examined
-from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_of
+from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, utterances_of
 
-RECORDINGS = (3, 5, 10)
-"""Numbers of recordings that a word is taught from."""
-N_DRAWS = 2
-"""Number of random draws of the recordings to teach."""
-LEAST_HEARD = 2
-"""Smallest number of recordings left for testing."""
-MOST_HEARD = 40
-"""Largest number of recordings of a group."""
-BUDGET = 0.5
-"""False alarms per hour of speech that the threshold may allow."""
-THRESHOLDS = tuple(round(x, 3) for x in np.linspace(0.3, 0.98, 35))
-"""Candidate thresholds, each for all own words."""
-MOST_WORDS = 20
+MOST_WORDS = 40
 """Largest number of words of each kind."""
-N_BESIDE = 5
-"""Number of own words taught together to measure their effect on the commands."""
-K_BESIDE = 5
-"""Recordings that each of these words is taught from."""
+MOST_HEARD = 40
+"""Largest number of recordings of a word."""
+MOST_OTHERS = 300
+"""Recordings of other words."""
+N_DRAWS = 2
+"""Random draws of the recordings that are taught."""
+ENOUGH = 5
+"""Recordings heard from which a share of misses is compared with its forecast."""
 PAD = SAMPLE_RATE_HZ // 2
 """Samples of silence before and after a recording."""
 SNR_DB = 10.0
-N_COMPARED = 10
-"""Predicted confusions that are compared with the measured ones."""
-
-
-class Once(Recognizer):
-    """A recogniser that caches the result of each utterance."""
-
-    def __init__(self, recognizer: Recognizer) -> None:
-        super().__init__(recognizer._session, recognizer.info)
-        self._known: dict[bytes, tuple[NDArray[np.float32], Vectors]] = {}
-        self.masked = ""
-        """A word of the bundle to hide: its posterior is added to that of `_unknown_`."""
-
-    def read(self, waveform: Waveform) -> tuple[NDArray[np.float32], Vectors]:
-        key = hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
-        if key not in self._known:
-            self._known[key] = super().read(waveform)
-        scores, embedding = self._known[key]
-        if self.masked in self.info.words:
-            scores, at = scores.copy(), self.info.labels.index(self.masked)
-            scores[self.info.labels.index(UNKNOWN)] += scores[at]
-            scores[at] = 0
-        return scores, embedding
-
-    def teach(self, *words: OwnWord) -> None:
-        """Recognise these own words, in place of the previous ones, in addition to the bundle's words."""
-        self.own = OwnWords(Path(), words)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Recordings of one word, by one speaker or by several."""
+class Heard:
+    """One utterance as the network reads it."""
+
+    vector: Vectors
+    posteriors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A recording: its utterances, without and with noise; those that are too long are missing."""
 
     word: str
-    kind: str
-    """Row of the table."""
-    clean: list[list[Utterance]]
-    """The utterances of each recording."""
-    noisy: list[list[Utterance]]
-    """The same with noise; empty if the corpus has none."""
+    speaker: str
+    clean: list[Heard]
+    noisy: list[Heard]
 
 
-def utterances_in(waveform: Waveform) -> list[Utterance]:
-    config = ListenerConfig()
-    return utterances_of(np.pad(waveform, PAD), config, config.max_word_s)
-
-
-def group_of(corpus: Corpus, word: str, kind: str, indices: Sequence[int], rng: np.random.Generator) -> Group:
-    """Cut the recordings of a word into utterances, without and with noise."""
-    noise = corpus.select("training", "noise")
-    clean, noisy = [], []
-    for index in rng.permutation(indices)[:MOST_HEARD]:
-        waveform = corpus[int(index)]
-        clean.append(utterances_in(waveform))
-        if len(noise):
-            length = len(waveform) + 2 * PAD
-            level_db = 20 * np.log10(np.sqrt(np.square(waveform).mean()) + 1e-9) - SNR_DB
-            bed = set_level(corpus.crop(int(rng.choice(noise)), rng, length), level_db)
-            config = ListenerConfig()
-            noisy.append(utterances_of(np.clip(np.pad(waveform, PAD) + bed, -1, 1), config, config.max_word_s))
-    return Group(word, kind, clean, noisy)
-
-
-def groups_by_speaker(corpus: Corpus, rng: np.random.Generator) -> list[Group]:
-    """Groups of one word by one speaker, recorded at home, with enough recordings."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for index in corpus.select("validation", "home"):
-        recording = corpus.recordings[index]
-        found.setdefault((recording.word, recording.path.name.split("_")[0]), []).append(int(index))
-    return [
-        group_of(corpus, word, "same speaker, at home", indices, rng)
-        for (word, _), indices in sorted(found.items())
-        if len(indices) >= RECORDINGS[0] + LEAST_HEARD
-    ]
-
-
-def groups_by_word(corpus: Corpus, known: Sequence[str], rng: np.random.Generator) -> list[Group]:
-    """Groups of words outside the bundle's vocabulary, with one recording per speaker and enough speakers."""
-    groups = []
-    for kind, source, parts in (
-        ("other speakers", "words", ("validation", "testing")),
-        ("other speakers, met in training", "words", ("training",)),
-        ("other voices, synthetic", "voices", ("training",)),
-    ):
-        found: dict[str, dict[str, int]] = {}
-        for index, recording in enumerate(corpus.recordings):
-            if recording.source == source and recording.part in parts and recording.word not in known:
-                found.setdefault(recording.word, {})[speaker_of(recording.path)] = index
-        words = [word for word in sorted(found) if len(found[word]) >= RECORDINGS[0] + LEAST_HEARD]
-        chosen = rng.permutation(words)[:MOST_WORDS]
-        groups += [group_of(corpus, str(w), kind, sorted(found[str(w)].values()), rng) for w in sorted(chosen)]
-    return groups
-
-
-def in_one_piece(recordings: Iterable[list[Utterance]]) -> list[Waveform]:
-    """The waveforms of the recordings that are a single utterance, and not too long."""
-    return [found[0].waveform for found in recordings if len(found) == 1 and not found[0].is_long]
-
-
-def taught(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> OwnWord | None:
-    """Learn a word from the recordings that are a single utterance; None if there are none."""
-    waveforms = in_one_piece(recordings)
-    model = fit(once.similarity, once.embed, waveforms) if waveforms else None
-    return OwnWord(word, (), model, once.similarity.key) if model else None
-
-
-def heard(once: Once, utterances: Iterable[Utterance], after_talk_s: float) -> list[Detection]:
-    """The detections of a Listener whose thresholds are almost 0."""
-    config = ListenerConfig(after_talk_s=after_talk_s)
-    decision = Decision(WordReader(once, dict.fromkeys(once.words, 1e-6), config), config)
-    return detections_in(decision.decide(utterance, utterance.closed) for utterance in utterances)
-
-
-def confidences_of(once: Once, word: str, recordings: Iterable[list[Utterance]]) -> list[float]:
-    """The confidence of the word in each recording; 0 if it was not recognised."""
-    found = []
-    for utterances in recordings:
-        detections = heard(once, utterances, after_talk_s=0.0)
-        found.append(max((d.confidence for d in detections if d.word == word), default=0.0))
-    return found
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A word taught from some recordings, tested on the others and on speech."""
-
-    word: str
-    kind: str
-    k: int
-    """Number of recordings taught."""
-    clean: list[float]
-    """Confidence of each other recording; 0 if the word was not recognised."""
-    noisy: list[float]
-    """The same in noise."""
-    alarms: list[float]
-    """Confidence of each false alarm in speech."""
-    predicted: float | None
-    """Share of misses that the forecast predicts; None if it makes no prediction."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """All trials of one kind with `k` recordings taught."""
+    """The words of one kind, taught from `k` recordings by each speaker."""
 
     kind: str
     k: int
-    threshold: float
-    """Threshold of all words: the bundle's, or the lowest candidate within the budget, or else the highest."""
-    alarms_per_hour: float
-    """False alarms per hour and own word."""
-    clean: Share
-    noisy: Share
-    predicted: float
-    n_words: int
+    n_words: int = 0
+    missed: list[bool] = field(default_factory=list)
+    missed_in_noise: list[bool] = field(default_factory=list)
+    for_command: list[bool] = field(default_factory=list)
+    """For each recording of the word: whether it was taken for a word of the bundle."""
+    for_it: list[bool] = field(default_factory=list)
+    """For each recording of another word: whether it was taken for the word."""
+    alarms: int = 0
+    forecasts: list[tuple[float, float, float]] = field(default_factory=list)
+    """For each word: least and largest share of misses that are forecast, and the share measured."""
 
-    def __str__(self) -> str:
-        return (
-            f"  {self.kind:33} k {self.k:2}  {self.n_words:3} words  threshold {self.threshold:.2f}  "
-            f"alarms/h {self.alarms_per_hour:5.2f}  missed {self.clean}   10 dB {self.noisy}   "
-            f"forecast {100 * self.predicted:.0f} %"
+    @property
+    def within(self) -> Share:
+        """Words whose share of misses lies in the forecast, which is printed in whole percent."""
+        return Share(
+            sum(low - 0.01 <= share <= high + 0.01 for low, high, share in self.forecasts), len(self.forecasts)
         )
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self) | {"clean": self.clean.as_dict(), "noisy": self.noisy.as_dict()}
-
-
-def row_of(trials: Sequence[Trial], hours: float, threshold: float | None) -> Row:
-    """The figures of trials of one kind, at `threshold` or, if that is None, at the budget."""
-
-    def rate(at: float) -> float:
-        return sum(c >= at for t in trials for c in t.alarms) / max(hours * len(trials), 1e-9)
-
-    if threshold is None:
-        threshold = next((at for at in THRESHOLDS if rate(at) <= BUDGET), THRESHOLDS[-1])
-    clean, noisy = ([c for t in trials for c in getattr(t, name)] for name in ("clean", "noisy"))
-    return Row(
-        trials[0].kind,
-        trials[0].k,
-        threshold,
-        rate(threshold),
-        Share(sum(c < threshold for c in clean), len(clean)),
-        Share(sum(c < threshold for c in noisy), len(noisy)),
-        float(np.mean([t.predicted for t in trials if t.predicted is not None] or [np.nan])),
-        len({t.word for t in trials}),
-    )
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Recognition of the commands without and with own words."""
-
-    own: tuple[str, ...]
-    missed_alone: Share
-    missed_beside: Share
-    taken_for_own: Share
-    """Commands in which an own word was recognised."""
-    own_taken: Share
-    """Recordings of own words in which a command was recognised."""
-
-    def __str__(self) -> str:
-        return (
-            f"  commands beside {', '.join(self.own)}:\n"
-            f"    missed alone {self.missed_alone}   beside them {self.missed_beside}\n"
-            f"    commands taken for an own word {self.taken_for_own}   own words taken for one {self.own_taken}"
-        )
+    def figures(self, hours: float) -> dict[str, Share | Rate]:
+        shares = {name: getattr(self, name) for name in ("missed", "missed_in_noise", "for_command", "for_it")}
+        return {name: Share(sum(values), len(values)) for name, values in shares.items()} | {
+            "alarms": Rate(self.alarms, hours * max(1, self.n_words)), "within": self.within,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -264,203 +95,235 @@ class Own:
 
     part: str
     hours: float
-    at_budget: list[Row]
-    at_default: list[Row]
-    commands: Commands | None
-    predicted: list[tuple[str, str, float, float]]
-    """Own word, word taken for it, predicted share, measured share; sorted by predicted share, highest first."""
-    n_right: int
-    """Number of the first `N_COMPARED` predicted pairs that are among the `2 * N_COMPARED` most frequent measured."""
-    awake_alarms: int
-    """False alarms in speech with an own word as the wake word."""
+    rows: list[Row]
+    lessons: dict[str, Share]
+    """Lessons of four recordings in which one was taken for another word: with a wrong one, and without."""
+    own_voice: dict[str, Share]
+    """Recordings of a word of the bundle that are missed: without and with five others of the same speaker."""
 
     def __str__(self) -> str:
-        lines = [
-            f"own words, {self.part}: some recordings taught, the others tested as utterances of a stream; "
-            f"alarms in {self.hours:.2f} h of speech, per own word",
-            f"  at most {BUDGET:g} alarms per hour:",
-            *map(str, self.at_budget),
-            "  at the bundle's threshold:",
-            *map(str, self.at_default),
-            *([str(self.commands)] if self.commands else []),
-            f"  predicted confusions: {self.n_right} of the first {min(N_COMPARED, len(self.predicted))} are among the "
-            f"{2 * N_COMPARED} most frequent measured",
-            *(f"    {b!r} taken for {a!r}: predicted {100 * p:.0f} %, measured {100 * m:.0f} %"
-              for a, b, p, m in self.predicted[:N_COMPARED]),
-            f"  with a wake word: {self.awake_alarms} false alarms in {self.hours:.2f} h of speech",
-        ]  # fmt: skip
+        lines = [f"own words, {self.part}: some recordings taught, the others heard; {self.hours:.2f} h of speech"]
+        for row in self.rows:
+            lines.append(f"  {row.kind}, {row.k} recordings each, {row.n_words} words and draws:")
+            lines += [f"    {name.replace('_', ' '):18} {value}" for name, value in row.figures(self.hours).items()]
+        lines += [f"  lessons of four, {name:22} {share}" for name, share in self.lessons.items()]
+        lines += [f"  words of the bundle {name:19} {share}" for name, share in self.own_voice.items()]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
-        commands = self.commands and {k: v.as_dict() if isinstance(v, Share) else v for k, v in
-                                      vars(self.commands).items()}  # fmt: skip
-        rows = {name: [row.as_dict() for row in getattr(self, name)] for name in ("at_budget", "at_default")}
-        return asdict(replace(self, at_budget=[], at_default=[], commands=None)) | rows | {"commands": commands}
+        rows = [
+            {"kind": r.kind, "k": r.k, "words": r.n_words, "forecasts": r.forecasts}
+            | {name: value.as_dict() for name, value in r.figures(self.hours).items()}
+            for r in self.rows
+        ]
+        named = {name: {k: v.as_dict() for k, v in getattr(self, name).items()} for name in ("lessons", "own_voice")}
+        return {"part": self.part, "hours": self.hours, "rows": rows, **named}
 
 
-def cut_stream(corpus: Corpus, indices: Iterable[int]) -> tuple[list[Utterance], float]:
-    """Cut recordings, concatenated to one stream, into utterances; return these and the hours of audio."""
-    config = ListenerConfig()
-    segmenter = Segmenter(config, config.max_word_s)
-    rest, found, n_samples = np.zeros(0, np.float32), [], 0
-    for index in indices:
-        stream = np.concatenate([rest, corpus[index]])
-        whole = len(stream) // HOP * HOP
-        found += [u for u in map(segmenter.push, stream[:whole].reshape(-1, HOP)) if u]
-        rest, n_samples = stream[whole:], n_samples + whole
-    return found, n_samples / SAMPLE_RATE_HZ / 3600
-
-
-def try_out(once: Once, group: Group, k: int, speech: Sequence[Utterance], rng: np.random.Generator) -> Trial | None:
-    """Teach `k` recordings of a group, test on the others and on speech; None if the word cannot be learnt."""
-    order = rng.permutation(len(group.clean))
-    known, rest = order[:k], order[k:]
-    once.masked = group.word
-    word = taught(once, group.word, [group.clean[i] for i in known])
-    if word is None:
-        return None
-    once.teach(word)
-    recordings = in_one_piece(group.clean[i] for i in known)
-    alarms = [d.confidence for d in heard(once, speech, ListenerConfig.after_talk_s) if d.word == word.name]
-    trial = Trial(
-        group.word,
-        group.kind,
-        k,
-        confidences_of(once, word.name, [group.clean[i] for i in rest]),
-        confidences_of(once, word.name, [group.noisy[i] for i in rest if group.noisy]),
-        alarms,
-        forecast(word, recordings, OwnWords(Path(), [word]), once).missed,
-    )
-    once.masked = ""
-    return trial
-
-
-def learnt_words(once: Once, groups: Iterable[Group], k: int) -> dict[str, tuple[OwnWord, Group]]:
-    """Learn each word outside the bundle's vocabulary from the first `k` recordings of its group."""
-    found = {}
-    for group in groups:
-        if group.word not in once.info.words and len(group.clean) >= k + LEAST_HEARD:
-            word = taught(once, group.word, group.clean[:k])
-            if word:
-                found[group.word] = (word, group)
-    return found
-
-
-def commands_beside(
-    once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]], k: int
-) -> Commands:
-    """Measure confusions between commands and the first `N_BESIDE` own words.
+class Trials:
+    """Teaches words and hears others, with the utterances of all recordings read once.
 
     Args:
-        learnt: own words, each with its group.
-        commands: the utterances of each recording of each command.
-        k: recordings that the own words were taught from.
+        recognizer: a bundle that can learn own words.
+        recordings: of all parts.
+        part: the one that people and speech are taken from.
     """
-    least, chosen = once.info.threshold, list(learnt)[:N_BESIDE]
-    counts: Counter[str] = Counter()
-    total = sum(map(len, commands.values()))
-    for mine in ((), tuple(learnt[name][0] for name in chosen)):
-        once.teach(*mine)
-        for word, recordings in commands.items():
-            for utterances in recordings:
-                found = {d.word for d in heard(once, utterances, 0.0) if d.confidence >= least}
-                counts["beside" if mine else "alone"] += word not in found
-                counts["taken"] += bool(found & set(chosen))
-    said = [utterances for name in chosen for utterances in learnt[name][1].clean[k:]]
-    for utterances in said:
-        counts["own taken"] += any(d.word in commands and d.confidence >= least for d in heard(once, utterances, 0.0))
-    return Commands(
-        tuple(chosen),
-        Share(counts["alone"], total),
-        Share(counts["beside"], total),
-        Share(counts["taken"], total),
-        Share(counts["own taken"], len(said)),
-    )
+
+    def __init__(self, recognizer: Recognizer, recordings: Recordings, part: str) -> None:
+        self.recognizer, self.recordings, self.part = recognizer, recordings, part
+        self.similarity, self.rng = recognizer.similarity, np.random.default_rng(0)
+        self._beds = recordings.select("training", "noise")
+        self.speech, self.times, self.hours = self._speech()
+        chosen = self.rng.permutation([*recordings.select(part, "words"), *recordings.select("training", "voices")])
+        self.others = [self.said(int(n)) for n in chosen[:MOST_OTHERS]]
+
+    def said(self, index: int, noisy: bool = False) -> Said:
+        """Read one recording."""
+        recording, waveform = self.recordings.recordings[index], self.recordings[index]
+        padded = np.pad(waveform, PAD)
+        with_noise: list[Heard] = []
+        if noisy and len(self._beds):
+            level_db = 20 * np.log10(np.sqrt(np.square(waveform).mean()) + 1e-9) - SNR_DB
+            bed = self.recordings.crop(int(self.rng.choice(self._beds)), self.rng, len(padded))
+            with_noise = self._hear(np.clip(padded + set_level(bed, level_db), -1, 1).astype(np.float32))
+        speaker = recording.path.name.split("_")[0] if recording.source == "home" else speaker_of(recording.path)
+        return Said(recording.word, speaker, self._hear(padded), with_noise)
+
+    def _hear(self, waveform: Waveform) -> list[Heard]:
+        config = ListenerConfig()
+        found = utterances_of(waveform, config, config.max_word_s)
+        return [self._read(utterance.waveform) for utterance in found if not utterance.is_long]
+
+    def _read(self, waveform: Waveform) -> Heard:
+        scores, embedding = self.recognizer.read(waveform)
+        posteriors = dict(zip(self.recognizer.info.classes, scores.tolist(), strict=True))
+        return Heard(self.similarity.project(embedding[None])[0], posteriors)
+
+    def _speech(self) -> tuple[list[Heard], list[tuple[int, int, int]], float]:
+        """Utterances of speech without commands, start, end and position of each (-1: too long), and hours."""
+        config = ListenerConfig()
+        segmenter, heard, times, n_samples = Segmenter(config, config.max_word_s), list[Heard](), [], 0
+        for piece in whole_hops(self.recordings[int(n)] for n in self.recordings.select(self.part, "speech")):
+            n_samples += len(piece)
+            for utterance in map(segmenter.push, np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP)):
+                if utterance:
+                    times.append((utterance.start, utterance.end, -1 if utterance.is_long else len(heard)))
+                    heard += [] if utterance.is_long else [self._read(utterance.waveform)]
+        return heard, times, n_samples / SAMPLE_RATE_HZ / 3600
+
+    def teach(self, taught: Iterable[Said]) -> WordModel | None:
+        """Learn from the recordings that are one utterance; None if there are none."""
+        vectors = [said.clean[0].vector for said in taught if len(said.clean) == 1]
+        return fit(self.similarity, np.stack(vectors)) if vectors else None
+
+    def words(self, heard: Sequence[Heard], model: WordModel | None, name: str, hidden: bool = True) -> list[str]:
+        """The word that each utterance is taken for; "" if it is rejected as unsure.
+
+        Args:
+            model: of the own word `name`; None: it was not taught.
+            hidden: treat `name` as outside the bundle's words.
+        """
+        if not heard:
+            return []
+        info, found = self.recognizer.info, []
+        margins = (
+            model.margins(self.similarity, np.stack([one.vector for one in heard])) if model else [0.0] * len(heard)
+        )
+        for one, margin in zip(heard, margins, strict=True):
+            posteriors = dict(one.posteriors)
+            if hidden and name in posteriors:
+                posteriors[UNKNOWN] += posteriors.pop(name)
+            limits = {name: info.thresholds.get(name, info.threshold)}
+            if model:
+                posteriors = with_own_words(posteriors, {name: float(margin)}, limits)
+            best = max(posteriors, key=posteriors.__getitem__)
+            least = 0.0 if best in (UNKNOWN, SILENCE) else info.thresholds.get(best, info.threshold)
+            found.append(best if posteriors[best] >= least else "")
+        return found
+
+    def is_taken(
+        self, lots: Sequence[list[Heard]], model: WordModel | None, name: str, hidden: bool = True
+    ) -> list[bool]:
+        """Whether the word is reported in each recording."""
+        found = iter(self.words([one for lot in lots for one in lot], model, name, hidden))
+        return [name in [next(found) for _ in lot] for lot in lots]
+
+    def alarms(self, model: WordModel, name: str) -> int:
+        """False alarms in speech; as in `Decision`, words right after talk are rejected."""
+        words, n_alarms, talk_end = self.words(self.speech, model, name), 0, -float("inf")
+        for start, end, at in self.times:
+            is_late = start - talk_end >= ListenerConfig.after_talk_s * SAMPLE_RATE_HZ
+            n_alarms += at >= 0 and words[at] == name and is_late
+            if at < 0 or (words[at] == UNKNOWN and end - start > Decision.TALK_S * SAMPLE_RATE_HZ):
+                talk_end = end
+        return n_alarms
+
+    def run(self, row: Row, lots: Sequence[Sequence[Said]]) -> None:
+        """Teach one word from `row.k` recordings of each speaker, hear the speakers' others, and add to the row.
+
+        Args:
+            lots: the recordings of each speaker.
+        """
+        drawn = [[lot[n] for n in self.rng.permutation(len(lot))] for lot in lots]
+        model, name = self.teach(said for lot in drawn for said in lot[: row.k]), drawn[0][0].word
+        rest = [said for lot in drawn for said in lot[row.k :]][:MOST_HEARD]
+        if model is None or not rest:
+            return
+        missed = [not taken for taken in self.is_taken([said.clean for said in rest], model, name)]
+        row.n_words += 1
+        row.missed += missed
+        row.missed_in_noise += [not t for t in self.is_taken([s.noisy for s in rest if s.noisy], model, name)]
+        words = self.words([one for said in rest for one in said.clean], model, name)
+        row.for_command += [word not in ("", name, UNKNOWN, SILENCE) for word in words]
+        row.for_it += self.is_taken([said.clean for said in self.others if said.word != name], model, name)
+        row.alarms += self.alarms(model, name)
+        expected = expected_misses(self.similarity, model)
+        if expected and len(missed) >= ENOUGH:
+            row.forecasts.append((*expected, float(np.mean(missed))))
+
+    def lots(self, part: str, source: str, fewest: int, noisy: bool = False) -> dict[str, list[list[Said]]]:
+        """For each word the recordings of each speaker with at least `fewest` of them; `MOST_WORDS` speakers in all."""
+        by_speaker: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for index in self.recordings.select(part, source):
+            recording = self.recordings.recordings[index]
+            speaker = recording.path.name.split("_")[0] if source == "home" else speaker_of(recording.path)
+            by_speaker[recording.word, "" if source == "voices" else speaker].append(int(index))
+        many = sorted(key for key, indices in by_speaker.items() if len(indices) >= fewest)
+        if source == "voices":
+            many = [key for key in many if key[0] not in self.recognizer.info.words]
+        found: dict[str, list[list[Said]]] = defaultdict(list)
+        for n in self.rng.permutation(len(many))[:MOST_WORDS]:
+            chosen = self.rng.permutation(by_speaker[many[n]])[: MOST_HEARD + ENOUGH]
+            found[many[n][0]].append([self.said(int(index), noisy) for index in chosen])
+        return dict(sorted(found.items()))
 
 
-def compare_confusions(
-    once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], commands: Mapping[str, list[list[Utterance]]]
-) -> tuple[list[tuple[str, str, float, float]], int]:
-    """Compare predicted with measured confusions; return `Own.predicted` and `Own.n_right`."""
-    recordings = {name: group.clean for name, (_, group) in learnt.items()} | dict(commands)
-    measured, predicted = {}, {}
-    for name, (word, group) in learnt.items():
-        once.teach(word)
-        known = in_one_piece(group.clean[:K_BESIDE])
-        for confusion in forecast(word, known, OwnWords(Path(), [word]), once).confusions:
-            predicted[name, confusion.word] = confusion.share
-        for other, said in recordings.items():
-            if other != name:
-                hits = [c >= once.info.threshold for c in confidences_of(once, name, said)]
-                measured[name, other] = float(np.mean(hits))
-    first = sorted((pair for pair in predicted if pair in measured), key=lambda pair: -predicted[pair])
-    frequent = sorted((pair for pair in measured if measured[pair]), key=lambda pair: -measured[pair])[: 2 * N_COMPARED]
-    compared = [(*pair, predicted[pair], measured[pair]) for pair in first]
-    return compared, sum(pair in frequent for pair in first[:N_COMPARED])
+def check_lessons(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, Share]:
+    """How often a wrong one among four recordings is noticed, and a good lesson is suspected."""
+    counts: dict[str, list[bool]] = defaultdict(list)
+    single = [[s.clean[0].vector for s in lot if len(s.clean) == 1] for some in lots.values() for lot in some]
+    words = [word for word, some in lots.items() for _ in some]
+    for word, good in zip(words, single, strict=True):
+        wrong = [vector for other, vectors in zip(words, single, strict=True) for vector in vectors if other != word]
+        if len(good) < 4 or not wrong:
+            continue
+        for name, last in (("one wrong, noticed", wrong[int(trials.rng.integers(len(wrong)))]), ("suspected", good[3])):
+            counts[name].append(3 not in largest_group(trials.similarity, np.stack([*good[:3], last])))
+    return {name: Share(sum(values), len(values)) for name, values in counts.items()}
 
 
-def count_awake(once: Once, learnt: Mapping[str, tuple[OwnWord, Group]], speech: Sequence[Utterance]) -> int:
-    """Count false alarms in speech when the first own word is required as the wake word."""
-    name = next(iter(learnt), None)
-    if name is None:
-        return 0
-    once.teach(learnt[name][0])
-    config = ListenerConfig()
-    decision = Decision(WordReader(once, once.thresholds, config), config, wake=name)
-    examined: list[Examined] = [decision.decide(utterance, utterance.closed) for utterance in speech]
-    return sum(d.word != name for one in examined for d in one.detections)
+def own_voice(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, Share]:
+    """Misses of words of the bundle, without and with five recordings of the same speaker."""
+    counts: dict[str, list[bool]] = defaultdict(list)
+    for word in set(lots) & set(trials.recognizer.info.words):
+        for lot in lots[word]:
+            model, rest = trials.teach(lot[:5]), [said.clean for said in lot[5:]]
+            for name, taught in (("as shipped", None), ("taught too", model)):
+                counts[name] += [not taken for taken in trials.is_taken(rest, taught, word, hidden=False)]
+    return {name: Share(sum(values), len(values)) for name, values in counts.items()}
 
 
-def evaluate_own(recognizer: Recognizer, corpus: Corpus, part: str, commands: Sequence[str]) -> Own:
-    """Teach words outside the vocabulary and test them, with the same speaker and with others.
+def evaluate_own(recognizer: Recognizer, recordings: Recordings, part: str) -> Own:
+    """Teach words and hear them, by the same speakers and by others.
 
     Raises:
-        DataError: too few recordings of words outside the vocabulary.
+        DataError: too few recordings.
     """
-    once, rng = Once(recognizer), np.random.default_rng(0)
-    speech, hours = cut_stream(corpus, corpus.select(part, "speech").tolist())
-    groups = groups_by_speaker(corpus, rng) + groups_by_word(corpus, recognizer.info.words, rng)
-    if not groups:
-        raise DataError("no word outside the vocabulary has enough recordings to teach it")
-    trials: dict[tuple[str, int], list[Trial]] = {}
-    for group in groups:
-        for k in RECORDINGS:
-            if len(group.clean) >= k + LEAST_HEARD:
-                tried = [try_out(once, group, k, speech, rng) for _ in range(N_DRAWS)]
-                trials.setdefault((group.kind, k), []).extend(trial for trial in tried if trial)
-    once.masked = ""
-    spoken = {
-        word: [utterances_in(corpus[int(i)]) for i in rng.permutation(corpus.select(part, "words", word))[:MOST_HEARD]]
-        for word in commands
-    }
-    learnt = learnt_words(once, groups, K_BESIDE)
-    predicted, n_right = compare_confusions(once, learnt, spoken)
-    return Own(
-        part,
-        hours,
-        [row_of(some, hours, None) for some in trials.values() if some],
-        [row_of(some, hours, recognizer.info.threshold) for some in trials.values() if some],
-        commands_beside(once, learnt, spoken, K_BESIDE) if learnt else None,
-        predicted,
-        n_right,
-        count_awake(once, learnt, speech),
-    )
+    trials, rows = Trials(recognizer, recordings, part), []
+    people, home = trials.lots(part, "words", 5), trials.lots("validation", "home", 8, noisy=True)
+    voices = trials.lots("training", "voices", 10)
+    for kind, lots, sizes in (
+        ("one speaker", people, (3, 5)), ("one speaker at home", home, (3, 5)), ("several voices", voices, (5, 7)),
+    ):  # fmt: skip
+        for k in sizes:
+            row = Row(kind, k)
+            for lot in [lot for some in lots.values() for lot in some if len(lot) > k]:
+                for _ in range(N_DRAWS):
+                    trials.run(row, [lot])
+            rows.append(row)
+    several = Row("several speakers, each taught", 3)
+    for some in [*people.values(), *home.values()]:
+        if len(some) > 1:
+            trials.run(several, some)
+    rows = [row for row in [*rows, several] if row.n_words]
+    if not rows:
+        raise DataError("no word has enough recordings by one speaker to teach it")
+    return Own(part, trials.hours, rows, check_lessons(trials, people), own_voice(trials, home))
 
 
-def draw_own(result: Own, target: Path) -> None:
-    """Draw misses against the number of recordings taught, at the budget of false alarms."""
+def plot_own(result: Own, target: Path) -> None:
+    """Plot the share of misses that was measured against the forecast, a bar for each word."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panes = figure.subplots(1, 2, sharey=True)
-    for axes, name, title in zip(panes, ("clean", "noisy"), ("Clean", f"Noise at {SNR_DB:.0f} dB"), strict=True):
-        for kind in sorted({row.kind for row in result.at_budget}):
-            rows = [row for row in result.at_budget if row.kind == kind]
-            axes.plot([r.k for r in rows], [100 * getattr(r, name).value for r in rows], marker="o", label=kind)
-        axes.set(xlabel="recordings taught", title=title, xticks=RECORDINGS)
-        axes.grid(alpha=0.3)
-    panes[0].set(ylabel=f"missed (%) at {BUDGET:g} false alarms per hour", ylim=(0, None))
-    panes[0].legend()
-    figure.suptitle(f"Own words, {result.part}")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes, at = figure.subplots(), 0
+    for row in result.rows:
+        ordered = np.array(sorted(row.forecasts)).reshape(-1, 3)
+        places = at + np.arange(len(ordered))
+        axes.vlines(places, 100 * ordered[:, 0], 100 * ordered[:, 1], alpha=0.4, linewidth=3)
+        axes.scatter(places, 100 * ordered[:, 2], s=12, label=f"{row.kind}, {row.k}: {row.within.value:.0%} within")
+        at += len(ordered) + 2
+    axes.set(xlabel="word", ylabel="missed (%)", xticks=[], title=f"Own words, {result.part}: forecast and measured")
+    axes.legend()
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speech.own.matching import WordModel, left_out, odds_of
-from speech.own.similarity import Similarity, Vectors, unit
+from speech.own.matching import WordModel
+from speech.own.similarity import Similarity, Vectors, left_out, unit
 from speech.own.words import OwnWord, OwnWords
 from speech.recognizer import Recognizer
 from speech.segment import SAMPLE_RATE_HZ
@@ -16,15 +15,16 @@ from speech.sound.files import Block
 
 N_DRAWN = 32
 """Simulated recordings of each other word, drawn to estimate confusions."""
-SCATTER = 1.5
-"""Prior standard deviation of the log-odds of a word's recordings."""
 N_TYPICAL = 4
-"""Weight of that prior, in recordings."""
+"""Weight of the usual scatter of recordings beside that of the word's own, in recordings."""
+WIDTH = 2.0
+"""Half the width of a forecast, in standard deviations over words of the training: four in five of other words lie
+within."""
 LEAST_SHARE = 0.02
 """Least share of another word's recordings for which a confusion is reported."""
 MOST_TOLD = 5
 """Largest number of confusions printed."""
-MANY_MISSES, MANY_ALARMS = 0.1, 0.5
+MANY_MISSES, MANY_ALARMS = 0.15, 0.5
 """Share of misses, and false alarms per hour, from which advice is given."""
 SHORT_S = 0.45
 """A longer word is advised below this length."""
@@ -45,75 +45,78 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What to expect of an own word."""
+    """What to expect of an own word at the model's threshold."""
 
     word: str
     n_recordings: int
-    threshold: float
-    """Confidence needed, 0..1."""
-    missed: float | None
-    """Share of misses, 0..1, for the same speaker in the same place; None if there is only one recording."""
+    missed: tuple[float, float] | None
+    """Least and largest share of misses, 0..1, for the speakers of the recordings; None for a single recording."""
+    others_missed: tuple[float, float] | None
+    """The same for other speakers, if one speaker taught it."""
     alarms_per_hour: float
-    """False alarms per hour of speech, pauses included, if commands right after speech are not rejected."""
+    """False alarms per hour of speech, pauses included; commands right after talk are rejected."""
     confusions: tuple[Confusion, ...]
     """The most frequent first."""
     advice: tuple[str, ...]
 
     @property
-    def _missed(self) -> str:
-        return "?" if self.missed is None else f"{100 * self.missed:.0f} %"
+    def rows(self) -> list[tuple[str, str]]:
+        """What is shown to a person: titles and texts."""
+        alarms = f"about {self.alarms_per_hour:.1f}" if self.alarms_per_hour >= 0.05 else "fewer than 0.1"
+        alike = [f"{c.word!r} ({100 * c.share:.0f} % are mistaken for it)" for c in self.confusions[:MOST_TOLD]]
+        others = f"{_shares(self.others_missed)} if one voice taught it; let the others add theirs with --add"
+        return [
+            ("missed", f"{_shares(self.missed)} of the time, said by whoever taught it"),
+            ("by others", others if self.others_missed else "not known"),
+            ("false alarms", f"{alarms} per hour of speech"),
+            ("sounds like", ", ".join(alike) or "none of the model's words, your own words or common words"),
+            *(("advice", line) for line in self.advice),
+        ]
 
     @property
     def line(self) -> str:
         """The forecast in one line."""
         alike = ", ".join(c.word for c in self.confusions[:MOST_TOLD]) or "none"
         return (
-            f"{self.word:12} {self.n_recordings:3} recordings   missed {self._missed:>4}   "
+            f"{self.word:12} {self.n_recordings:3} recordings   missed {_shares(self.missed):>10}   "
             f"false alarms {self.alarms_per_hour:.1f} per hour   sounds like: {alike}"
         )
 
     def __str__(self) -> str:
-        alarms = f"{self.alarms_per_hour:.1f}" if self.alarms_per_hour >= 0.05 else "fewer than 0.1"
-        lines = [
-            f"{self.word!r}, learnt from {self.n_recordings} recordings; at threshold {self.threshold:g}, expect:",
-            f"  missed         {self._missed} if you say it the way you did now",
-            f"  false alarms   about {alarms} per hour of speech",
-        ]
-        for number, confusion in enumerate(self.confusions[:MOST_TOLD]):
-            title = "confused with" if not number else ""
-            lines.append(f"  {title:15}{confusion.word!r}: about {100 * confusion.share:.0f} % are mistaken for it")
-        if not self.confusions:
-            lines.append("  confused with  none of the model's words, your own words or common words")
-        return "\n".join([*lines, *(f"  advice: {line}" for line in self.advice)])
+        recordings = f"{self.n_recordings} recording{'s' * (self.n_recordings > 1)}"
+        return "\n".join(
+            [f"{self.word!r}, learnt from {recordings}; expect:", *(f"  {a + ':':14}{b}" for a, b in self.rows)]
+        )
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return asdict(self) | {"rows": self.rows}
 
 
-def forecast(word: OwnWord, recordings: Sequence[Block], own: OwnWords, recognizer: Recognizer) -> Forecast:
+def _shares(bounds: tuple[float, float] | None) -> str:
+    """As in "5 to 20 %"."""
+    return "?" if bounds is None else f"{math.floor(100 * bounds[0])} to {math.ceil(100 * bounds[1])} %"
+
+
+def forecast(word: OwnWord, own: OwnWords, recognizer: Recognizer) -> Forecast:
     """Estimate misses, false alarms and confusions, from the recordings and the `Similarity` of the bundle.
 
     Args:
-        word: the own word; it must have a model.
-        recordings: each (time,), the recordings that it was learnt from.
+        word: the own word; the recogniser has learnt it.
         own: all own words; the others are checked for confusions.
-        recognizer: gives embeddings, threshold, background speech and common words.
+        recognizer: has the models of the words, background speech and common words.
     """
-    similarity, model = recognizer.similarity, word.model
-    assert model
-    logit = float(np.log(recognizer.info.threshold / (1 - recognizer.info.threshold)))
-    vectors = similarity.project(np.stack([recognizer.embed(waveform) for waveform in recordings]))
+    similarity, model = recognizer.similarity, recognizer.models[word]
     places = dict(zip(similarity.words, similarity.places, strict=True))
     length = float(np.linalg.norm(similarity.places, axis=1).mean())
-    places |= {other.name: length * other.model.place for other in own if other.model and other.name != word.name}
+    places |= {other.name: length * recognizer.models[other].place for other in own.values()}
     places.pop(word.name, None)
-    n_alarms = int((odds_of(similarity.background_scores(model.place)) >= logit).sum())
-    missed = expected_misses(left_out(similarity, vectors), logit) if len(vectors) > 1 else None
-    found = confusions(similarity, model, places, logit)
-    alarms = n_alarms / similarity.hours
-    length_s = float(np.median([sounding_s(waveform) for waveform in recordings]))
-    advice = advise(word.name, len(vectors), missed, alarms, found, length_s)
-    return Forecast(word.name, len(vectors), recognizer.info.threshold, missed, alarms, found, advice)
+    n_alarms = int((similarity.background_scores(model.place) >= model.least).sum())
+    alarms = n_alarms * similarity.expected.alone / similarity.hours
+    alike, missed = confusions(similarity, model, places), expected_misses(similarity, model)
+    others = expected_misses(similarity, model, similarity.expected.others)
+    length_s = float(np.median([sounding_s(waveform) for waveform in word.utterances()]))
+    advice = advise(word.name, len(model.vectors), missed, alarms, alike, length_s)
+    return Forecast(word.name, len(model.vectors), missed, others, alarms, alike, advice)
 
 
 def sounding_s(waveform: Block) -> float:
@@ -123,59 +126,55 @@ def sounding_s(waveform: Block) -> float:
     return float((power > 10 ** (SOUNDING_DB / 10) * power.max(initial=0.0)).sum()) / 100
 
 
-def expected_misses(log_odds: NDArray[np.float32], logit: float) -> float:
-    """Expected share of further recordings whose log-odds stay below `logit`, assuming a normal distribution.
+def expected_misses(similarity: Similarity, model: WordModel, shift: float = 0.0) -> tuple[float, float] | None:
+    """Bounds of the share of further recordings below the word's threshold, assuming a normal distribution.
+
+    Five recordings in one breath resemble one another more than next week's, so the mean of further recordings is
+    uncertain by as much as was observed between lessons and further recordings of other words.
 
     Args:
-        log_odds: (recordings,) log-odds under models that did not learn from the recording, see `left_out`.
-        logit: log-odds of the threshold.
+        shift: expected difference of their mean from that of the lesson.
+    Returns:
+        least and largest share, 0..1; None for a single recording.
     """
-    n, varied = len(log_odds), np.square(log_odds - log_odds.mean()).sum()
-    scatter = math.sqrt((varied + N_TYPICAL * SCATTER**2) / (n - 1 + N_TYPICAL))
-    return 0.5 * math.erfc((float(log_odds.mean()) - logit) / (scatter * math.sqrt(2)))
+    n = len(model.vectors)
+    if n < 2:
+        return None
+    scores, expected = left_out(similarity, model.vectors), similarity.expected
+    varied = np.square(scores - scores.mean()).sum() + N_TYPICAL * expected.scatter**2
+    scatter = math.sqrt(varied / (n - 1 + N_TYPICAL))
+    middle, width = float(scores.mean()) + shift - model.least, WIDTH * math.hypot(expected.drift, scatter / n**0.5)
+    least, largest = (0.5 * math.erfc(x / scatter / math.sqrt(2)) for x in (middle + width, middle - width))
+    return least, largest
 
 
-def confusions(
-    similarity: Similarity, model: WordModel, places: dict[str, Vectors], logit: float
-) -> tuple[Confusion, ...]:
+def confusions(similarity: Similarity, model: WordModel, places: dict[str, Vectors]) -> tuple[Confusion, ...]:
     """The words that will be mistaken for this one, the most frequent first.
 
     Args:
         places: name -> (axes,) mean of the word's recordings after the projection, not a unit vector.
-        logit: log-odds of the threshold.
     """
     scatter = np.random.default_rng(0).standard_normal((N_DRAWN, len(model.place))) * similarity.spread
-    scatter = scatter.astype(np.float32)
-    shares = {
-        name: float((model.log_odds(similarity, unit(place + scatter)) >= logit).mean())
-        for name, place in places.items()
-    }
+    drawn = [unit(place + scatter.astype(np.float32)) for place in places.values()]
+    taken = model.margins(similarity, np.concatenate(drawn)).reshape(len(places), N_DRAWN) >= 0
+    shares = dict(zip(places, taken.mean(1).tolist(), strict=True))
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     return tuple(Confusion(name, round(share, 3)) for name, share in ordered if share >= LEAST_SHARE)
 
 
 def advise(
-    name: str, n: int, missed: float | None, alarms: float, found: Sequence[Confusion], length_s: float
+    name: str, n: int, missed: tuple[float, float] | None, alarms: float, alike: Sequence[Confusion], length_s: float
 ) -> tuple[str, ...]:
-    """What would improve the word, one line each.
-
-    Args:
-        name: the word.
-        n: number of recordings.
-        missed: share of misses, 0..1, or None.
-        alarms: false alarms per hour.
-        found: confusions, the most frequent first.
-        length_s: length of the word.
-    """
+    """What would improve the word, one line each; the arguments are those of `Forecast`, and the length of the word."""
     advice = []
     if n < FEW:
         advice.append(f"say it more often: speech-teach {name!r} --add")
-    elif missed and missed >= MANY_MISSES:
+    elif missed and sum(missed) / 2 >= MANY_MISSES:
         advice.append(f"the recordings differ; add more: speech-teach {name!r} --add")
-    if length_s < SHORT_S and (alarms >= MANY_ALARMS or found):
+    if length_s < SHORT_S and (alarms >= MANY_ALARMS or alike):
         advice.append(f"at {length_s:.1f} s it is short: a word or phrase with two more syllables is more reliable")
     elif alarms >= MANY_ALARMS:
         advice.append("it sounds like ordinary speech: choose a rarer word or a higher --threshold")
-    if found and found[0].share >= MANY_MISSES:
-        advice.append(f"avoid saying {found[0].word!r} near the microphone, or choose another word")
+    if alike and alike[0].share >= MANY_MISSES:
+        advice.append(f"avoid saying {alike[0].word!r} near the microphone, or choose another word")
     return tuple(advice)

@@ -1,4 +1,4 @@
-"""Recordings of a word: cut from a stream, checked for faults, and compared with one another."""
+"""A lesson: recordings of a word are cut from a stream, checked for faults, and compared with one another."""
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from speech.own.matching import WordModel
-from speech.own.similarity import Similarity, Vectors
+from speech.errors import ConfigError
+from speech.own.matching import log_odds
+from speech.own.similarity import Similarity, Vectors, left_out
+from speech.own.words import MOST_RECORDINGS, OwnWord, OwnWords, check_name
+from speech.recognizer import Recognizer
 from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
 from speech.sound.files import Block
 
@@ -25,10 +28,12 @@ EDGE_S = 0.02
 """Length of audio at each end that is checked for a cut-off word."""
 EDGE_DB = -6.0
 """Level of an end relative to the speech, above which the word counts as cut off."""
-UNLIKE = -1.5
-"""Log-odds of a recording under the model of another one, below which they are not the same word."""
 MEMORY_S = 12.0
 """Audio kept in memory: enough for the longest utterance with its margins."""
+PAD_S = 0.4
+"""Silence set before and after a file, as it may begin and end with the word."""
+SAME = 0.999
+"""Cosine from which two utterances are the same recording."""
 
 
 class Fault(StrEnum):
@@ -58,12 +63,13 @@ def level_dbfs(waveform: Block) -> float:
     return float(10 * np.log10(np.square(waveform, dtype=np.float64).mean() + 1e-12)) if len(waveform) else -120.0
 
 
-def fault_of(utterance: Utterance, raw: Block) -> Fault | None:
+def fault_of(utterance: Utterance, raw: Block, is_file: bool = False) -> Fault | None:
     """The first fault found in an utterance, or None.
 
     Args:
         utterance: as the endpointer cut it.
         raw: (time,) the same samples of the stream before the high-pass; empty for an utterance that is too long.
+        is_file: it was trimmed by whoever made the file; only a microphone can be late.
     """
     if utterance.is_long:
         return Fault.TOO_LONG
@@ -75,58 +81,152 @@ def fault_of(utterance: Utterance, raw: Block) -> Fault | None:
     speech = level_dbfs(utterance.waveform[begin:end])
     if speech < QUIETEST_DBFS:
         return Fault.TOO_QUIET
-    if _is_cut_off(raw, begin, end, speech):
+    edge = round(EDGE_S * SAMPLE_RATE_HZ)
+    if not is_file and max(level_dbfs(raw[:edge]), level_dbfs(raw[-edge:])) > speech + EDGE_DB:
         return Fault.CUT_OFF
     margins = np.concatenate([utterance.waveform[: max(0, begin - HOP)], utterance.waveform[end + 2 * HOP :]])
     return Fault.NOISY if len(margins) and level_dbfs(margins) > speech - LEAST_SNR_DB else None
 
 
-def _is_cut_off(raw: Block, begin: int, end: int, speech_dbfs: float) -> bool:
-    """Whether the sound begins or ends abruptly next to the speech, which lies at samples begin..end of `raw`."""
-    edge, near = round(EDGE_S * SAMPLE_RATE_HZ), 2 * HOP
-    sound = np.flatnonzero(raw)  # files are padded with digital silence
-    first, last = (int(sound[0]), int(sound[-1]) + 1) if len(sound) else (0, 0)
-    ends = [raw[first : first + edge]] * (first > begin - near) + [raw[last - edge : last]] * (last < end + near)
-    return any(level_dbfs(some) > speech_dbfs + EDGE_DB for some in ends)
-
-
 def takes(
-    blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None
+    blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None, is_file: bool = False
 ) -> Generator[Take | None]:
     """Yield each utterance of a stream at `SAMPLE_RATE_HZ` as soon as it has ended, and None after each block."""
     segmenter = Segmenter(config, config.max_word_s, voice)
     raw, begin, now = np.zeros(0, np.float32), 0, 0  # the audio kept, where it begins, where the next hop begins
+
+    def take(utterance: Utterance) -> Take:
+        cut = raw[max(0, utterance.begin - begin) : utterance.closed - begin] if len(utterance.waveform) else raw[:0]
+        return Take(utterance.waveform, fault_of(utterance, cut, is_file))
+
     for block in blocks:
         raw = np.concatenate([raw, block])
         while now + HOP <= begin + len(raw):
             utterance = segmenter.push(raw[now - begin : now - begin + HOP])
             now += HOP
             if utterance:
-                yield _take(utterance, raw, begin)
+                yield take(utterance)
         dropped = max(0, len(raw) - round(MEMORY_S * SAMPLE_RATE_HZ))
         raw, begin = raw[dropped:], begin + dropped
         yield None
     rest = raw[now - begin :]
     last = segmenter.push(np.pad(rest, (0, HOP - len(rest)))) or segmenter.finish()
     if last:
-        yield _take(last, raw, begin)
+        yield take(last)
 
 
-def _take(utterance: Utterance, raw: Block, begin: int) -> Take:
-    cut = raw[max(0, utterance.begin - begin) : utterance.closed - begin] if len(utterance.waveform) else raw[:0]
-    return Take(utterance.waveform, fault_of(utterance, cut))
+def takes_of_file(waveform: Block) -> list[Take]:
+    """The utterances of a recording (time,) at `SAMPLE_RATE_HZ`, which may begin and end with the word."""
+    silence = np.zeros(round(PAD_S * SAMPLE_RATE_HZ), np.float32)
+    blocks = [np.concatenate([silence, waveform, silence])]
+    return [take for take in takes(blocks, ListenerConfig(), is_file=True) if take]
 
 
-def largest_group(similarity: Similarity, vectors: Sequence[Vectors]) -> list[int]:
-    """The largest group of recordings that are all like one of them.
+class TeachingSession:
+    """Gathers the recordings of one word, and notices those of another one.
 
     Args:
-        vectors: (axes,) unit vector of each recording, in order of time.
-    Returns:
-        indices of the group; the first of several groups of equal size.
+        recognizer: its embeddings decide which recordings are alike.
+        name: the word: one of the model's words, or one of your own.
+        n_wanted: recordings to gather; 0: as many as come.
+        earlier: own words; if the word is among them, its recordings are kept.
+    Raises:
+        BundleError: the bundle can't learn words.
+        ConfigError: an invalid name, or more than `MOST_RECORDINGS` recordings.
+        AudioError: an earlier recording can't be read.
     """
-    groups = []
-    for vector in vectors:
-        odds = WordModel(vector).log_odds(similarity, np.stack(list(vectors)))
-        groups.append(np.flatnonzero(odds >= UNLIKE).tolist())
-    return max(groups, key=len, default=[])
+
+    def __init__(self, recognizer: Recognizer, name: str, n_wanted: int, earlier: OwnWords | None = None) -> None:
+        self.name, self._recognizer, self._similarity = check_name(name), recognizer, recognizer.similarity
+        word = earlier[self.name] if earlier and self.name in earlier else None
+        self._waveforms, self.refused = (word.utterances(), word.counterexamples()) if word else ([], [])
+        self._vectors = [self._vector(waveform) for waveform in self._waveforms]
+        self._n_earlier, self.n_wanted = len(self._waveforms) + len(self.refused), n_wanted + len(self._waveforms)
+        if self.n_wanted > MOST_RECORDINGS:
+            raise ConfigError(f"{self.n_wanted} recordings of {self.name!r}; it takes 1 to {MOST_RECORDINGS}")
+        self._group = list(range(len(self._waveforms)))
+
+    def _vector(self, waveform: Block) -> Vectors:
+        return self._similarity.project(self._recognizer.embed(waveform)[None])[0]
+
+    def take(self, take: Take) -> Fault | None:
+        """Add a usable utterance of a stream.  Returns why it does not count, or None."""
+        return take.fault or self.add(take.waveform)
+
+    def add(self, waveform: Block) -> Fault | None:
+        """Add a recording (time,).  Returns whether it is unlike the others."""
+        self._waveforms.append(waveform)
+        self._vectors.append(self._vector(waveform))
+        self._group = largest_group(self._similarity, np.stack(self._vectors))
+        return None if len(self._waveforms) - 1 in self._group else Fault.UNLIKE
+
+    def refuse(self, waveform: Block) -> None:
+        """Add a counter-example (time,): it sounds like the word and must not be taken for it."""
+        self.refused.append(waveform)
+
+    @property
+    def recordings(self) -> list[Block]:
+        """The recordings that are alike."""
+        return [self._waveforms[n] for n in self._group]
+
+    @property
+    def count(self) -> str:
+        """Recordings so far, and how many are wanted."""
+        return f"{len(self._group)} of {self.n_wanted}" if self.n_wanted else f"{len(self._group)}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are as many recordings as wanted."""
+        return len(self._group) >= self.n_wanted > 0
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to save."""
+        return bool(self._group) and len(self._group) + len(self.refused) > self._n_earlier
+
+    @property
+    def odd_ones(self) -> str:
+        """Which recordings sound like another word, counted from 1; "" if none does."""
+        odd = [n for n in range(len(self._vectors)) if n not in self._group]
+        if not odd:
+            return ""
+        numbers = [str(n + 1) for n in odd]
+        listed = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
+        one = len(odd) == 1
+        return (
+            f"recording{'' if one else 's'} {listed} of {len(self._vectors)} sound{'s' * one} like another word and "
+            f"{'is' if one else 'are'} left out: was {self.name!r} said there?"
+        )
+
+    def by_doubt(self, waveforms: Sequence[Block]) -> list[Block]:
+        """Those that are not recordings of the word yet, the nearest to its threshold first."""
+        known = np.stack([*self._vectors, *map(self._vector, self.refused), np.zeros(len(self._similarity.spread))])
+        new = [w for w in waveforms if float((known @ self._vector(w)).max()) < SAME]
+        least = self._recognizer.thresholds.get(self.name)
+        if least is None:
+            return new
+        doubts = [abs(log_odds(self._recognizer.posteriors(w).get(self.name, 0.0)) - log_odds(least)) for w in new]
+        return [new[n] for n in np.argsort(doubts, kind="stable")]
+
+    def save(self, own: OwnWords) -> OwnWord:
+        """Write the word.  Raises ConfigError if that is not possible."""
+        return own.add(self.name, self.recordings, self.refused)
+
+
+def largest_group(similarity: Similarity, vectors: Vectors) -> list[int]:
+    """The largest group of recordings that are all like the mean of the others.
+
+    Args:
+        vectors: (recordings, axes) unit vectors, in order of time.
+    Returns:
+        indices of the group; of several groups of equal size, the first.
+    """
+    group = list(range(len(vectors)))
+    while len(group) > 2:
+        scores = left_out(similarity, vectors[group])
+        worst = int(np.argmin(scores))
+        if scores[worst] >= similarity.expected.unlike:
+            return group
+        del group[worst]
+    alike = len(group) < 2 or left_out(similarity, vectors[group]).min() >= similarity.expected.unlike
+    return group if alike else group[:1]

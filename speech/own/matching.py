@@ -2,91 +2,119 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speech.bundle import SILENCE, UNKNOWN
-from speech.own.similarity import Similarity, Vectors, unit
+from speech.errors import AudioError
+from speech.own.similarity import Similarity, Vectors, left_out, unit
+from speech.own.words import OwnWord, OwnWords
 from speech.sound.files import Block
 
 Embed = Callable[[Block], Vectors]
 """An utterance (time,) at 16 kHz -> its embedding (embedding,)."""
 
-SLOPE = 1.0
-"""Log-odds of a word per standard deviation of its score, see `Similarity.scores`."""
-EVEN = 2.5
-"""Score at which an utterance is the word with probability 0.5."""
-KNOWN_WEIGHT = 0.5
+BUDGET = 0.5
+"""False alarms per hour of speech, with commands right after talk rejected, that a word may have."""
+LEAST_SHARE = 0.35
+"""Part of its recordings' mean score that a word needs at least, so that its score decides where speech does not."""
+KNOWN_WEIGHT = 0.25
 """Share of the log-odds for a word of the bundle that is subtracted from the log-odds of an own word."""
-
-
-def odds_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores of a word (see `Similarity.scores`) -> its log-odds."""
-    odds: NDArray[np.float32] = SLOPE * (scores - EVEN)
-    return odds
 
 
 @dataclass(frozen=True, eq=False)
 class WordModel:
     """An own word, recognised by the cosine to the mean of its recordings."""
 
+    vectors: Vectors
+    """(recordings, axes) unit vectors of its recordings, see `speech.own.similarity`."""
     place: Vectors
-    """(axes,) mean of its recordings as a unit vector, see `speech.own.similarity`."""
+    """(axes,) their mean as a unit vector."""
+    refused: Vectors
+    """(counter-examples, axes) unit vectors of what must not be taken for it."""
+    least: float
+    """Score from which it is accepted by default."""
 
-    def log_odds(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
-        """Log-odds of the word against everything else: (batch, axes) -> (batch,)."""
-        return odds_of(similarity.scores(self.place, vectors))
+    def margins(self, similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
+        """How far scores are above the least one: (batch, axes) -> (batch,).
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"place": [round(float(x), 5) for x in self.place]}
-
-    @classmethod
-    def from_dict(cls, kept: Mapping[str, Any]) -> "WordModel":
-        """Raises KeyError, TypeError or ValueError when it is damaged."""
-        place = np.array(kept["place"], np.float32)
-        if place.ndim != 1 or not abs(float(np.linalg.norm(place)) - 1) < 0.01:
-            raise ValueError("the place of a word is not a unit vector")
-        return cls(place)
+        What is as much like a counter-example as like the word is at most at 0.
+        """
+        above = similarity.scores(np.concatenate([self.place[None], self.refused]), vectors) - self.least
+        margins: NDArray[np.float32] = above[:, 0] - np.maximum(0, above[:, 1:].max(1, initial=0))
+        return margins
 
 
-def fit(similarity: Similarity, embed: Embed, utterances: Sequence[Block]) -> WordModel:
-    """Learn a word from its recordings, each (time,) at 16 kHz as the endpointer cut it."""
-    return fit_vectors(similarity.project(np.stack([embed(waveform) for waveform in utterances])))
+def fit(similarity: Similarity, vectors: Vectors, refused: Vectors | None = None) -> WordModel:
+    """Learn a word.
+
+    Its threshold is the score that background speech exceeds `BUDGET` times an hour, or a share of its recordings'.
+
+    Args:
+        vectors: (recordings, axes) unit vectors.
+        refused: (counter-examples, axes) unit vectors.
+    """
+    place = unit(vectors.mean(0))
+    n_alarms = round(BUDGET / max(similarity.expected.alone, 0.01) * similarity.hours)
+    scores = np.sort(similarity.background_scores(place))[::-1]
+    least = float(scores[min(n_alarms, len(scores) - 1)])
+    if len(vectors) > 1:
+        least = max(least, LEAST_SHARE * float(left_out(similarity, vectors).mean()))
+    return WordModel(vectors, place, vectors[:0] if refused is None else refused, least)
 
 
-def fit_vectors(vectors: Vectors) -> WordModel:
-    """Learn a word from the vectors (recordings, axes) of its recordings."""
-    return WordModel(unit(vectors.mean(0)))
+def learn(
+    own: OwnWords, similarity: Similarity, embed: Embed, earlier: Mapping[OwnWord, WordModel]
+) -> dict[OwnWord, WordModel]:
+    """Learn each word from its recordings; a word whose recordings can't be read is left out, with a notice.
 
+    Args:
+        earlier: what was learnt before; words that have not changed since are not learnt again.
+    """
 
-def left_out(similarity: Similarity, vectors: Vectors) -> NDArray[np.float32]:
-    """Log-odds of each recording under a model of the others: (recordings, axes), at least 2 -> (recordings,)."""
-    models = [fit_vectors(np.delete(vectors, n, axis=0)) for n in range(len(vectors))]
-    return np.array([m.log_odds(similarity, v[None])[0] for m, v in zip(models, vectors, strict=True)], np.float32)
+    def vectors_of(waveforms: Sequence[Block]) -> Vectors:
+        if not waveforms:
+            return np.zeros((0, len(similarity.spread)), np.float32)
+        return similarity.project(np.stack([embed(waveform) for waveform in waveforms]))
+
+    models = {}
+    for word in list(own.values()):
+        try:
+            models[word] = earlier.get(word) or fit(
+                similarity, vectors_of(word.utterances()), vectors_of(word.counterexamples())
+            )
+        except AudioError as error:
+            own.notices.append(f"own word {word.name!r} is left out: {error}; teach it again")
+            del own[word.name]
+    return models
 
 
 def with_own_words(
-    posteriors: Mapping[str, float], models: Mapping[str, WordModel], similarity: Similarity, vector: Vectors
+    posteriors: Mapping[str, float], margins: Mapping[str, float], thresholds: Mapping[str, float]
 ) -> dict[str, float]:
     """The posteriors of a bundle's labels and of own words; they sum to one.
 
     The own words compete with one another and with everything else.  The labels share the probability of everything
     else in proportion to `posteriors`.  If the bundle is confident of one of its words, own words need a higher score.
+    A word of the bundle that was taught too gains what its recordings give; it never loses by them.
 
     Args:
         posteriors: posterior of each label of the bundle.
-        models: model of each own word.
-        similarity: the bundle's.
-        vector: (axes,) unit vector of the utterance.
+        margins: of each own word, see `WordModel.margins`; one standard deviation is 1 in the log-odds.
+        thresholds: posterior of each own word at a margin of 0, if the bundle is not confident.
     """
-    other = sum(value for label, value in posteriors.items() if label in (UNKNOWN, SILENCE, *models))
-    against = KNOWN_WEIGHT * max(0.0, float(np.log((1 - other + 1e-6) / (other + 1e-6))))
-    odds = {name: float(model.log_odds(similarity, vector[None])[0]) - against for name, model in models.items()}
+    other = sum(value for label, value in posteriors.items() if label in (UNKNOWN, SILENCE, *margins))
+    against = KNOWN_WEIGHT * max(0.0, log_odds(1 - other))
+    odds = {name: margin + log_odds(thresholds[name]) - against for name, margin in margins.items()}
     most = max([0.0, *odds.values()])
     weights = {name: float(np.exp(value - most)) for name, value in odds.items()}
     rest = float(np.exp(-most))
     total = rest + sum(weights.values())
     together = {label: value * rest / total for label, value in posteriors.items()}
     return together | {name: together.get(name, 0.0) + weight / total for name, weight in weights.items()}
+
+
+def log_odds(probability: float) -> float:
+    """Logarithm of the odds of a probability, 0..1; finite at both ends."""
+    return float(np.log((probability + 1e-6) / (1 - probability + 1e-6)))

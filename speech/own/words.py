@@ -1,24 +1,23 @@
-"""Own words: taught by a person, stored as recordings, and recognised together with the words of a bundle.
+"""Own words on disk: taught by a person, stored as recordings, and recognised together with the words of a bundle.
 
-A word is a folder with WAV files and a `word.json` that lists them.  That file is replaced atomically, so a word is
-complete or absent.  Reading a word executes no code from it.
+A word is a folder `word-<name>` with WAV files and a `word.json` that lists them.  That file is replaced atomically, so
+a word is complete or absent.  Reading a word executes no code from it.
 """
 
 import json
-import re
+import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
-from speech.errors import AudioError, ConfigError
-from speech.own.matching import WordModel, fit
-from speech.own.similarity import Similarity, Vectors
+from speech.errors import ConfigError
 from speech.segment import SAMPLE_RATE_HZ
+from speech.settings import normal_name, read_text, user_folder
 from speech.sound.files import Block, read
 
 FORMAT = 1
@@ -27,19 +26,26 @@ SETTINGS = "word.json"
 LONGEST_NAME = 40
 """Characters."""
 MOST_RECORDINGS = 100
+JOINERS = "\u200c\u200d"
+"""Characters without width that belong to the spelling of words, as in Persian and Hindi."""
 
-Embed = Callable[[Block], Vectors]
-"""An utterance (time,) at `SAMPLE_RATE_HZ` -> its embedding."""
+Stamp = tuple[tuple[str, int], ...]
+"""Name and time of change of each word in a folder."""
+
+_writing = threading.Lock()
+"""Words are written one at a time, whichever thread teaches them."""
 
 
 def check_name(name: str) -> str:
-    """Normalise a name: lower case, single spaces.
+    """The normal form of a name, see `normal_name`.
 
     Raises:
         ConfigError: it is not a valid name.
     """
-    kept = " ".join(unicodedata.normalize("NFC", name).lower().split())
-    if not kept or len(kept) > LONGEST_NAME or not re.fullmatch(r"[^\W_]+(?:[ '\-][^\W_]+)*", kept):
+    kept = normal_name(name)
+    parts = kept.replace("-", " ").replace("'", " ").split(" ")
+    kinds = ["".join(unicodedata.category(c)[0] for c in part if c not in JOINERS) for part in parts]
+    if len(kept) > LONGEST_NAME or not all(kind.strip("LNM") == "" and kind[:1] in ("L", "N") for kind in kinds):
         raise ConfigError(
             f"{name!r} can't be the name of a word: letters and digits, at most {LONGEST_NAME}, "
             "with single spaces, hyphens or apostrophes between them"
@@ -49,67 +55,46 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class OwnWord:
-    """An own word."""
+    """An own word: where its recordings are."""
 
     name: str
     recordings: tuple[Path, ...]
     """WAV files, each with one utterance as the endpointer cut it."""
-    model: WordModel | None
-    """How it is recognised; None if it has not been learnt from the recordings yet."""
-    key: str
-    """`Similarity.key` of the bundle that the model was learnt with."""
+    refused: tuple[Path, ...] = ()
+    """Counter-examples: utterances that sound like the word and are not."""
+    changed_ns: int = 0
+    """When it was last taught; with the name, it identifies these recordings."""
 
     def utterances(self) -> list[Block]:
         """The recordings, each (time,) at `SAMPLE_RATE_HZ`.  Raises AudioError when one can't be read."""
         return [read(path, SAMPLE_RATE_HZ) for path in self.recordings]
 
+    def counterexamples(self) -> list[Block]:
+        """The utterances refused, as `utterances`."""
+        return [read(path, SAMPLE_RATE_HZ) for path in self.refused]
+
     @classmethod
     def read(cls, folder: Path) -> "OwnWord":
-        """Read a word from its folder.  Raises ConfigError if this version can't read it."""
+        """Read a word from its folder.  Raises ConfigError if it is damaged, a copy, or of a later version."""
         path = folder / SETTINGS
+        kept: Any
         try:
-            kept: Any = json.loads(path.read_text("utf-8"))
+            kept = json.loads(read_text(path))
             if kept["format"] != FORMAT:
                 raise ConfigError(f"{path} has format {kept['format']!r}, but this version reads {FORMAT}")
-            names = [str(name) for name in kept["recordings"]]
-            if not names or any(name != Path(name).name for name in names):
+            name, names, refused = check_name(kept["name"]), kept["recordings"], kept.get("refused", [])
+            if not names or any(file != Path(file).name for file in [*names, *refused]):
                 raise ValueError("it must name recordings in its own folder")
-            model = WordModel.from_dict(kept["model"]) if kept.get("model") else None
-            recordings = tuple(folder / name for name in names)
-            return cls(check_name(kept["name"]), recordings, model, str(kept.get("key", "")))
-        except OSError as error:
-            raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if normal_name(folder.name) != f"word-{name}":
+                raise ConfigError(f"{folder} is a copy of the word {name!r}")
+            paths = tuple(tuple(folder / file for file in files) for files in (names, refused))
+            return cls(name, *paths, changed_ns=path.stat().st_mtime_ns)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise error if isinstance(error, ConfigError) else ConfigError(f"{path} is damaged: {error}") from error
 
-    def write(self, folder: Path) -> None:
-        """Replace `word.json` atomically.  Raises OSError."""
-        kept = {
-            "format": FORMAT,
-            "name": self.name,
-            "recordings": [path.name for path in self.recordings],
-            "key": self.key,
-            "model": self.model.as_dict() if self.model else None,
-        }
-        part = folder / f".{SETTINGS}.part"
-        try:
-            part.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
-            part.replace(folder / SETTINGS)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
 
-
-def default_folder() -> Path:
-    """Folder of the user's own words, in the user's data folder."""
-    from platformdirs import user_data_path
-
-    return user_data_path("speech", appauthor=False) / "own"
-
-
-class OwnWords:
-    """The words in a folder.
+class OwnWords(dict[str, OwnWord]):
+    """The words in a folder by name, as they were when it was read.
 
         recognizer = Recognizer.load(own=OwnWords.load())
 
@@ -117,113 +102,109 @@ class OwnWords:
         folder: folder of the words; need not exist.
         words: the words in it.
         notices: messages for the user, such as about a word that can't be read.
+        stamp: see `stamp_of`.
     """
 
-    def __init__(self, folder: Path, words: Iterable[OwnWord] = (), notices: Iterable[str] = ()) -> None:
-        self.folder, self.notices = folder, list(notices)
-        self._words = {word.name: word for word in words}
+    def __init__(
+        self, folder: Path, words: Iterable[OwnWord] = (), notices: Iterable[str] = (), stamp: Stamp = ()
+    ) -> None:
+        super().__init__({word.name: word for word in words})
+        self.folder, self.notices, self.stamp = folder, list(notices), stamp
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "OwnWords":
-        """All words of a folder, by default the user's.  A damaged word is left out, with a notice."""
-        folder = default_folder() if folder is None else Path(folder)
-        words, notices = [], []
-        for path in sorted(folder.glob(f"word-*/{SETTINGS}")):
+        """All words of a folder, by default the user's.  A damaged word is left out, with a notice.
+
+        Raises:
+            ConfigError: the folder can't be read, or the user has none.
+        """
+        folder = user_folder("data") / "own" if folder is None else Path(folder)
+        words, notices, stamp = [], [], stamp_of(folder)
+        for name, _ in stamp:
             try:
-                words.append(OwnWord.read(path.parent))
+                words.append(OwnWord.read(folder / name))
             except ConfigError as error:
-                notices.append(f"{error}; teach the word again, or remove {path.parent}")
-        return cls(folder, words, notices)
-
-    def __len__(self) -> int:
-        return len(self._words)
-
-    def __iter__(self) -> Iterator[OwnWord]:
-        return iter(self._words.values())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._words
-
-    def __getitem__(self, name: str) -> OwnWord:
-        return self._words[name]
+                notices.append(f"{error}; it is left out: teach the word again, or remove {folder / name}")
+        return cls(folder, words, notices, stamp)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._words)
+    def has_changed(self) -> bool:
+        """Whether words were taught or removed since the folder was read, by this program or another one."""
+        with suppress(ConfigError):
+            return stamp_of(self.folder) != self.stamp
+        return False
 
     def folder_of(self, name: str) -> Path:
         return self.folder / f"word-{name}"
 
-    def learn(self, similarity: Similarity, embed: Embed) -> None:
-        """Learn words from their recordings if they have no model, or one from another bundle.
-
-        A word whose recordings can't be read is left out, with a notice.
-        """
-        again = [word for word in self if word.model is None or word.key != similarity.key]
-        learnt = []
-        for word in again:
-            try:
-                model = fit(similarity, embed, word.utterances())
-            except AudioError as error:
-                self.notices.append(f"own word {word.name!r} is left out: {error}; teach it again")
-                del self._words[word.name]
-                continue
-            self._words[word.name] = replace(word, model=model, key=similarity.key)
-            learnt.append(word.name)
-            with suppress(OSError):  # then it is learnt again next time
-                self._words[word.name].write(self.folder_of(word.name))
-        if learnt:
-            names = ", ".join(learnt)
-            self.notices.append(f"the model has changed; learnt again from their recordings: {names}")
-
-    def add(self, name: str, utterances: Sequence[Block], similarity: Similarity, embed: Embed) -> OwnWord:
-        """Learn and save a word.  It replaces a word of the same name.
+    def add(self, name: str, utterances: Sequence[Block], refused: Sequence[Block] = ()) -> OwnWord:
+        """Save a word.  It replaces a word of the same name; all threads of a program may do so at once.
 
         Args:
             name: see `check_name`.
             utterances: 1 to `MOST_RECORDINGS`, each (time,) at `SAMPLE_RATE_HZ`, as the endpointer cuts them.
+            refused: the counter-examples, at most as many.
         Raises:
             ConfigError: an invalid name, a wrong number of utterances, or the folder can't be written; an existing
                 word of that name then stays as it was.
         """
         name = check_name(name)
-        if not 1 <= len(utterances) <= MOST_RECORDINGS:
-            raise ConfigError(f"{len(utterances)} recordings of {name!r}; it takes 1 to {MOST_RECORDINGS}")
-        model, folder = fit(similarity, embed, utterances), self.folder_of(name)
-        before = set(folder.glob("*.wav"))
-        first = 1 + max((int(p.stem) for p in before if p.stem.isdecimal()), default=0)
-        recordings = [folder / f"{first + n}.wav" for n in range(len(utterances))]
-        word = OwnWord(name, tuple(recordings), model, similarity.key)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, utterance in zip(recordings, utterances, strict=True):
-                soundfile.write(path, utterance, SAMPLE_RATE_HZ, subtype="PCM_16")
-            word.write(folder)
-        except BaseException as error:  # also on Ctrl-C: save everything or nothing
-            _remove(recordings, folder)
-            if isinstance(error, OSError | soundfile.LibsndfileError):
-                why = getattr(error, "strerror", None) or getattr(error, "error_string", error)
-                raise ConfigError(f"can't save {name!r} to {folder}: {why}") from error
-            raise
-        _remove(before, folder)
-        self._words[name] = word
-        return word
+        for n, least in ((len(utterances), 1), (len(refused), 0)):
+            if not least <= n <= MOST_RECORDINGS:
+                raise ConfigError(f"{n} recordings of {name!r}; it takes 1 to {MOST_RECORDINGS}")
+        folder = self.folder_of(name)
+        with _writing:
+            before = {*folder.glob("*.wav")}
+            first = 1 + max((int(p.stem) for p in before if p.stem.isdecimal()), default=0)
+            paths = [folder / f"{first + n}.wav" for n in range(len(utterances) + len(refused))]
+            kept = {
+                "format": FORMAT, "name": name,
+                "recordings": [path.name for path in paths[: len(utterances)]],
+                "refused": [path.name for path in paths[len(utterances) :]],
+            }  # fmt: skip
+            part = folder / f".{SETTINGS}.part"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for path, utterance in zip(paths, [*utterances, *refused], strict=True):
+                    soundfile.write(path, utterance, SAMPLE_RATE_HZ, subtype="PCM_16")
+                part.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
+                part.replace(folder / SETTINGS)
+            except BaseException as error:  # also on Ctrl-C: save everything or nothing
+                _remove([*paths, part], folder)
+                if isinstance(error, OSError | soundfile.LibsndfileError):
+                    why = getattr(error, "strerror", None) or getattr(error, "error_string", error)
+                    raise ConfigError(f"can't save {name!r} to {folder}: {why}") from error
+                raise
+            _remove(before, folder)
+            self[name] = OwnWord.read(folder)
+        return self[name]
 
     def forget(self, name: str) -> None:
         """Remove a word and its recordings.  Raises ConfigError if it does not exist or can't be removed."""
-        if name not in self._words and not (self.folder_of(name) / SETTINGS).exists():
-            raise ConfigError(f"no own word {name!r}; there {self._there}")
         folder = self.folder_of(name)
-        try:
-            (folder / SETTINGS).unlink()
-        except OSError as error:
-            raise ConfigError(f"can't remove {folder}: {error.strerror}") from error
-        _remove([*folder.glob("*.wav"), *folder.glob(".*.part")], folder)
-        self._words.pop(name, None)
+        with _writing:
+            if not folder.exists():
+                there = f"are {', '.join(self)}" if self else "are none"
+                raise ConfigError(f"no own word {name!r}; there {there}")
+            try:
+                (folder / SETTINGS).unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(f"can't remove {folder}: {error.strerror}") from error
+            _remove([*folder.glob("*.wav"), *folder.glob(".*.part")], folder)
+            self.pop(name, None)
 
-    @property
-    def _there(self) -> str:
-        return f"are {', '.join(self.names)}" if self._words else "are none"
+
+def stamp_of(folder: Path) -> Stamp:
+    """What the folder holds: it differs after a word was taught or removed.  Raises ConfigError: it can't be read."""
+    found = []
+    try:
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.startswith("word-"):
+                settings = path / SETTINGS
+                found.append((path.name, settings.stat().st_mtime_ns if settings.exists() else 0))
+    except OSError as error:
+        raise ConfigError(f"can't read {error.filename or folder}: {error.strerror}") from error
+    return tuple(sorted(found))
 
 
 def _remove(paths: Iterable[Path], folder: Path) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from speech.errors import BundleError, ConfigError
 from speech.own.forecast import Forecast, forecast
-from speech.own.lesson import Fault, takes
+from speech.own.lesson import Fault, TeachingSession, takes
 from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
 from speech.segment import ListenerConfig
 from speech.serve.streams import Decoder, PcmFormat, level_dbfs
+from speech.settings import normal_name
 from speech.sound.files import Block
-from speech.teach import Collector, check_free
 
 FEWEST, MOST = 1, 20
 """Bounds of the number of recordings that a client may ask for."""
@@ -46,9 +46,8 @@ class Lesson:
     def __init__(self, recognizer: Recognizer, word: str, wanted: int, pcm: PcmFormat) -> None:
         if not FEWEST <= wanted <= MOST:
             raise ConfigError(f"{wanted} recordings; it takes {FEWEST} to {MOST}")
-        _ = recognizer.similarity  # raises if there is none
-        self.word, self.wanted, self.is_over = check_free(word, recognizer), wanted, False
-        self._recognizer, self._collector = recognizer, Collector(recognizer)
+        self._recognizer, self._session = recognizer, TeachingSession(recognizer, word, wanted)
+        self.word, self.wanted, self.is_over = self._session.name, wanted, False
         self._decoder = Decoder(pcm, recognizer.info.sample_rate_hz)
         self._blocks: deque[Block] = deque()
         self._takes = takes(self._queued(), ListenerConfig())
@@ -69,9 +68,9 @@ class Lesson:
             if take is None:  # end of the block
                 break
             if not self.is_over:
-                fault = self._collector.take(take)
-                found.append(Recorded(len(self._collector.recordings), self.wanted, fault))
-                self.is_over = found[-1].n >= self.wanted
+                fault = self._session.take(take)
+                found.append(Recorded(len(self._session.recordings), self.wanted, fault))
+                self.is_over = self._session.is_over
         return found
 
     def learn(self) -> Forecast:
@@ -81,24 +80,22 @@ class Lesson:
             ConfigError: the word can't be saved.
         """
         recognizer = self._recognizer
-        own = own_words(recognizer)  # a copy: other clients are using the present words
-        word = own.add(self.word, self._collector.recordings, recognizer.similarity, recognizer.embed)
-        found = forecast(word, self._collector.recordings, own, recognizer)
-        recognizer.hear_also(own)
-        return found
+        self._session.save(own_words(recognizer))
+        recognizer.look_again()
+        assert recognizer.own is not None
+        return forecast(recognizer.own[self.word], recognizer.own, recognizer)
 
 
 def own_words(recognizer: Recognizer) -> OwnWords:
-    """Load the own words from the recogniser's folder."""
+    """The own words in the recogniser's folder: a copy, as other clients are using the present words."""
     assert recognizer.own is not None, "see can_learn"
     return OwnWords.load(recognizer.own.folder)
 
 
 def forget(recognizer: Recognizer, word: str) -> None:
     """Remove an own word and its recordings.  Raises ConfigError if there is none."""
-    own = own_words(recognizer)
-    own.forget(word)
-    recognizer.hear_also(own)
+    own_words(recognizer).forget(normal_name(word))
+    recognizer.look_again()
 
 
 def can_learn(recognizer: Recognizer) -> bool:

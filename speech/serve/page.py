@@ -268,7 +268,7 @@ class PageServer:
         own = self.hearing.recognizer.own
         return {
             "thresholds": self.hearing.thresholds(Settings()),
-            "own": list(own.names) if own is not None and self.can_learn else None,
+            "own": list(own) if own is not None and self.can_learn else None,
         }
 
     def tell_others(self, client: ServerConnection) -> None:
