@@ -56,7 +56,7 @@ class Decision:
 
     def _objection(self, utterance: Utterance, reading: Reading) -> Reason | None:
         """Reason to reject accepted words because of their time: after talk, or without a wake word."""
-        if utterance.start - self._talk_end < self._after_talk:
+        if utterance.start - max(self._talk_end, utterance.talk_end) < self._after_talk:
             return Reason.AFTER_TALK
         if self._wake and reading.words[0].word == self._wake:
             self._awake_until = utterance.end + self._wake_for

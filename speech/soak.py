@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from speech.bundle import LONGEST_S
 from speech.console import DEMO, Console, Parser, run_program
 from speech.listener import Listener
 from speech.recognizer import Recognizer
@@ -84,8 +85,7 @@ class Report:
 
 def sentence() -> Block:
     """The longest utterance of the demo recording, (time,) at `DEVICE_HZ`."""
-    config = ListenerConfig()
-    found = utterances_of(read(DEMO, SAMPLE_RATE_HZ), config, config.max_word_s)
+    found = utterances_of(read(DEMO, SAMPLE_RATE_HZ), ListenerConfig(), LONGEST_S)
     longest = max(found, key=lambda utterance: utterance.end - utterance.start)
     begin, end = (place * DEVICE_HZ // SAMPLE_RATE_HZ for place in (longest.start, longest.end))
     return read(DEMO, DEVICE_HZ)[begin:end]

@@ -187,11 +187,19 @@ def places(utterance: Utterance) -> tuple[int, ...]:
     return tuple(place // HOP for place in (utterance.begin, utterance.start, utterance.end, utterance.closed))
 
 
-def test_a_long_utterance_is_marked_and_not_kept() -> None:
-    (long,) = utterances("...9999999...", HOPS_OF_SPEECH)
+@pytest.mark.parametrize("rest", ["", "9", "99..9...", "9" * 999])
+def test_talk_is_returned_once_as_soon_as_it_is_too_long(rest: str) -> None:
+    (long,) = utterances("...9999999" + rest, HOPS_OF_SPEECH)
     assert long.is_long
-    assert places(long) == (1, 3, 10, 13)
+    assert places(long) == (1, 3, 10, 10)
     assert len(long.waveform) == 0
+
+
+def test_an_utterance_knows_when_talk_ended_before_it() -> None:
+    first, talk, second, third = utterances("9....9999999..99....9....9...", HOPS_OF_SPEECH)
+    assert [u.is_long for u in (first, talk, second, third)] == [False, True, False, False]
+    assert first.talk_end < -3600 * RATE
+    assert second.talk_end == third.talk_end == 16 * HOP
 
 
 def test_margins_may_be_none() -> None:
@@ -208,13 +216,11 @@ def test_the_pre_roll_holds_nothing_of_the_utterance_before() -> None:
 
 def test_an_hour_of_talk_is_not_kept() -> None:
     endpointer = Endpointer(ListenerConfig(), 8.0)
-    for _ in range(round(3600 / HOP_S)):
-        assert endpointer.push(np.zeros(HOP, np.float32), 1.0) is None
+    found = [endpointer.push(np.zeros(HOP, np.float32), 1.0) for _ in range(round(3600 / HOP_S))]
+    assert [n for n, utterance in enumerate(found) if utterance] == [round(8.0 / HOP_S)]
     assert endpointer.is_open
     assert len(endpointer._recent) * HOP_S < 8.0 + 0.3 + 0.25 + 0.1
-    last = endpointer.finish()
-    assert last
-    assert (last.start, last.end) == (0, 3600 * RATE)
+    assert endpointer.finish() is None
 
 
 # The parts together

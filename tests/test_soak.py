@@ -23,8 +23,8 @@ def test_twenty_minutes_stay_the_same(capsys: pytest.CaptureFixture[str]) -> Non
 def test_somebody_talks_without_a_pause() -> None:
     begin, end = (at * soak.DEVICE_HZ for at in soak.TALK_S)
     talk = resample(soak.period(seed=0)[begin - 16000 : end + 16000], soak.DEVICE_HZ, 16000)
-    found = utterances_of(talk, ListenerConfig(), 1.4)
-    assert [u.is_long for u in found] == [True], "one utterance from end to end"
+    found = utterances_of(talk, ListenerConfig(), 200)
+    assert len(found) == 1, "one utterance from end to end"
     assert (found[0].end - found[0].start) / 16000 > 0.95 * (soak.TALK_S[1] - soak.TALK_S[0])
 
 
