@@ -43,7 +43,7 @@ from speech.results import Detection
 from speech.settings import match_keys, read_toml
 
 TAIL_BYTES = 4096
-"""Bytes kept from the end of each output of a command."""
+"""Bytes kept from the end of a command's output."""
 MESSAGE_LENGTH = 200
 """Longest message, in characters."""
 GRACE_S = 0.5
@@ -71,18 +71,14 @@ class Action:
     """Detections with a lower confidence are ignored, 0..1."""
 
     def __post_init__(self) -> None:
-        for field in ("cooldown_s", "timeout_s", "min_confidence"):
+        for field, smallest, largest in (("cooldown_s", 0, MOST_S), ("timeout_s", 0, MOST_S), ("min_confidence", 0, 1)):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{field}={value!r} must be a number")
-            if isinstance(value, int) and abs(value) > MOST_S:
-                raise ConfigError(f"{field} must be at most {MOST_S}, or inf")
-        if not self.cooldown_s >= 0:
-            raise ConfigError(f"cooldown_s={self.cooldown_s} must not be negative")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"timeout_s={self.timeout_s} must be positive")
-        if not 0 <= self.min_confidence <= 1:
-            raise ConfigError(f"min_confidence={self.min_confidence} must lie in 0..1")
+            if not (smallest <= value <= largest or (largest == MOST_S and value == math.inf)):
+                raise ConfigError(f"{field}={str(value)[:20]} must lie in {smallest}..{largest}")
+        if self.timeout_s == 0:
+            raise ConfigError("timeout_s=0 must be positive")
         if not isinstance(self.shell, bool):
             raise ConfigError(f"shell={self.shell!r} must be true or false")
         if not callable(self.run):
@@ -135,17 +131,15 @@ class Actions:
         self._last_s: dict[str, float] = {}
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        words: Sequence[str],
-        tell: Callable[[str], None] = errors.tell,
-        inform: Callable[[str], None] = errors.tell,
-    ) -> "Actions":
-        """Read and check a TOML file.  Raises ConfigError, which names the file, the table and the key."""
+    def load(cls, path: str | Path, words: Sequence[str], *callbacks: Callable[[str], None]) -> "Actions":
+        """Read and check a TOML file.  Raises ConfigError, which names the file, the table and the key.
+
+        Args:
+            callbacks: `tell` and `inform`.
+        """
         tables = read_toml(path)
         try:
-            return cls(_parse(tables), words, tell, inform)
+            return cls(_parse(tables), words, *callbacks)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -157,17 +151,17 @@ class Actions:
             return
         if 0 < detection.at_s - self._last_s.get(word, -math.inf) < action.cooldown_s:  # 0: the same utterance
             return
-        is_same = self._run is not None and detection.at_s == self._run.at_s
-        if last and last.is_busy(word) and not (is_same and last is self._run):
+        run = self._run if self._run and self._run.at_s == detection.at_s else None
+        if last and last is not run and last.is_busy(word):
             if not last.is_reported:
                 self._tell(f"action {word}: still running, skipped")
             last.is_reported = True
             return
         self._last_s[word] = detection.at_s
-        if not (is_same and self._run and self._run.add(action, detection)):
-            self._run = _Run(action, detection, self._tell, self._inform, self._closing)
-            self._run.start()
-        self._runs[word] = self._run
+        if run is None or not run.add(action, detection):
+            run = self._run = _Run(self._tell, self._inform, self._closing, detection.at_s)
+            run.add(action, detection)
+        self._runs[word] = run
 
     def reset(self) -> None:
         """Begin a new stream at time 0: no word is in its cool-down."""
@@ -203,26 +197,23 @@ class _Run(threading.Thread):
     """Runs the actions of one utterance, one after another; the only owner of their processes."""
 
     def __init__(
-        self,
-        action: Action,
-        detection: Detection,
-        tell: Callable[[str], None],
-        inform: Callable[[str], None],
-        closing: threading.Event,
+        self, tell: Callable[[str], None], inform: Callable[[str], None], closing: threading.Event, at_s: float
     ) -> None:
-        super().__init__(name=f"action {detection.word}", daemon=True)
-        self.at_s = detection.at_s
+        super().__init__(name="actions", daemon=True)
+        self._tell, self._inform, self._closing, self.at_s = tell, inform, closing, at_s
         self.is_reported = False  # whether a skipped detection was reported
-        self._tell, self._inform, self._closing = tell, inform, closing
         self._lock = threading.Lock()
-        self._due = [(action, detection)]  # the one that runs, and those that wait for it
+        self._due: list[tuple[Action, Detection]] = []  # the one that runs, and those that wait for it
 
     def add(self, action: Action, detection: Detection) -> bool:
-        """Run this too, after the others.  Returns False if the last one has ended already."""
+        """Run this after the others.  Returns False if the last one has ended already."""
         with self._lock:
-            if self._due:
-                self._due.append((action, detection))
-            return bool(self._due)
+            if self.ident and not self._due:
+                return False
+            self._due.append((action, detection))
+        if not self.ident:
+            self.start()
+        return True
 
     def is_busy(self, word: str) -> bool:
         """Whether an action of this word is running or waiting."""
@@ -232,56 +223,47 @@ class _Run(threading.Thread):
     def run(self) -> None:
         while self._due:
             action, detection = self._due[0]
+            tell, text = self._tell, ""
             try:
-                if self._closing.is_set():
-                    pass
-                elif callable(action.run):
+                if callable(action.run):
                     action.run(detection)
                 else:
-                    self._command(action, detection)
+                    succeeded, text = self._command(action, action.run, detection)
+                    tell = self._inform if succeeded else tell
             except Exception as error:  # an action must not end the loop
-                self._report(self._tell, detection, f"{type(error).__name__}: {error}")
+                text = errors.describe(error)
+            if text:
+                tell(f"action {detection.word}: {_one_line(text)}")
             with self._lock:
-                del self._due[0]
+                del self._due[: None if self._closing.is_set() else 1]
 
-    def _report(self, tell: Callable[[str], None], detection: Detection, text: str) -> None:
-        tell(f"action {detection.word}: {_one_line(text)}")
-
-    def _command(self, action: Action, detection: Detection) -> None:
-        """Run the command to its end."""
+    def _command(self, action: Action, command: Sequence[str] | str, detection: Detection) -> tuple[bool, str]:
+        """Run a command to its end.  Returns whether it succeeded, and what to say about it."""
         process = subprocess.Popen(
-            action.run,  # type: ignore[arg-type]  # no function
+            command,
             shell=action.shell,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             bufsize=0,
             env=os.environ | _environment(detection),
             start_new_session=os.name == "posix",  # its own process group: the terminal's Ctrl-C does not reach it
         )
         assert process.stdout
-        assert process.stderr
-        output, errors = _Tail(process.stdout), _Tail(process.stderr)
+        output = _Tail(process.stdout)
 
         def is_over() -> bool:  # polled last: until then the system can't reuse the number of the group
-            return not output.is_alive() and not errors.is_alive() and process.poll() is not None
+            return not output.is_alive() and process.poll() is not None
 
         deadline = time.monotonic() + action.timeout_s
         while not is_over():
             if self._closing.is_set() or time.monotonic() >= deadline:
                 _end(process, is_over)
-                how = "ended early" if self._closing.is_set() else f"killed after {action.timeout_s:g} s"
-                self._report(self._tell, detection, how)
-                return
+                return False, "ended early" if self._closing.is_set() else f"killed after {action.timeout_s:g} s"
             self._closing.wait(POLL_S)
-        if process.returncode:
-            how = f"exit status {process.returncode}"
-            if process.returncode < 0:
-                how = f"ended by signal {-process.returncode}"
-            how = ": ".join(filter(None, [how, errors.last_line or output.last_line]))
-            self._report(self._tell, detection, how)
-        elif line := output.last_line or errors.last_line:
-            self._report(self._inform, detection, line)
+        status = process.returncode
+        how = f"ended by signal {-status}" if status < 0 else f"exit status {status}" if status else ""
+        return not status, ": ".join(filter(None, [how, output.last_line]))
 
 
 class _Tail(threading.Thread):
@@ -346,12 +328,8 @@ def _action(table: str, fields: Mapping[str, Any]) -> Action:
 
 
 def _environment(detection: Detection) -> dict[str, str]:
-    return {
-        "SPEECH_WORD": detection.word,
-        "SPEECH_START_S": f"{detection.start_s:.3f}",
-        "SPEECH_END_S": f"{detection.end_s:.3f}",
-        "SPEECH_CONFIDENCE": f"{detection.confidence:.3f}",
-    }
+    times = {name: f"{getattr(detection, name):.3f}" for name in ("start_s", "end_s", "confidence")}
+    return {"SPEECH_WORD": detection.word} | {f"SPEECH_{name.upper()}": value for name, value in times.items()}
 
 
 def _one_line(text: str) -> str:

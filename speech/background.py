@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from speech import errors
-from speech.errors import SpeechError
+from speech.errors import describe
 from speech.listener import Listener
 from speech.pausing import Pauser
 from speech.recognizer import Recognizer
@@ -38,10 +38,10 @@ class Background:
         callback: Callable[[Detection], object],
         listener: Listener | None = None,
         source: Microphone | Iterable[Block] | None = None,
-        tell: Callable[[str], None] | None = None,
-        ended: Callable[[], None] | None = None,
+        tell: Callable[[str], None] = errors.tell,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
-        self._callback, self._tell, self._ended = callback, tell or errors.tell, ended or (lambda: None)
+        self._callback, self._tell, self._ended = callback, tell, ended
         self._listener = listener or Listener(Recognizer.load())
         self._source = Microphone(tell=self._tell) if source is None else source
         self._pauser = Pauser(self._listener)
@@ -116,7 +116,7 @@ class Background:
             if not self._is_stopped.is_set():
                 self.error = error
                 if self._is_open or self._is_waiting:  # otherwise `start` raises it
-                    self._tell(f"error: {_described(error)}")
+                    self._tell(f"error: {describe(error)}")
         finally:
             self._is_begun.set()
             self._ended()
@@ -139,14 +139,14 @@ class Background:
             try:
                 self._callback(detection)
             except Exception as error:
-                self._tell(f"callback for {detection.word!r}: {_described(error)}")
+                self._tell(f"callback for {detection.word!r}: {describe(error)}")
 
 
 def listen_in_background(
     callback: Callable[[Detection], object],
     listener: Listener | None = None,
     source: Microphone | Iterable[Block] | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = errors.tell,
 ) -> Background:
     """Start to listen in a thread; see `Background` for the arguments and the methods of the result.
 
@@ -161,7 +161,7 @@ def listen_in_background(
 async def listen_async(
     listener: Listener | None = None,
     source: Microphone | Iterable[Block] | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = errors.tell,
 ) -> AsyncIterator[Detection]:
     """Yield detections as they come, for `async for`; the event loop keeps running.
 
@@ -188,9 +188,3 @@ async def listen_async(
         stopping = threading.Thread(target=background.stop)
         stopping.start()  # before any await: that may be cancelled, as when the event loop ends
         await asyncio.to_thread(stopping.join)
-
-
-def _described(error: Exception) -> str:
-    """The exception as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, SpeechError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from speech import __version__
 from speech.bundle import DEFAULT_MODEL
@@ -52,7 +52,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._stream, self._quiet = _own_stderr(), quiet
+        self._stream, self._quiet = sys.stderr, quiet
         self._is_live = not quiet and self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._lock = threading.Lock()  # actions call `tell` from their own threads
         self._is_drawn, self._drawn_s = False, -math.inf
@@ -123,14 +123,6 @@ class Console:
         with suppress(OSError, ValueError):  # stderr is closed
             self._stream.write(text)
             self._stream.flush()
-
-
-def _own_stderr() -> IO[str]:
-    """stderr through a copy of file descriptor 2, which `sound.devices` redirects at times to silence libraries."""
-    with suppress(OSError, ValueError):
-        if sys.stderr.fileno() == 2:
-            return open(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", closefd=True)
-    return sys.stderr
 
 
 def bar(share: float) -> str:

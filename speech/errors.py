@@ -30,6 +30,12 @@ class DeviceError(SpeechError):
     """No sound device, or one that can't be used."""
 
 
+def describe(error: Exception) -> str:
+    """The exception as one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SpeechError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def tell(text: str) -> None:
     """Print one line on stderr; does nothing if stderr is closed, as in a program without a terminal."""
     if sys.stderr is not None:

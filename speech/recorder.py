@@ -1,6 +1,8 @@
 """Saves the audio of detections and near misses, to check them and to train on."""
 
+import glob
 import io
+import itertools
 import json
 import re
 import tempfile
@@ -98,31 +100,25 @@ class Recorder:
         begin = round((found.start_s - LEAD_S) * self._rate) - self._begin
         return at_hand[max(0, begin) : max(0, round(found.at_s * self._rate) - self._begin)]
 
-    def _name(self, heard: Detection | Rejection) -> str:
+    def _name(self, found: Detection | Rejection) -> str:
         """A name that is not in use yet, without suffix."""
-        word = re.sub(r"[^\w-]", "_", heard.word)
-        name = f"{self._began}_{heard.start_s:09.2f}_{word}_{heard.confidence:.2f}"
-        name += "_rejected" if isinstance(heard, Rejection) else ""
-        found, n = name, 1
-        while (self._folder / f"{found}.wav").exists() or (self._folder / f"{found}.json").exists():
-            n += 1
-            found = f"{name}_{n}"
-        return found
+        word = re.sub(r"[^\w-]", "_", found.word)
+        name = f"{self._began}_{found.start_s:09.2f}_{word}_{found.confidence:.2f}"
+        name += "_rejected" if isinstance(found, Rejection) else ""
+        names = (name if n == 1 else f"{name}_{n}" for n in itertools.count(1))
+        return next(name for name in names if not any(self._folder.glob(f"{glob.escape(name)}.*")))
 
     def _save(self, name: str, sound: bytes, described: bytes) -> None:
         """Write both files or neither."""
-        paths = [self._folder / f"{name}.wav", self._folder / f"{name}.json"]
-        parts = [path.with_name(f".{path.name}.part") for path in paths]
-        made: list[Path] = []
+        contents = {self._folder / f"{name}.wav": sound, self._folder / f"{name}.json": described}
+        parts = {path.with_name(f".{path.name}.part"): path for path in contents}
         try:
-            for part, content in zip(parts, (sound, described), strict=True):
-                made.append(part)
-                part.write_bytes(content)
-            for part, path in zip(parts, paths, strict=True):
+            for part, path in parts.items():
+                part.write_bytes(contents[path])
+            for part, path in parts.items():
                 part.rename(path)
-                made.append(path)
         except OSError:
-            for path in made:
+            for path in (*parts, *contents):
                 with suppress(OSError):
                     path.unlink()
             raise

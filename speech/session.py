@@ -5,10 +5,11 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from speech.actions import Actions
@@ -33,7 +34,7 @@ from speech.settings import match_name
 from speech.sound import channels
 from speech.sound.containers import RawFormat
 from speech.sound.devices import list_devices
-from speech.sound.files import Block, audio_files, open_recording
+from speech.sound.files import Block, Recording, audio_files, open_recording
 from speech.sound.microphone import Microphone
 from speech.sound.sources import limited, number_or_name, paced, standard_input
 
@@ -102,57 +103,54 @@ class ListeningSession:
     def run(self) -> int:
         """Listen until the source ends, then wait for the actions.  Returns the exit status."""
         arguments = self.arguments
-        if arguments.stdin:
-            self._standard_input()
-        elif arguments.file:
-            self._files(arguments.file)
-        elif arguments.demo:
-            self.console.inform(f"listening to the demo recording, model {self.model}")
-            self._listen(paced(open_recording(DEMO).blocks(self.rate), self.rate), DEMO.name)
+        if arguments.file or arguments.stdin or arguments.demo:
+            for name, opened in self._recordings():
+                with self._reported():
+                    self._play(name, opened())
         else:
             self._microphone()
         if self.actions:
             self.actions.finish()
         return int(self.failed)
 
-    def _files(self, paths: list[str]) -> None:
-        """Listen to each file; one that can't be read does not stop the others."""
-        for path in paths:
+    def _recordings(self) -> Iterator[tuple[str, Callable[[], Recording]]]:
+        """The name of each recording, and what opens it."""
+        arguments = self.arguments
+        for path in ["-"] if arguments.stdin else arguments.file or [DEMO]:
             is_folder = os.path.isdir(path)
-            self.with_names |= is_folder or len(paths) > 1
-            with self._reported():
-                files = map(str, audio_files([path])) if is_folder else [path]
-                for file in files:
-                    with self._reported():
-                        self._file(file)
+            self.with_names |= is_folder or len(arguments.file or ()) > 1
+            if path == "-":
+                yield "standard input", self._standard_input
+            elif is_folder:
+                with self._reported():
+                    yield from ((str(file), partial(open_recording, file)) for file in audio_files([path]))
+            else:
+                yield DEMO.name if path is DEMO else path, partial(open_recording, path)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """Report an error of a file, and go on."""
+        """Report an error of a recording, and go on with the next."""
         try:
             yield
         except AudioError as error:
             self.console.tell(f"error: {error}")
             self.failed = True
 
-    def _file(self, path: str) -> None:
-        recording = standard_input(RawFormat(), tell=self.console.inform) if path == "-" else open_recording(path)
-        self._note_rate(recording.sample_rate_hz)
-        blocks = recording.blocks(self.rate)
-        if self.is_live:
-            self._listen(paced(blocks, self.rate), path)
-        else:
-            self._listen(blocks, path, recording.seconds)
-
-    def _standard_input(self) -> None:
+    def _standard_input(self) -> Recording:
         encoding, rate_hz, n_channels = self.arguments.format, self.arguments.rate, self.arguments.channels
         raw = RawFormat(
             encoding or "s16le", self.rate if rate_hz is None else rate_hz, 1 if n_channels is None else n_channels
         )
         self.console.inform(f"listening to standard input, model {self.model}")
-        recording = standard_input(raw, encoding is None, self.console.inform)
+        return standard_input(raw, encoding is None, self.console.inform)
+
+    def _play(self, name: str, recording: Recording) -> None:
         self._note_rate(recording.sample_rate_hz)
-        self._listen(recording.blocks(self.rate), "standard input")
+        blocks, seconds = recording.blocks(self.rate), recording.seconds
+        if self.arguments.demo or self.arguments.realtime:
+            self.console.inform(f"listening to {name}, model {self.model}")
+            blocks, seconds = paced(blocks, self.rate), None
+        self._listen(blocks, name, seconds)
 
     def _note_rate(self, rate_hz: int) -> None:
         if rate_hz < self.rate:

@@ -1,17 +1,21 @@
 """Fixtures for several tests: synthesised audio, and small bundles whose answers are known."""
 
+import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from sound_room import Room
 
+from speech import listen
 from speech.bundle import FORMAT, BundleInfo
+from speech.console import SIGNALS
 
 if TYPE_CHECKING:
     from recipes.data.corpus import Corpus
@@ -29,7 +33,7 @@ FIRST = (
     "test_installed", "test_features", "test_fuzz",
 )  # fmt: skip
 """Files with the longest tests.  They start first, so that no process is left alone at the end."""
-APART = ("test_ddp", "test_compare", "test_code", "test_listen", "test_sources", "test_serve_cli")
+APART = ("test_ddp", "test_compare", "test_code", "test_listen", "test_serve_cli")
 """Files whose tests may run in several processes.  All others run in one process, which sets up fixtures once."""
 
 
@@ -47,6 +51,47 @@ def nothing_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The programs that tests start find no own words and no calibrated thresholds in the user's folders."""
     for kind in ("DATA", "CONFIG"):
         os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind}_home"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What speech.listen printed and returned."""
+
+    status: object
+    out: str
+    err: str
+
+    @property
+    def found(self) -> list[dict[str, Any]]:
+        """The objects of --json."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def words(self) -> list[str]:
+        return [one["word"] for one in self.found if "rejected" not in one]
+
+
+@pytest.fixture
+def run_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """run_listen(*arguments, stdin=b"") in this process: for what is not about processes."""
+    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        (tmp_path / "stdin").write_bytes(stdin)
+        with open(tmp_path / "stdin") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            capsys.readouterr()
+            try:
+                status: object = listen.main([str(argument) for argument in arguments])
+            except SystemExit as end:
+                status = end.code
+        return Done(status, *capsys.readouterr())
+
+    yield run
+    for kind, handler in handlers.items():
+        signal.signal(kind, handler)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_a_frozen_program_finds_its_models(wheel: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "env")
     hears_the_demo(program)
     hears_the_demo(program, "--model", "connected")
-    assert "listening to the demo" in run(program, "--demo", "--seconds", "1", cwd=tmp_path).stderr
+    assert "listening to demo.flac" in run(program, "--demo", "--seconds", "1", cwd=tmp_path).stderr
 
 
 def interpreter(version: str) -> Path | None:

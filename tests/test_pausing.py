@@ -2,20 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import Done
 from sound_room import DEADLINE_S, Lines
 
 from speech import Detection, Listener, Recognizer, listen
+from speech.console import Console
+from speech.errors import ConfigError
 from speech.pausing import Pauser
+from speech.session import ListeningSession
 
 RATE = 16000
+recognizer = cache(Recognizer.load)
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
 
@@ -27,7 +35,7 @@ def demo() -> np.ndarray:
 @pytest.fixture(scope="module")
 def heard(demo: np.ndarray) -> list[Detection]:
     """What the demo holds when nothing pauses."""
-    found = list(Listener(Recognizer.load()).listen([demo]))
+    found = list(Listener(recognizer()).listen([demo]))
     assert [d.word for d in found] == SPOKEN
     return found
 
@@ -51,7 +59,7 @@ def test_what_is_said_in_a_pause_is_not_heard_and_time_runs_on(
 ) -> None:
     last = min(first + 2, len(heard))
     begin_s, end_s = heard[first].start_s - 0.2, heard[last - 1].end_s + 0.2
-    found = hear(Listener(Recognizer.load()), demo, begin_s, end_s)
+    found = hear(Listener(recognizer()), demo, begin_s, end_s)
     rest = heard[:first] + heard[last:]
     assert [d.word for d in found] == [d.word for d in rest]
     for ours, theirs in zip(found, rest, strict=True):
@@ -63,7 +71,7 @@ def test_no_word_is_made_of_a_half(demo: np.ndarray, heard: list[Detection]) -> 
     """A pause that begins or ends within a word takes all of it, and leaves no trace in callbacks."""
     reported: list[float] = []
     listener = Listener(
-        Recognizer.load(), rejected=lambda r: reported.append(r.start_s), examined=lambda e: reported.append(e.start_s)
+        recognizer(), rejected=lambda r: reported.append(r.start_s), examined=lambda e: reported.append(e.start_s)
     )
     left = heard[4]
     middle_s = (left.start_s + left.end_s) / 2
@@ -77,7 +85,7 @@ def test_no_word_is_made_of_a_half(demo: np.ndarray, heard: list[Detection]) -> 
 
 
 def test_a_pause_outlives_a_new_stream(demo: np.ndarray) -> None:
-    listener = Listener(Recognizer.load())
+    listener = Listener(recognizer())
     listener.pause()
     assert list(listener.listen([demo])) == []
     assert listener.is_paused
@@ -102,7 +110,7 @@ def source() -> Source:
 
 @pytest.fixture
 def pauser(source: Source) -> Pauser:
-    return Pauser(Listener(Recognizer.load()), source.discard)
+    return Pauser(Listener(recognizer()), source.discard)
 
 
 ONE = np.ones(400, np.float32)
@@ -130,7 +138,7 @@ def test_a_pause_between_two_blocks_counts(pauser: Pauser, source: Source) -> No
 
 def test_a_file_pauses_as_long_as_it_exists(tmp_path: Path) -> None:
     changes: list[bool] = []
-    pauser = Pauser(Listener(Recognizer.load()), path=tmp_path / "speaking", changed=changes.append)
+    pauser = Pauser(Listener(recognizer()), path=tmp_path / "speaking", changed=changes.append)
     assert pauser.let_through(ONE).all()
     (tmp_path / "speaking").touch()
     pauser.resume()
@@ -144,34 +152,32 @@ def test_a_file_pauses_as_long_as_it_exists(tmp_path: Path) -> None:
     assert changes == [True, False, True, False]
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "speech.listen", "--json", "--stdin", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
-
-
-def finish(process: subprocess.Popen[bytes], data: bytes) -> list[str]:
-    out, errors = process.communicate(data, timeout=DEADLINE_S)
-    assert process.returncode == 0
-    assert b"Traceback" not in errors
-    return [json.loads(line)["word"] for line in out.splitlines()]
+def test_a_file_that_can_not_be_looked_for_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop/speaking", tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: ")):
+            Pauser(Listener(recognizer()), path=path)
+    (tmp_path / "file").touch()
+    assert not Pauser(Listener(recognizer()), path=tmp_path / "file/speaking").is_paused
 
 
 def raw(demo: np.ndarray) -> bytes:
     return (demo * 32767).astype("<i2").tobytes()
 
 
-def test_the_program_hears_nothing_while_the_file_exists(tmp_path: Path, demo: np.ndarray) -> None:
+def test_the_program_hears_nothing_while_the_file_exists(run_listen: Callable[..., Done], tmp_path: Path) -> None:
     flag = tmp_path / "speaking"
     flag.touch()
-    assert finish(start("--pause-file", str(flag)), raw(demo)) == []
+    command = ["--json", "--file", listen.DEMO, "--pause-file", flag]
+    assert run_listen(*command).words == []
     flag.unlink()
-    assert finish(start("--pause-file", str(flag)), raw(demo)) == SPOKEN
+    assert run_listen(*command).words == SPOKEN
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
 def test_a_signal_pauses_the_program_and_another_one_resumes(demo: np.ndarray) -> None:
-    process = start()
+    pipe, command = subprocess.PIPE, [sys.executable, "-m", "speech.listen", "--json", "--stdin"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     assert process.stdin
     assert process.stderr
     errors = Lines(os.fdopen(os.dup(process.stderr.fileno())))
@@ -196,8 +202,8 @@ def test_a_signal_pauses_the_program_and_another_one_resumes(demo: np.ndarray) -
 def test_what_came_in_a_pause_is_not_recorded_either(tmp_path: Path, demo: np.ndarray) -> None:
     """The audio that is kept before a word may reach back into a pause."""
     arguments = listen.parse(["--record", str(tmp_path), "--demo"])
-    session = listen.Session(arguments, listen.Console(quiet=True))
-    heard = list(Listener(Recognizer.load()).listen([demo]))[1]
+    session = ListeningSession(arguments, Console(quiet=True))
+    heard = list(Listener(recognizer()).listen([demo]))[1]
     begin = round((heard.start_s - 0.25) * RATE)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, begin).astype(np.float32)
 

@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import Done
 
 from speech import listen
 from speech.errors import ConfigError
@@ -142,14 +143,13 @@ def test_a_folder_that_can_not_be_written_is_refused_at_once(tmp_path: Path) -> 
 # From here on: the program.
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "speech.listen", "--json", "--file", str(listen.DEMO), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def run(run_listen: Callable[..., Done]) -> Callable[..., Done]:
+    return lambda *arguments: run_listen("--json", "--file", listen.DEMO, *arguments)
 
 
-def test_every_word_is_kept_as_it_was_heard(tmp_path: Path) -> None:
-    done = run("--record", str(tmp_path))
-    printed = [json.loads(line) for line in done.stdout.splitlines()]
+def test_every_word_is_kept_as_it_was_heard(run: Callable[..., Done], tmp_path: Path) -> None:
+    printed = run("--record", tmp_path).found
     described = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     found = [d for d in described if d["kind"] == "detection"]
     assert len(printed) == 10
@@ -164,8 +164,8 @@ def test_every_word_is_kept_as_it_was_heard(tmp_path: Path) -> None:
         assert len(samples) == pytest.approx(round(p["at_s"] * RATE) - max(0, begin), abs=16)
 
 
-def test_what_may_have_been_a_command_is_kept_with_its_reason(tmp_path: Path) -> None:
-    assert run("--record", str(tmp_path), "--threshold", "1", "--words", "yes,no").stdout == ""
+def test_what_may_have_been_a_command_is_kept_with_its_reason(run: Callable[..., Done], tmp_path: Path) -> None:
+    assert run("--record", tmp_path, "--threshold", "1", "--words", "yes,no").out == ""
     described = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert [d["word"] for d in described] == ["yes", "no"], "what nobody asked for, and talk, is not"
     for d in described:
@@ -174,20 +174,20 @@ def test_what_may_have_been_a_command_is_kept_with_its_reason(tmp_path: Path) ->
     assert [path.name.endswith("_rejected.wav") for path in tmp_path.glob("*.wav")] == [True, True]
 
 
-def test_a_command_after_talk_is_kept_with_its_reason(tmp_path: Path) -> None:
+def test_a_command_after_talk_is_kept_with_its_reason(run_listen: Callable[..., Done], tmp_path: Path) -> None:
     samples, rate = soundfile.read(listen.DEMO)
     path, folder = tmp_path / "talk.wav", tmp_path / "kept"
     soundfile.write(path, np.concatenate([samples[-4 * rate :], samples[: 2 * rate]]), rate)
-    subprocess.run([sys.executable, "-m", "speech.listen", "--file", str(path), "--record", str(folder)], check=True)
+    run_listen("--file", path, "--record", folder)
     (found,) = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     assert (found["word"], found["reason"], found["kind"]) == ("yes", "after talk", "rejection")
 
 
-def test_an_unwritable_folder_ends_in_one_clear_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_ends_in_one_clear_line(run: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = run("--record", str(tmp_path / "file"))
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    done = run("--record", tmp_path / "file")
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.err.splitlines()
     assert line.startswith(f"error: can't record to {tmp_path / 'file'}: ")
 
 
@@ -206,11 +206,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_ends_the_recording_and_not_the_listening(small_disk: Path) -> None:
-    done = run("--record", str(small_disk))
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 10
-    lines = [line for line in done.stderr.splitlines() if "recording" in line]
+def test_a_full_disk_ends_the_recording_and_not_the_listening(run: Callable[..., Done], small_disk: Path) -> None:
+    done = run("--record", small_disk)
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 10
+    lines = [line for line in done.err.splitlines() if "recording" in line]
     assert lines == [f"recording stopped: {small_disk}: No space left on device"]
     names = kept(small_disk)
     assert 0 < len(names) < 20
