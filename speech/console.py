@@ -156,16 +156,23 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         arguments = super().parse_args(args, namespace)
-        for name, value in vars(arguments).items():
-            if value == []:  # what argparse makes of --name=--
-                self.error(f"--{name.replace('_', '-')} needs a value")
+        for action in self._all_actions:
+            if action.nargs == "+" and getattr(arguments, action.dest, None) == []:  # what --name=-- leaves
+                self.error(f"{action.option_strings[0]} needs a value")
         return arguments
+
+    @property
+    def _all_actions(self) -> list[argparse.Action]:
+        """Its own and those of its subcommands."""
+        subparsers = [
+            p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()
+        ]
+        return [action for parser in (self, *subparsers) for action in parser._actions]
 
     def error(self, message: str) -> Any:
         if message.startswith("unrecognized"):
-            subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
-            known = [option for parser in (self, *subparsers) for option in parser._option_string_actions]
             wrong = next((word for word in message.split() if word.startswith("-")), "").partition("=")[0]
+            known = {option for action in self._all_actions for option in action.option_strings} - {wrong}
             nearest = difflib.get_close_matches(wrong, known, 1)
             message += "".join(f"; did you mean {option}?" for option in nearest) or "; --help shows all options"
         self.exit(2, f"{self.prog}: error: {message}\n")

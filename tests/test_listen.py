@@ -157,7 +157,8 @@ def test_the_help_tells_the_defaults(run_listen: Run) -> None:
 def test_standard_input_is_what_it_is_said_to_be(
     run_listen: Run, container: str, subtype: str | None, channels: int, rate: int, options: list[str]
 ) -> None:
-    done = run_listen("--json", *options, stdin=demo_as(container, subtype, channels, rate) + b"\0")
+    odd = b"\0" if container == "RAW" else b""  # part of a sample
+    done = run_listen("--json", *options, stdin=demo_as(container, subtype, channels, rate) + odd)
     assert (done.status, done.words) == (0, SPOKEN), done.err
 
 
