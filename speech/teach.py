@@ -7,13 +7,13 @@ already running.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 from speech.bundle import DEFAULT_MODEL
-from speech.console import Console, Parser, add_microphone, run_program
+from speech.console import Console, Parser, add_microphone, counted, run_program
 from speech.errors import AudioError, ConfigError
 from speech.listener import Listener
 from speech.own.forecast import forecast
@@ -23,7 +23,7 @@ from speech.recognizer import Recognizer
 from speech.results import Rejection
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
 from speech.sound import channels
-from speech.sound.files import Block, read
+from speech.sound.files import Block, audio_files, read
 from speech.sound.microphone import Microphone
 from speech.sound.sources import number_or_name
 
@@ -68,65 +68,43 @@ def record(session: TeachingSession, arguments: argparse.Namespace, console: Con
     console.clear()
 
 
-def utterances_in(paths: list[str], console: Console) -> Iterator[tuple[Path, Block]]:
+def utterances_in(paths: Iterable[str], console: Console) -> Iterator[tuple[Path, Block]]:
     """The usable utterances in files and folders, each with its path; says what is left out.
 
     Raises:
-        AudioError: a file that was named can't be read, or there are no audio files.
+        AudioError: a file can't be read, or there are no audio files.
     """
-    n_read = 0
-    for given in map(Path, paths):
-        inside = sorted(p for p in given.iterdir() if p.is_file()) if given.is_dir() else [given]
-        for path in inside:
-            if path != given and (path.name.startswith(".") or path.suffix == ".json"):
-                continue
-            try:
-                waveform = read(path, SAMPLE_RATE_HZ)
-            except AudioError as error:
-                if path == given:
-                    raise
-                console.tell(f"note: {error}")
-                continue
-            n_read += 1
-            found = takes_of_file(waveform)
-            if not found:
-                console.tell(f"note: {path}: no speech found")
-            for take in found:
-                if take.fault:
-                    console.tell(f"note: {path} is left out: {take.fault}")
-                else:
-                    yield path, take.waveform
-    if not n_read:
-        raise AudioError(f"no audio files in {', '.join(paths)}")
-
-
-def read_files(session: TeachingSession, paths: list[str], console: Console) -> None:
-    """Add each utterance in the files as a recording, and report those that are left out."""
-    for path, waveform in utterances_in(paths, console):
-        fault = session.add(waveform)
-        if fault:
-            console.tell(f"note: {path} is left out: {fault}")
+    for path in audio_files(paths):
+        found = takes_of_file(read(path, SAMPLE_RATE_HZ))
+        if not found:
+            console.tell(f"note: {path}: no speech found")
+        for take in found:
+            if take.fault:
+                console.tell(f"note: {path} is left out: {take.fault}")
+            else:
+                yield path, take.waveform
 
 
 def ask(session: TeachingSession, folder: str, console: Console) -> None:
     """Play what `--record` kept, near misses first, and ask what it was."""
     found = session.by_doubt([waveform for _, waveform in utterances_in([folder], console)])
     console.inform(
-        f"{len(found)} utterances, the doubtful ones first; y: it is {session.name!r}; n: it is not, and must not be "
-        "taken for it; Enter: something else, leave it out; q: enough"
+        f"{counted(len(found), 'utterance')}, doubtful first; y: it is {session.name!r}; n: it is not, and must not "
+        "be taken for it; Enter: something else, leave it out; q: enough"
     )
     can_play = True
     for number, waveform in enumerate(found, 1):
         can_play = can_play and play(waveform, console)
         print(f"{number} of {len(found)}: was this {session.name!r}? (y/n/other) ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline() if sys.stdin else ""
-        if not answer or answer.strip().lower() in ("q", "quit"):
-            break
-        if answer.strip().lower() in ("y", "yes"):
-            session.add(waveform)
-        elif answer.strip().lower() in ("n", "no"):
-            session.refuse(waveform)
-    console.inform(f"{session.count} recordings, {len(session.refused)} that must not be taken for it")
+        match answer.strip().lower()[:1] if answer else "q":
+            case "q":
+                break
+            case "y":
+                session.add(waveform)
+            case "n":
+                session.refuse(waveform)
+    console.inform(f"{counted(len(session.recordings), 'recording')}, {len(session.refused)} not to be taken for it")
 
 
 def play(waveform: Block, console: Console) -> bool:
@@ -155,7 +133,9 @@ def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
     if arguments.folder is not None:
         ask(session, arguments.folder, console)
     elif arguments.files:
-        read_files(session, arguments.files, console)
+        for path, waveform in utterances_in(arguments.files, console):
+            if fault := session.add(waveform):
+                console.tell(f"note: {path} is left out: {fault}")
     else:
         record(session, arguments, console)
     if not session.has_news:
@@ -229,36 +209,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="speech-teach", description="Teach a word of your own, from a few recordings of it, in seconds."
     )
-    parser.add_argument("word", nargs="?", metavar="WORD", help="the word to teach; an own word is replaced")
-    parser.add_argument("--times", type=int, metavar="N", help=f"how often to say it (default: {TIMES})")
-    parser.add_argument("--files", nargs="+", metavar="PATH", help="recordings or folders instead of the microphone")
-    parser.add_argument(
+    what, source = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    what.add_argument("word", nargs="?", metavar="WORD", help="the word to teach; an own word is replaced")
+    what.add_argument("--list", action="store_true", help="show the words and what to expect of each")
+    what.add_argument("--forget", metavar="WORD", help="remove a word and its recordings")
+    what.add_argument("--export", type=Path, metavar="DIR", help="copy the recordings of all words")
+    source.add_argument("--times", type=int, metavar="N", help=f"how often to say it (default: {TIMES})")
+    source.add_argument("--files", nargs="+", metavar="PATH", help="recordings or folders instead of the microphone")
+    source.add_argument(
         "--from", dest="folder", metavar="DIR", help="what speech-listen --record kept: play it, and ask what it was"
     )
     parser.add_argument("--add", action="store_true", help="keep the word's recordings, and add to them")
     parser.add_argument("--check", action="store_true", help="then listen, to try the words out")
-    parser.add_argument("--list", action="store_true", help="show the words and what to expect of each")
-    parser.add_argument("--forget", metavar="WORD", help="remove a word and its recordings")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="copy the recordings of all words")
     add_microphone(parser)
     parser.add_argument("--model", metavar="PATH", help=f"bundle to use (default: the shipped {DEFAULT_MODEL.name})")
     parser.add_argument("--own", type=Path, metavar="DIR", help="folder of the words (default: the user's data folder)")
     parser.add_argument("--json", action="store_true", help="one JSON object a word")
     parser.add_argument("--quiet", action="store_true", help="only results, errors and warnings")
     arguments = parser.parse_args(argv)
-    others = [arguments.list, arguments.forget is not None, arguments.export is not None]
-    if sum([*others, arguments.word is not None]) > 1:
-        parser.error("WORD, --list, --forget and --export exclude each other")
-    if not any([*others, arguments.word is not None, arguments.check]):
-        parser.error("which word? as in: speech-teach lamp")
-    from_files = bool(arguments.files) + (arguments.folder is not None)
-    if arguments.word is None and (arguments.times is not None or from_files or arguments.add):
-        parser.error("--times, --files, --from and --add belong to a WORD")
-    if from_files > 1:
-        parser.error("--files and --from exclude each other")
-    at_microphone = arguments.device or arguments.channel
-    if from_files and (arguments.times is not None or (at_microphone and not arguments.check)):
-        parser.error("--times, --device and --channel belong to the microphone")
+    from_files = arguments.files or arguments.folder is not None
+    if arguments.word is None:
+        if arguments.times is not None or from_files or arguments.add:
+            parser.error("--times, --files, --from and --add belong to a WORD")
+        if not (arguments.list or arguments.forget is not None or arguments.export or arguments.check):
+            parser.error("which word? as in: speech-teach lamp")
+    if from_files and (arguments.device or arguments.channel) and not arguments.check:
+        parser.error("--device and --channel belong to the microphone")
     arguments.times = TIMES if arguments.times is None else arguments.times
     if not 1 <= arguments.times <= MOST_RECORDINGS:
         parser.error(f"--times must lie in 1..{MOST_RECORDINGS}")

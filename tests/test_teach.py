@@ -121,7 +121,7 @@ def test_another_word_among_the_recordings_is_left_out(run: Run, tmp_path: Path)
     files = written(tmp_path / "in", "stop", 1) + written(tmp_path / "in", "yes", 3)
     taught = run("lamp", "--files", *files, "--json")
     assert json.loads(taught.out[0])["n_recordings"] == 3
-    assert any(line.startswith("note: recording 1 of 4 sounds like another word") for line in taught.err)
+    assert "note: sounds like another word and is left out: recording 1 of 4; was 'lamp' said there?" in taught.err
 
 
 @pytest.mark.parametrize("name", ["a/b", "🎉", "_unknown_", "..", ""])
@@ -214,7 +214,7 @@ def test_files_that_hold_no_word(run: Run, home: Path, tmp_path: Path) -> None:
     written(empty, "yes", 2)
     taught = run("lamp", "--files", str(empty), "--json")
     assert json.loads(taught.out[0])["n_recordings"] == 2
-    assert [line for line in taught.err if "notes.txt" in line] == taught.err[:1], "what is no audio is left out"
+    assert "notes.txt" not in "".join(taught.err), "what is no audio is left out"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
         "2 of 3",
         "3 of 3",
     ]
-    assert any("recording 2 of 4 sounds like another word" in line for line in taught.err)
+    assert any("left out: recording 2 of 4" in line for line in taught.err)
     assert len(list(home.rglob("*.wav"))) == 3
 
 

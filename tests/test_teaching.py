@@ -146,7 +146,7 @@ def test_a_session_says_which_recordings_sound_like_another_word(space: Similari
     assert faults == [None, None, Fault.UNLIKE, None, Fault.UNLIKE, None]
     assert (lesson.count, lesson.is_over) == ("4 of 5", False)
     assert lesson.odd_ones == (
-        "recordings 3 and 5 of 6 sound like another word and are left out: was 'lamp' said there?"
+        "sounds like another word and is left out: recording 3 and 5 of 6; was 'lamp' said there?"
     )
     lesson.add(tune(LAMP, rng))
     assert lesson.is_over

@@ -53,7 +53,6 @@ class Said:
     """A recording: its utterances, without and with noise; those that are too long are missing."""
 
     word: str
-    speaker: str
     clean: list[Heard]
     noisy: list[Heard]
 
@@ -78,9 +77,8 @@ class Row:
     @property
     def within(self) -> Share:
         """Words whose share of misses lies in the forecast, which is printed in whole percent."""
-        return Share(
-            sum(low - 0.01 <= share <= high + 0.01 for low, high, share in self.forecasts), len(self.forecasts)
-        )
+        inside = [low - 0.01 <= share <= high + 0.01 for low, high, share in self.forecasts]
+        return Share(sum(inside), len(inside))
 
     def figures(self, hours: float) -> dict[str, Share | Rate]:
         shares = {name: getattr(self, name) for name in ("missed", "missed_in_noise", "for_command", "for_it")}
@@ -139,15 +137,14 @@ class Trials:
 
     def said(self, index: int, noisy: bool = False) -> Said:
         """Read one recording."""
-        recording, waveform = self.recordings.recordings[index], self.recordings[index]
+        waveform = self.recordings[index]
         padded = np.pad(waveform, PAD)
         with_noise: list[Heard] = []
         if noisy and len(self._beds):
             level_db = 20 * np.log10(np.sqrt(np.square(waveform).mean()) + 1e-9) - SNR_DB
             bed = self.recordings.crop(int(self.rng.choice(self._beds)), self.rng, len(padded))
             with_noise = self._hear(np.clip(padded + set_level(bed, level_db), -1, 1).astype(np.float32))
-        speaker = recording.path.name.split("_")[0] if recording.source == "home" else speaker_of(recording.path)
-        return Said(recording.word, speaker, self._hear(padded), with_noise)
+        return Said(self.recordings.recordings[index].word, self._hear(padded), with_noise)
 
     def _hear(self, waveform: Waveform) -> list[Heard]:
         config = ListenerConfig()
@@ -186,9 +183,8 @@ class Trials:
         if not heard:
             return []
         info, found = self.recognizer.info, []
-        margins = (
-            model.margins(self.similarity, np.stack([one.vector for one in heard])) if model else [0.0] * len(heard)
-        )
+        vectors = np.stack([one.vector for one in heard])
+        margins = model.margins(self.similarity, vectors) if model else np.zeros(len(heard))
         for one, margin in zip(heard, margins, strict=True):
             posteriors = dict(one.posteriors)
             if hidden and name in posteriors:
@@ -267,8 +263,9 @@ def check_lessons(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str
         wrong = [vector for other, vectors in zip(words, single, strict=True) for vector in vectors if other != word]
         if len(good) < 4 or not wrong:
             continue
-        for name, last in (("one wrong, noticed", wrong[int(trials.rng.integers(len(wrong)))]), ("suspected", good[3])):
-            counts[name].append(3 not in largest_group(trials.similarity, np.stack([*good[:3], last])))
+        odd = wrong[int(trials.rng.integers(len(wrong)))]
+        counts["one wrong, noticed"].append(3 not in largest_group(trials.similarity, np.stack([*good[:3], odd])))
+        counts["all right, suspected"].append(len(largest_group(trials.similarity, np.stack(good[:4]))) < 4)
     return {name: Share(sum(values), len(values)) for name, values in counts.items()}
 
 

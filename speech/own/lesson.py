@@ -12,7 +12,7 @@ from speech.own.similarity import Similarity, Vectors, left_out
 from speech.own.words import MOST_RECORDINGS, OwnWord, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
-from speech.sound.files import Block
+from speech.sound.files import Block, level_dbfs
 
 QUIETEST_DBFS = -50.0
 """Speech level below which its weak sounds are lost."""
@@ -56,11 +56,6 @@ class Take:
     """(time,) as the endpointer cut it."""
     fault: Fault | None
     """None if it can be used."""
-
-
-def level_dbfs(waveform: Block) -> float:
-    """RMS level of (time,) in dB relative to full scale."""
-    return float(10 * np.log10(np.square(waveform, dtype=np.float64).mean() + 1e-12)) if len(waveform) else -120.0
 
 
 def fault_of(utterance: Utterance, raw: Block, is_file: bool = False) -> Fault | None:
@@ -187,16 +182,9 @@ class TeachingSession:
     @property
     def odd_ones(self) -> str:
         """Which recordings sound like another word, counted from 1; "" if none does."""
-        odd = [n for n in range(len(self._vectors)) if n not in self._group]
-        if not odd:
-            return ""
-        numbers = [str(n + 1) for n in odd]
-        listed = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
-        one = len(odd) == 1
-        return (
-            f"recording{'' if one else 's'} {listed} of {len(self._vectors)} sound{'s' * one} like another word and "
-            f"{'is' if one else 'are'} left out: was {self.name!r} said there?"
-        )
+        odd = [str(n + 1) for n in range(len(self._vectors)) if n not in self._group]
+        place = f"recording {' and '.join(odd)} of {len(self._vectors)}"
+        return f"sounds like another word and is left out: {place}; was {self.name!r} said there?" if odd else ""
 
     def by_doubt(self, waveforms: Sequence[Block]) -> list[Block]:
         """Those that are not recordings of the word yet, the nearest to its threshold first."""

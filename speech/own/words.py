@@ -70,27 +70,27 @@ class OwnWord:
         return [read(path, SAMPLE_RATE_HZ) for path in self.recordings]
 
     def counterexamples(self) -> list[Block]:
-        """The utterances refused, as `utterances`."""
         return [read(path, SAMPLE_RATE_HZ) for path in self.refused]
 
     @classmethod
     def read(cls, folder: Path) -> "OwnWord":
         """Read a word from its folder.  Raises ConfigError if it is damaged, a copy, or of a later version."""
         path = folder / SETTINGS
-        kept: Any
         try:
-            kept = json.loads(read_text(path))
+            kept: Any = json.loads(read_text(path))
             if kept["format"] != FORMAT:
                 raise ConfigError(f"{path} has format {kept['format']!r}, but this version reads {FORMAT}")
-            name, names, refused = check_name(kept["name"]), kept["recordings"], kept.get("refused", [])
-            if not names or any(file != Path(file).name for file in [*names, *refused]):
+            name, files = check_name(kept["name"]), [kept["recordings"], kept.get("refused", [])]
+            if not files[0] or any(file != Path(file).name for file in [*files[0], *files[1]]):
                 raise ValueError("it must name recordings in its own folder")
             if normal_name(folder.name) != f"word-{name}":
                 raise ConfigError(f"{folder} is a copy of the word {name!r}")
-            paths = tuple(tuple(folder / file for file in files) for files in (names, refused))
-            return cls(name, *paths, changed_ns=path.stat().st_mtime_ns)
+            recordings, refused = (tuple(folder / file for file in some) for some in files)
+            return cls(name, recordings, refused, path.stat().st_mtime_ns)
+        except ConfigError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise error if isinstance(error, ConfigError) else ConfigError(f"{path} is damaged: {error}") from error
+            raise ConfigError(f"{path} is damaged: {error}") from error
 
 
 class OwnWords(dict[str, OwnWord]):
@@ -196,15 +196,19 @@ class OwnWords(dict[str, OwnWord]):
 
 def stamp_of(folder: Path) -> Stamp:
     """What the folder holds: it differs after a word was taught or removed.  Raises ConfigError: it can't be read."""
-    found = []
+
+    def changed_ns(path: Path) -> int:
+        with suppress(OSError):
+            return path.stat().st_mtime_ns
+        return 0  # it can't be read, which is noticed when the word is
+
     try:
-        for path in folder.iterdir() if folder.exists() else ():
-            if path.name.startswith("word-"):
-                settings = path / SETTINGS
-                found.append((path.name, settings.stat().st_mtime_ns if settings.exists() else 0))
+        names = sorted(path.name for path in folder.iterdir() if path.name.startswith("word-"))
+    except FileNotFoundError:
+        return ()
     except OSError as error:
-        raise ConfigError(f"can't read {error.filename or folder}: {error.strerror}") from error
-    return tuple(sorted(found))
+        raise ConfigError(f"can't read {folder}: {error.strerror}") from error
+    return tuple((name, changed_ns(folder / name / SETTINGS)) for name in names)
 
 
 def _remove(paths: Iterable[Path], folder: Path) -> None:
