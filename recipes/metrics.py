@@ -43,12 +43,7 @@ class Share:
         return f"{100 * self.value:6.2f} %  [{100 * low:.1f}, {100 * high:.1f}]  {self.hits}/{self.total}"
 
     def as_dict(self) -> dict[str, object]:
-        return {
-            "value": self.value if self.total else None,
-            "interval_95": self.interval,
-            "hits": self.hits,
-            "total": self.total,
-        }
+        return {"value": self.value if self.total else None, "interval_95": self.interval, **vars(self)}
 
 
 @dataclass(frozen=True)
@@ -80,13 +75,8 @@ class Rate:
         return f"{self.value:6.2f} per hour  [{low:.1f}, {high:.1f}]  {self.count} in {self.hours:.2f} h"
 
     def as_dict(self) -> dict[str, object]:
-        known = bool(self.hours)
-        return {
-            "value": self.value if known else None,
-            "interval_95": self.interval if known else None,
-            "count": self.count,
-            "hours": self.hours,
-        }
+        value, interval = (self.value, self.interval) if self.hours else (None, None)
+        return {"value": value, "interval_95": interval, **vars(self)}
 
 
 @dataclass(frozen=True)
@@ -193,11 +183,8 @@ def reliability(judged: Judged, n_bins: int = 10) -> list[Bin]:
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(n_bins)]
     for confidence, right in judged:
         bins[min(n_bins - 1, int(confidence * n_bins))].append((confidence, right))
-    return [
-        Bin(float(np.mean([c for c, _ in some])), Share(sum(right for _, right in some), len(some)))
-        for some in bins
-        if some
-    ]
+    means = [(np.mean(some, axis=0).tolist(), len(some)) for some in bins if some]
+    return [Bin(confidence, Share(round(right * n), n)) for (confidence, right), n in means]
 
 
 def calibration_error(judged: Judged) -> float:
