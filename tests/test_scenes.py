@@ -11,6 +11,7 @@ from ten import KEYWORDS
 from recipes.data.corpus import Recording
 from recipes.material.sounds import SPEECH_DB, extent
 from recipes.protocols.scenes import (
+    ECHO_DELAY,
     QUIET_DBFS,
     SCENES,
     SENTENCE_S,
@@ -170,7 +171,12 @@ def test_scenes_need_what_they_are_made_of(tmp_path: Path) -> None:
         ("red", "validation", "home", clip()),
     ]
     stage = Stage(Recordings(written(tmp_path, more)), "validation", KEYWORDS, 10)
+    assert not stage.compose(Scene(room=True, echo_db=0.0)), "a second place in the room is needed"
+    more.append(("", "training", "rooms", np.eye(1, 4000)[0]))
+    stage = Stage(Recordings(written(tmp_path, more)), "validation", KEYWORDS, 10)
     for scene in SCENES:
+        if scene.cancelled:
+            continue
         composed = stage.compose(scene)
         assert composed, scene.name
         stream, placed = composed
@@ -235,3 +241,26 @@ def test_a_file_of_another_format_is_named(tmp_path: Path, rate: int, shape: tup
     path.write_bytes(b"no audio")
     with pytest.raises(DataError, match=r"odd\.wav can't be read"):
         Recordings([Recording(path, "", "testing", "noise")])[0]
+
+
+def test_an_echo_comes_at_its_level_and_is_cancelled(tmp_path: Path) -> None:
+    demo = read(DEMO, RATE)
+    kinds = [(word, "validation", "words", clip()) for word in KEYWORDS]
+    kinds += [("", "validation", "rooms", np.eye(1, 4000)[0]), ("", "validation", "rooms", np.eye(1, 4000)[0])]
+    kinds += [("", "validation", "speech", demo[round(13.2 * RATE) : round(16.3 * RATE)])]
+    stage = Stage(Recordings(written(tmp_path, kinds)), "validation", KEYWORDS, 10)
+    clean, echo = stage.compose(Scene(room=True)), stage.compose(Scene(room=True, echo_db=5.0))
+    assert clean
+    assert echo
+    assert clean[1] == echo[1]
+    added = echo[0] - clean[0]
+    assert not added[:ECHO_DELAY].any()
+    assert 20 * np.log10(rms(added)) == pytest.approx(SPEECH_DB - 5, abs=0.3)
+    pytest.importorskip("livekit")
+    cancelled = stage.compose(Scene(room=True, echo_db=5.0, cancelled=True))
+    assert cancelled
+    assert cancelled[1] == clean[1]
+    assert len(cancelled[0]) == len(clean[0])
+    quiet = np.abs(clean[0]) < 1e-3  # between the words
+    late = np.arange(len(quiet)) > 5 * RATE  # it has to find the delay first
+    assert rms(cancelled[0][quiet & late]) < 0.2 * rms(echo[0][quiet & late])

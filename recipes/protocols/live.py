@@ -14,7 +14,7 @@ import numpy as np
 
 from recipes.material.sounds import Waveform
 from recipes.metrics import Rate, Share
-from recipes.protocols.scenes import SCENES, Placed, Recordings, Scene, Stage
+from recipes.protocols.scenes import SCENES, Placed, Recordings, Stage
 from speech.decide import Decision
 from speech.errors import ConfigError
 from speech.heads import Reading
@@ -143,14 +143,11 @@ class Condition:
         median, late = 1000 * np.quantile(self.latencies_s, [0.5, 0.95])
         return f"{median:.0f} ms, 95 % {late:.0f} ms"
 
-    @property
-    def why(self) -> str:
-        return ", ".join(f"{cause} {n}" for cause, n in Counter(self.causes or {}).most_common())
-
     def __str__(self) -> str:
+        why = ", ".join(f"{cause} {n}" for cause, n in Counter(self.causes or {}).most_common())
         return (
             f"  {self.name:18}{'missed':8}{self.misses!s:32}false {self.false_alarms:3}   "
-            f"latency {self.latency:20}  {self.why}"
+            f"latency {self.latency:20}  {why}"
         )
 
 
@@ -208,27 +205,19 @@ class Setting:
             kept = point
         return kept
 
-    @property
-    def title(self) -> str:
-        return f"commands within {self.after_talk_s:g} s after talk are rejected (--after-talk {self.after_talk_s:g})"
-
-    def curve_table(self, names: Iterable[str]) -> list[list[str]]:
-        """Head and rows of the curve, with the misses of the named scenes that were measured."""
-        names = [name for name in names if self.curve and name in self.curve[0].misses]
-        rows = [["threshold", "alarms/h: speech", "noise, events", *(f"missed {name}" for name in names)]]
-        for point in self.curve:
-            rates = ["-" if not rate.hours else f"{rate.value:.2f}" for rate in (point.speech, point.sounds)]
-            misses = [f"{100 * point.misses[name].value:.1f} %" for name in names]
-            rows.append([f"{point.threshold:g}", *rates, *misses])
-        return rows
-
     def __str__(self) -> str:
-        lines = [f"  {self.title}", *map(str, [*self.conditions, *self.alarms])]
+        title = f"commands within {self.after_talk_s:g} s after talk are rejected (--after-talk {self.after_talk_s:g})"
+        lines = [f"  {title}", *map(str, [*self.conditions, *self.alarms])]
         if self.curve:
-            head, *rows = self.curve_table(TABLE)
-            widths = list(map(len, head))
-            for row in [head, *rows]:
-                lines.append("  " + "  ".join(f"{x:>{width}}" for x, width in zip(row, widths, strict=True)))
+            names = [name for name in TABLE if name in self.curve[0].misses]
+            rows = [["threshold", "alarms/h: speech", "noise, events", *(f"missed {name}" for name in names)]]
+            for point in self.curve:
+                rates = [f"{rate.value:.2f}" if rate.hours else "-" for rate in (point.speech, point.sounds)]
+                misses = [f"{100 * point.misses[name].value:.1f} %" for name in names]
+                rows.append([f"{point.threshold:g}", *rates, *misses])
+            lines += [
+                "  " + "  ".join(f"{x:>{len(head)}}" for x, head in zip(row, rows[0], strict=True)) for row in rows
+            ]
         if self.curve and self.curve[0].speech.hours:
             kept = self.within_budget
             reached = f"from threshold {kept.threshold:g} on" if kept else "at none of these thresholds"
@@ -248,20 +237,17 @@ class Live:
     """Thresholds of the bundle."""
     settings: list[Setting]
 
-    @property
-    def title(self) -> str:
+    def __str__(self) -> str:
         least, most = min(self.thresholds.values()), max(self.thresholds.values())
         threshold = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        return f"live, {self.part}, threshold {threshold}: {len(self.thresholds)} commands"
-
-    def __str__(self) -> str:
-        return "\n".join([self.title, *map(str, self.settings)])
+        title = f"live, {self.part}, threshold {threshold}: {len(self.thresholds)} commands"
+        return "\n".join([title, *map(str, self.settings)])
 
 
 def score(placed: Sequence[Placed], examined: Sequence[Examined], name: str) -> Condition:
     """Match each command with the first detection of its word, decided from its start to `LATE_S` after its end."""
     left, latencies, missed = detections_in(examined), [], []
-    judged = [(round(d.confidence, 4), d) for d in left]
+    found = list(left)
     for command in placed:
         for detection in left:
             if detection.word == command.word and command.start_s <= detection.at_s <= command.end_s + LATE_S:
@@ -275,7 +261,7 @@ def score(placed: Sequence[Placed], examined: Sequence[Examined], name: str) -> 
         Share(len(missed), len(placed)),
         len(left),
         tuple(round(x, 3) for x in latencies),
-        tuple((confidence, d not in left) for confidence, d in judged),
+        tuple((round(d.confidence, 4), d not in left) for d in found),
         dict(Counter(cause_of(command, examined) for command in missed)),
     )
 
@@ -338,11 +324,11 @@ class Run:
 
     words: tuple[str, ...]
     """The commands to report."""
-    scenes: list[tuple[Scene, list[Placed], ReadStream]]
+    scenes: list[tuple[str, list[Placed], ReadStream]]
     silences: list[Silence]
 
     def conditions(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Condition]:
-        return [score(placed, decide(stream, thresholds, config), scene.name) for scene, placed, stream in self.scenes]
+        return [score(placed, decide(stream, thresholds, config), name) for name, placed, stream in self.scenes]
 
     def alarms(self, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Alarms]:
         return [silence.alarms(decide(silence.stream, thresholds, config)) for silence in self.silences]
@@ -364,6 +350,7 @@ def run_live(
     """Compose and process all streams of the protocol.
 
     Args:
+        commands: the words to report.
         n_words: commands per scene.
         names: scenes and kinds of audio without commands; default: all.
     Raises:
@@ -371,16 +358,16 @@ def run_live(
         DataError: a command has no recordings.
     """
     known = [*(scene.name for scene in SCENES), *ALARMS]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"no scene {name!r}; there are: {', '.join(known)}")
     wanted = known if names is None else names
-    strange = [name for name in wanted if name not in known]
-    if strange:
-        raise ConfigError(f"no scene {strange[0]!r}; there are: {', '.join(known)}")
     config, stage, scenes = ListenerConfig(), Stage(recordings, part, commands, n_words), []
     for scene in SCENES:
         composed = stage.compose(scene) if scene.name in wanted else None
         if composed:
             stream, placed = composed
-            scenes.append((scene, placed, read_stream(recognizer, [stream], config, commands)))
+            scenes.append((scene.name, placed, read_stream(recognizer, [stream], config, commands)))
     silences = [
         without_commands(recognizer, recordings, part, name, config, commands) for name in ALARMS if name in wanted
     ]
@@ -400,11 +387,9 @@ def evaluate_live(
     """Measure misses, latency and false alarms with the bundle's thresholds, and a curve over other thresholds.
 
     Args:
-        commands: the words to report.
-        n_words: commands per scene.
         thresholds: thresholds of the curve.
         after_talk_s: values of `ListenerConfig.after_talk_s`; each gives one `Setting`.
-        names: scenes and kinds of audio without commands; default: all.
+        n_words, names: see `run_live`.
     """
     own = thresholds_for(recognizer, commands, None)
     run = run_live(recognizer, recordings, part, commands, n_words, names)

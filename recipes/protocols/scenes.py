@@ -7,6 +7,7 @@ shared by all scenes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ BED_S = 5
 """Length of the pieces of noise or speech that are mixed in."""
 QUIET_DBFS = -78.0
 """RMS of the noise in a quiet room."""
+ECHO_DELAY = SAMPLE_RATE_HZ * 8 // 100
+"""Samples from what a loudspeaker is given to the echo at the microphone."""
 
 
 class Recordings:
@@ -120,16 +123,23 @@ class Scene:
     peak_dbfs: float | None = None
     """Peak of each clip, over a quiet room with noise at `QUIET_DBFS`; None: the usual level, without this noise."""
 
+    echo_db: float | None = None
+    """Level of the clip relative to the echo of speech that the machine plays in the same room; None: it is silent."""
+    cancelled: bool = False
+    """Whether the echo is cancelled, given what was played."""
+
     @property
     def name(self) -> str:
         noise = "" if self.snr_db is None else f"{self.snr_db:.0f} dB"
         parts = (
             noise + " over speech" * (self.bed == "speech"),
-            "room" * self.room,
+            "room" * (self.room and self.echo_db is None),
             "" if self.after_talk_s is None else f"{self.after_talk_s:g} s after talk",
             "after a tone" * self.after_tone,
             "home" * self.home,
             "" if self.peak_dbfs is None else f"peak {self.peak_dbfs:.0f} dBFS",
+            "" if self.echo_db is None else f"{self.echo_db:.0f} dB over echo",
+            "cancelled" * self.cancelled,
         )
         return ", ".join(filter(None, parts)) or "clean"
 
@@ -143,6 +153,11 @@ SCENES = (
     Scene(after_tone=True),
     Scene(home=True),
     *(Scene(peak_dbfs=peak_dbfs) for peak_dbfs in (-15.0, -25.0, -35.0, -40.0, -45.0)),
+    *(
+        Scene(room=True, echo_db=db, cancelled=cancelled)
+        for db in (10.0, 5.0, 0.0, -5.0)
+        for cancelled in (False, True)
+    ),
 )
 
 
@@ -296,11 +311,19 @@ class Stage:
             if not mixed.any():
                 return None
             stream += mixed * np.float32(10 ** (-scene.snr_db / 20))
+        if scene.echo_db is not None:
+            played = bed(self._recordings, self._part, "speech", len(stream), np.random.default_rng(7))
+            if not played.any() or (scene.cancelled and not find_spec("livekit")):
+                return None
+            echo = np.pad(reverberate(played, self._rooms[0]), (ECHO_DELAY, 0))[: len(stream)]
+            stream += echo * np.float32(10 ** (-scene.echo_db / 20))
+            stream = without_echo(stream, played) if scene.cancelled else stream
         return np.clip(stream, -1, 1), placed
 
     def _dress(self, scene: Scene) -> Dress | None:
         if scene.room:
-            return InRoom(self._rooms) if self._rooms else None
+            responses = self._rooms if scene.echo_db is None else self._rooms[1:]  # the loudspeaker is in the first
+            return InRoom(responses) if responses else None
         if scene.after_talk_s is not None:
             return AfterTalk(self._sentences, scene.after_talk_s) if self._sentences else None
         if scene.peak_dbfs is not None:
@@ -354,6 +377,15 @@ def bed(recordings: Recordings, part: str, source: str, n_samples: int, rng: np.
     length = BED_S * SAMPLE_RATE_HZ
     pieces = [recordings.crop(int(rng.choice(sources)), rng, length) for _ in range(n_samples // length + 1)]
     return np.concatenate([set_level(piece, SPEECH_DB) for piece in pieces])[:n_samples]
+
+
+def without_echo(stream: Waveform, played: Waveform) -> Waveform:
+    """The stream (time,) of a microphone without the echo of what was played (time,) meanwhile."""
+    from speech.sound.echo import EchoCanceller
+
+    canceller, pairs = EchoCanceller(), zip(blocks(stream), blocks(played), strict=True)
+    found = np.concatenate([canceller.filter(block, reference=reference) for block, reference in pairs])
+    return np.pad(found, (0, len(stream) - len(found)))
 
 
 def blocks(waveform: Waveform) -> list[Waveform]:

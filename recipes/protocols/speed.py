@@ -6,11 +6,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import soundfile
 from onnx import TensorProto, helper, numpy_helper
@@ -42,24 +42,17 @@ class Speed:
             f"{self.start_s / self.imports_s:.2f} x importing numpy and onnxruntime at {self.imports_s:.2f} s"
         )
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
 
 def reference_session() -> onnxruntime.InferenceSession:
     """One forward LSTM layer with random weights, on one thread."""
     rng = np.random.default_rng(0)
     shapes = {"W": (1, 4 * UNITS, INPUTS), "R": (1, 4 * UNITS, UNITS)}
     weights = [numpy_helper.from_array(0.05 * rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()]
-    graph = helper.make_graph(
-        [helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=UNITS)],
-        "reference",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (FRAMES, 1, INPUTS))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (FRAMES, 1, 1, UNITS))],
-        weights,
-    )
+    tensor = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    nodes = [helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=UNITS)]
+    ends = [tensor("x", shape=(FRAMES, 1, INPUTS))], [tensor("y", shape=(FRAMES, 1, 1, UNITS))]
+    graph = helper.make_graph(nodes, "reference", *ends, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -84,12 +77,10 @@ def evaluate_speed(bundle: Path, runs: int = 300, starts: int = 7) -> Speed:
     waveform = 0.1 * rng.standard_normal(info.sample_rate_hz).astype(np.float32)
     reference, frames = reference_session(), rng.standard_normal((FRAMES, 1, INPUTS)).astype(np.float32)
 
-    def ours() -> object:
-        return recognizer.classify(waveform, info.sample_rate_hz)
-
-    def theirs() -> object:
-        return reference.run(None, {"x": frames})
-
+    ours, theirs = (
+        partial(recognizer.classify, waveform, info.sample_rate_hz),
+        partial(reference.run, None, {"x": frames}),
+    )
     pairs = np.array([(cpu_ms(ours), cpu_ms(theirs)) for _ in range(runs + 10)])[10:]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "second.wav"

@@ -79,19 +79,11 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, object]:
         summary = summarize(self.confusion, self.labels, self.commands)
-        return {
-            "title": self.title,
-            "accuracy": self.accuracy.as_dict(),
-            "accuracy_12": summary.accuracy.as_dict(),
-            "keywords": summary.keywords.as_dict(),
-            "unknown_as_command": summary.unknown_as_command.as_dict(),
-            "silence_as_command": summary.silence_as_command.as_dict(),
-            "calibration_error": self.calibration_error,
-            "reliability": [{"confidence": b.confidence, "right": b.right.as_dict()} for b in reliability(self.judged)],
-            "recall_12": {label: share.as_dict() for label, share in summary.recall.items()},
-            "labels": list(self.labels),
-            "confusion": self.confusion.tolist(),
-        }
+        official = {"accuracy_12": summary.accuracy, "recall_12": summary.recall, "keywords": summary.keywords}
+        taken = {f"{kind}_as_command": getattr(summary, f"{kind}_as_command") for kind in ("unknown", "silence")}
+        judged = {"calibration_error": self.calibration_error, "reliability": reliability(self.judged)}
+        confusion = {"labels": self.labels, "confusion": self.confusion}
+        return {"title": self.title, "accuracy": self.accuracy} | official | taken | judged | confusion
 
 
 def confuse(
@@ -167,22 +159,12 @@ def plot_confusion(evaluation: Evaluation, target: Path) -> None:
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(evaluation.confusion), strict=True):
-        axes.text(
-            j,
-            i,
-            evaluation.confusion[i, j],
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if shares[i, j] > 0.5 else "black",
-        )
+        color = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, evaluation.confusion[i, j], ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(n), evaluation.labels, rotation=60, ha="right")
     axes.set_yticks(range(n), evaluation.labels)
-    axes.set(
-        xlabel="recognised",
-        ylabel="said",
-        title=f"{evaluation.title}\naccuracy {100 * evaluation.accuracy.value:.1f} %",
-    )
+    axes.set(xlabel="recognised", ylabel="said")
+    axes.set_title(f"{evaluation.title}\naccuracy {100 * evaluation.accuracy.value:.1f} %")
     figure.colorbar(image, ax=axes, label="share of the row", shrink=0.7)
     figure.savefig(target, dpi=110)
 
@@ -198,10 +180,8 @@ def plot_reliability(judged: Judged, title: str, target: Path) -> None:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
     axes.errorbar(x, y, [np.maximum(0, y - low), np.maximum(0, high - y)], marker="o", capsize=3, label="measured")
-    for b in bins:
-        axes.annotate(
-            str(b.right.total), (b.confidence, b.right.value), (6, -12), textcoords="offset points", fontsize=8
-        )
+    for b, place in zip(bins, zip(x, y, strict=True), strict=True):
+        axes.annotate(str(b.right.total), place, (6, -12), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="share right")
     axes.set_title(f"{title}\nexpected calibration error {calibration_error(judged):.3f}", fontsize=10)
     axes.legend()
