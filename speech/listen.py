@@ -51,6 +51,7 @@ def _add_sources(parser: Parser) -> None:
     source.add_argument("--stdin", action="store_true", help="audio from a pipe: WAV, FLAC, ..., or raw samples")
     source.add_argument("--demo", action="store_true", help="a recording that ships with the package, in real time")
     source.add_argument("--list-devices", action="store_true", help="show the input devices and exit")
+    group.add_argument("--echo", action="store_true", help="take what this machine plays out of the microphone's audio")
     group.add_argument("--wait", action="store_true", help="wait until the microphone is connected")
     group.add_argument("--rate", type=int, metavar="HZ", help="rate of raw samples on --stdin (default: 16000 Hz)")
     group.add_argument(
@@ -80,7 +81,7 @@ def _check(parser: Parser, arguments: argparse.Namespace) -> None:
     for option in ("rate", "format", "channels"):
         if getattr(arguments, option) is not None and not arguments.stdin:
             parser.error(f"--{option} belongs to --stdin; files and devices have their own")
-    for option in ("no_reconnect", "wait", "channel"):
+    for option in ("no_reconnect", "wait", "channel", "echo"):
         if getattr(arguments, option) and (arguments.file or arguments.stdin or arguments.demo):
             parser.error(f"--{option.replace('_', '-')} belongs to the microphone")
     for option, other in (("realtime", "file"), ("rejected", "json"), ("wake_for", "wake")):

@@ -34,6 +34,7 @@ from speech.settings import match_name
 from speech.sound import channels
 from speech.sound.containers import RawFormat
 from speech.sound.devices import list_devices
+from speech.sound.echo import Playback, without_echo
 from speech.sound.files import Block, Recording, audio_files, open_recording
 from speech.sound.microphone import Microphone
 from speech.sound.sources import limited, number_or_name, paced, standard_input
@@ -160,6 +161,7 @@ class ListeningSession:
 
     def _microphone(self) -> None:
         device, reconnect = number_or_name(self.arguments.device), not self.arguments.no_reconnect
+        playback = Playback() if self.arguments.echo else None
         with Microphone(device, reconnect, self.console.tell, self.channel, self.arguments.wait) as microphone:
             opened, self.pauser.discard = microphone.device, microphone.discard
             self.console.inform(
@@ -167,7 +169,8 @@ class ListeningSession:
             )
             self._note_rate(opened.sample_rate_hz)
             try:
-                self._listen(microphone.blocks(self.rate), opened.name)
+                blocks = microphone.blocks(self.rate)
+                self._listen(without_echo(blocks, playback) if playback else blocks, opened.name)
             finally:
                 self.overflows = microphone.overflows
 

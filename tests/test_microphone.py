@@ -1,6 +1,5 @@
 """The microphone: against a fake PortAudio, and against a real sound server."""
 
-import argparse
 import json
 import os
 import re
@@ -202,19 +201,6 @@ def test_a_second_use_reconnects_as_the_first(portaudio: FakePortAudio, reported
             lose_and_find()
         assert reported == ["'Built-in' stopped delivering audio; waiting for it", "'Built-in' is back, at 16000 Hz"]
     assert all(stream.closed for stream in portaudio.streams)
-
-
-def test_a_channel_for_the_options_of_a_program(portaudio: FakePortAudio) -> None:
-    parser = argparse.ArgumentParser()
-    microphone.add_options(parser)
-    portaudio.devices.append(portaudio.device("Array", 16000, 4))
-    arguments = parser.parse_args(["--device", "array", "--channel", "right"])
-    with microphone.of_arguments(arguments, print) as mic:
-        portaudio.deliver(value=np.arange(4) / 4)
-        assert next(mic.blocks(RATE))[0] == 0.25
-        assert mic.device.number == 2
-    with pytest.raises(ConfigError, match="must be left, right, best, mix"):
-        microphone.of_arguments(parser.parse_args(["--channel", "centre"]), print)
 
 
 @pytest.mark.parametrize(

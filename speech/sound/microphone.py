@@ -1,6 +1,5 @@
 """An input device as a context manager that yields blocks.  If the device disappears, it waits for its return."""
 
-import argparse
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,6 @@ from speech.sound.devices import (
     now_s,
 )
 from speech.sound.files import Block, resample_stream
-from speech.sound.sources import number_or_name
 
 POLL_S = 0.1
 PATIENCE_S = 3.0
@@ -239,23 +237,3 @@ class Microphone:
             mono = selector.push(np.frombuffer(block.samples, np.float32).reshape(-1, block.channels))
             self._watch.check(block, mono)
             yield mono if block.time_s > self._discarded_s else np.zeros_like(mono)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--device` and `--channel`, for `of_arguments`."""
-    parser.add_argument("--device", metavar="N|NAME", help="input device by number or part of its name")
-    parser.add_argument(
-        "--channel", metavar="left|right|N|mix", help="channel of a device with several (default: the best)"
-    )
-
-
-def of_arguments(arguments: argparse.Namespace, tell: Callable[[str], None], **settings: bool) -> Microphone:
-    """The microphone that the options of `add_options` name.
-
-    Args:
-        settings: `reconnect` and `wait` of `Microphone`.
-    Raises:
-        ConfigError: `--channel` is not valid.
-    """
-    channel = channels.parse(arguments.channel or "best")
-    return Microphone(number_or_name(arguments.device), tell=tell, channel=channel, **settings)
