@@ -7,7 +7,6 @@ shared by all scenes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -313,7 +312,7 @@ class Stage:
             stream += mixed * np.float32(10 ** (-scene.snr_db / 20))
         if scene.echo_db is not None:
             played = bed(self._recordings, self._part, "speech", len(stream), np.random.default_rng(7))
-            if not played.any() or (scene.cancelled and not find_spec("livekit")):
+            if not played.any():
                 return None
             echo = np.pad(reverberate(played, self._rooms[0]), (ECHO_DELAY, 0))[: len(stream)]
             stream += echo * np.float32(10 ** (-scene.echo_db / 20))

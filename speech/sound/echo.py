@@ -122,7 +122,7 @@ class EchoCanceller:
         echo = np.fft.irfft((self._filter * self._played).sum(0))[HOP:]
         rest: Block = (heard - echo).astype(np.float32)
         error = np.fft.rfft(np.concatenate([np.zeros(HOP, np.float32), rest]))
-        self._other_power = SMOOTHING * self._other_power + (1 - SMOOTHING) * np.abs(error) ** 2
+        self._other_power += (1 - SMOOTHING) * (np.abs(error) ** 2 - self._other_power)
         power = np.abs(self._played) ** 2
         gain = self._uncertainty / ((power * self._uncertainty).sum(0) + 2 * self._other_power + 1e-10)
         self._filter += gain * self._played.conj() * error
@@ -147,7 +147,8 @@ class Playback:
         if not shutil.which("parec"):
             raise DeviceError("cancelling echo needs parec, of PulseAudio or PipeWire (Debian: pulseaudio-utils)")
         self._process: subprocess.Popen[bytes] | None = None
-        self._samples, self._arrived, self._n_owed = bytearray(), threading.Condition(), 0
+        self._samples, self._arrived = bytearray(), threading.Condition()
+        self._is_aligned, self._n_owed = False, 0
 
     def take(self, n_samples: int) -> Block:
         """The next samples (time,); zeros in place of those that do not come in time, and are then left out."""
