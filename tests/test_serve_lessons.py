@@ -15,16 +15,17 @@ import soundfile
 
 pytest.importorskip("websockets", reason="needs the extra `serve`")
 
+from serving import run
 from test_serve_browser import PATIENCE_S, chromium, needs_chromium, opened, served_in_thread, text
-from test_serve_page import next_event, run, send_all, served, socket_of, words_of
+from test_serve_page import next_event, send_all, served, socket_of, words_of
 
 from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
-from speech.serve.lessons import Lesson, can_learn
+from speech.serve.lessons import ClientLesson, can_learn
 from speech.serve.messages import TIMES
 from speech.serve.security import Access
-from speech.serve.streams import Hearing, PcmFormat
-from speech.sound.files import resample
+from speech.serve.streams import ListenerFactory, PcmDecoder
+from speech.sound.files import pcm, resample
 
 RATE_HZ = 48000
 ESPEAK = shutil.which("espeak-ng")
@@ -53,10 +54,6 @@ def recording(*words: str) -> np.ndarray:
     return audio + 1e-3 * np.random.default_rng(0).standard_normal(len(audio)).astype(np.float32)
 
 
-def pcm(audio: np.ndarray) -> bytes:
-    return (32767 * audio).astype("<i2").tobytes()
-
-
 @pytest.fixture
 def recognizer(tmp_path: Path) -> Recognizer:
     return Recognizer.load(own=OwnWords.load(tmp_path / "own"))
@@ -78,7 +75,9 @@ async def taught(socket: Any, audio: bytes, word: str = OWN, **more: Any) -> lis
 
 def test_a_word_is_taught_heard_and_forgotten(recognizer: Recognizer, tmp_path: Path) -> None:
     async def check() -> None:
-        async with served(Hearing(recognizer)) as server, socket_of(server) as socket:
+        made = ListenerFactory(recognizer, threshold={"yes": 0.9, OWN: 0.1})  # as a file that names the own word
+        announced: list[Any] = []
+        async with served(made=made, announce=announced.append) as server, socket_of(server) as socket:
             ready = await next_event(socket)
             assert ready["own"] == []
             assert OWN not in ready["thresholds"]
@@ -92,11 +91,16 @@ def test_a_word_is_taught_heard_and_forgotten(recognizer: Recognizer, tmp_path: 
 
             async with socket_of(server) as other:
                 assert (await next_event(other))["own"] == [OWN], "everybody may ask for it"
-            await socket.send(json.dumps({"type": "forget", "word": OWN}))
-            forgotten = await next_event(socket)
-            assert (forgotten["type"], forgotten["own"]) == ("forgotten", [])
+                await socket.send(json.dumps({"type": "forget", "word": OWN}))
+                forgotten = await next_event(socket)
+                assert (forgotten["type"], forgotten["own"]) == ("forgotten", [])
+                told = await next_event(other)
+                assert (told["type"], told["own"], OWN in told["thresholds"]) == ("offered", [], False)
             assert words_of(await heard_by(socket, pcm(recording(OWN)))) == []
             assert not list((tmp_path / "own").rglob("*.wav"))
+            assert len(announced) == 2
+            assert OWN in announced[0]
+            assert OWN not in announced[1]
 
     run(check)
 
@@ -112,7 +116,7 @@ async def heard_by(socket: Any, audio: bytes) -> list[dict[str, Any]]:
 
 def test_a_recording_that_is_no_good_says_why_and_does_not_count(recognizer: Recognizer) -> None:
     async def check() -> None:
-        async with served(Hearing(recognizer)) as server, socket_of(server) as socket:
+        async with served(made=ListenerFactory(recognizer)) as server, socket_of(server) as socket:
             await next_event(socket)
             sentence = "this is a long sentence that is certainly longer than a word can be"
             events = await taught(socket, pcm(recording(OWN, sentence, OWN)), times=2)
@@ -126,7 +130,7 @@ def test_a_recording_that_is_no_good_says_why_and_does_not_count(recognizer: Rec
 
 def test_a_lesson_that_is_ended_early_leaves_nothing(recognizer: Recognizer, tmp_path: Path) -> None:
     async def check() -> None:
-        async with served(Hearing(recognizer)) as server, socket_of(server) as socket:
+        async with served(made=ListenerFactory(recognizer)) as server, socket_of(server) as socket:
             await next_event(socket)
             events = await taught(socket, pcm(recording(OWN, OWN)))
             assert "taught" not in [event["type"] for event in events]
@@ -147,7 +151,7 @@ def test_a_lesson_that_is_ended_early_leaves_nothing(recognizer: Recognizer, tmp
 )
 def test_wrong_lessons_are_refused(recognizer: Recognizer, wrong: dict[str, Any], said: str) -> None:
     async def check() -> None:
-        async with served(Hearing(recognizer)) as server, socket_of(server) as socket:
+        async with served(made=ListenerFactory(recognizer)) as server, socket_of(server) as socket:
             await next_event(socket)
             (event,) = await taught(socket, b"", **({"word": OWN} | wrong))
             assert said in event["message"]
@@ -162,7 +166,7 @@ def test_nobody_teaches_where_it_is_not_wanted() -> None:
     assert not can_learn(without), "as with --no-own"
 
     async def check() -> None:
-        async with served(Hearing(without)) as server, socket_of(server) as socket:
+        async with served(made=ListenerFactory(without)) as server, socket_of(server) as socket:
             assert (await next_event(socket))["own"] is None
             (event,) = await taught(socket, b"")
             assert "can't be taught here" in event["message"]
@@ -173,18 +177,18 @@ def test_nobody_teaches_where_it_is_not_wanted() -> None:
 @pytest.mark.parametrize("size", [96, 1000, 100_000])
 def test_where_a_lesson_is_cut_changes_nothing(recognizer: Recognizer, size: int) -> None:
     audio = pcm(recording(OWN, OWN))
-    lesson = Lesson(recognizer, OWN, 5, PcmFormat(RATE_HZ))
+    lesson = ClientLesson(recognizer, OWN, 5, PcmDecoder(RATE_HZ))
     found = [one for begin in range(0, len(audio), size) for one in lesson.feed(audio[begin : begin + size])]
     assert [(one.n, one.fault) for one in found] == [(1, None), (2, None)]
 
 
 def test_clients_that_teach_at_once_both_teach(recognizer: Recognizer) -> None:
     audio, names = pcm(recording(OWN, OWN)), ("first", "second")
-    lessons = [Lesson(recognizer, name, 2, PcmFormat(RATE_HZ)) for name in names]
+    lessons = [ClientLesson(recognizer, name, 2, PcmDecoder(RATE_HZ)) for name in names]
     for lesson in lessons:
         lesson.feed(audio)
     with ThreadPoolExecutor() as threads:
-        forecasts = list(threads.map(Lesson.learn, lessons))
+        forecasts = list(threads.map(ClientLesson.learn, lessons))
     assert [found.word for found in forecasts] == list(names)
     recognizer.look_again()
     assert set(names) < set(recognizer.words)

@@ -4,8 +4,9 @@ import asyncio
 import json
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -14,54 +15,38 @@ import pytest
 
 pytest.importorskip("websockets", reason="needs the extra `serve`")
 
+from serving import TEN, demo_pcm, factory, run
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from speech.listen import DEMO
-from speech.recognizer import Recognizer
+from speech.console import DEMO
+from speech.errors import ConfigError
 from speech.results import Detection
 from speech.serve.page import PageServer
-from speech.serve.security import Access, Limits, is_allowed, is_loopback, parse_networks
-from speech.serve.streams import Hearing, Workers
+from speech.serve.security import Access, Limits, Machines, is_loopback, names_of
+from speech.serve.streams import ListenerFactory
 from speech.sound.files import read
 
-TEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 DEVICE_HZ = 48000
 CHUNK = 2 * 1024  # bytes
-TIMEOUT_S = 60.0
+DEMO_PCM = demo_pcm(DEVICE_HZ)
+FIRST_WORD = DEMO_PCM[: 3 * DEVICE_HZ]
 Events = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def hearing() -> Hearing:
-    return Hearing(Recognizer.load())
-
-
-@pytest.fixture(scope="module")
-def demo_pcm() -> bytes:
-    return (32767 * read(DEMO, DEVICE_HZ)).astype("<i2").tobytes()
 
 
 @asynccontextmanager
 async def served(
-    hearing: Hearing, limits: Limits | None = None, access: Access | None = None, **more: Any
+    limits: Limits | None = None, access: Access | None = None, made: ListenerFactory | None = None, **more: Any
 ) -> AsyncIterator[PageServer]:
-    publish = more.pop("publish", lambda _: None)
-    workers = Workers()
     access = access or Access("127.0.0.1", 0)
-    async with PageServer(hearing, access, limits or Limits(), workers, publish, **more) as server:
+    async with PageServer(made or factory(), access, limits or Limits(), **more) as server:
         yield server
-    workers.close()
-
-
-def run(check: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(check(), TIMEOUT_S))
 
 
 def socket_of(server: PageServer, name: str = "127.0.0.1", **more: Any) -> connect:
     """A connection to this machine that asks for it under a name."""
     port = server.access.port
-    more = {"max_size": None, "compression": None, "host": "127.0.0.1", "port": port} | more
+    more = {"max_size": None, "compression": None, "ping_interval": None, "host": "127.0.0.1", "port": port} | more
     return connect(f"ws://{name}:{port}/socket", **more)
 
 
@@ -93,89 +78,66 @@ def words_of(events: Events) -> list[str]:
     return [event["word"] for event in events if event["type"] == "detection"]
 
 
-def test_the_demo_is_heard_and_the_talk_rejected(hearing: Hearing, demo_pcm: bytes) -> None:
+@pytest.mark.parametrize("chunk", [997, CHUNK, 200_000])
+def test_the_demo_is_heard_wherever_messages_are_cut(chunk: int) -> None:
     published: list[Detection] = []
 
     async def check() -> None:
-        async with served(hearing, publish=published.append) as server:
-            events = await heard(server, demo_pcm)
+        async with served(publish=published.append) as server:
+            events = await heard(server, DEMO_PCM, chunk)
         assert words_of(events) == TEN
-        first = next(event for event in events if event["type"] == "detection")
-        assert first.keys() == {"type", "word", "start_s", "end_s", "confidence", "at_s"}
-        assert 0 < first["start_s"] < first["end_s"] < first["at_s"] < 1.5
+        found = [event for event in events if event["type"] == "detection"]
+        assert found[0].keys() == {"type", "word", "start_s", "end_s", "confidence", "at_s"}
+        alone = factory().listener(lambda _: None).listen([read(DEMO, 16000)])
+        assert [event["at_s"] for event in found] == pytest.approx([d.at_s for d in alone], abs=0.05), "as in a file"
         assert [event["reason"] for event in events if event["type"] == "rejection"] == ["too long"]
-        assert events[-1] == {"type": "stopped", "heard_s": pytest.approx(len(demo_pcm) / 2 / DEVICE_HZ, abs=0.01)}
+        assert events[-1] == {"type": "stopped", "heard_s": pytest.approx(len(DEMO_PCM) / 2 / DEVICE_HZ, abs=0.01)}
 
     run(check)
     assert [detection.word for detection in published] == TEN
 
 
-def test_it_is_decided_when_the_same_audio_in_a_file_is(hearing: Hearing, demo_pcm: bytes) -> None:
-    """What a socket adds in audio time is less than a hop of the detector."""
-
+def test_a_client_chooses_words_and_thresholds() -> None:
     async def check() -> None:
-        async with served(hearing) as server:
-            over_socket = [event for event in await heard(server, demo_pcm) if event["type"] == "detection"]
-        expected = list(hearing.listener(read_settings(), lambda _: None).listen([read(DEMO, 16000)]))
-        assert [event["at_s"] for event in over_socket] == pytest.approx([d.at_s for d in expected], abs=0.05)
-
-    run(check)
-
-
-def read_settings() -> Any:
-    from speech.serve.streams import Settings
-
-    return Settings()
-
-
-@pytest.mark.parametrize("chunk", [997, 200_000])
-def test_where_messages_are_cut_changes_nothing(hearing: Hearing, demo_pcm: bytes, chunk: int) -> None:
-    async def check() -> None:
-        async with served(hearing) as server:
-            assert words_of(await heard(server, demo_pcm, chunk)) == TEN
-
-    run(check)
-
-
-def test_a_client_chooses_words_and_thresholds(hearing: Hearing, demo_pcm: bytes) -> None:
-    async def check() -> None:
-        async with served(hearing) as server:
-            some = await heard(server, demo_pcm, words=["left", "stop", "on"], thresholds={"on": 1.0})
+        async with served() as server:
+            some = await heard(server, DEMO_PCM, words=["LEFT", "stop", "on"], thresholds={"on": 1.0})
             assert words_of(some) == ["left", "stop"]
             assert some[0]["thresholds"]["on"] == 1.0
             reasons = {event["word"]: event["reason"] for event in some if event["type"] == "rejection"}
             assert reasons["on"] == "unsure"
             assert reasons["yes"] == "not asked for"
-            assert words_of(await heard(server, demo_pcm)) == TEN, "the settings of one client are its own"
+            awake = await heard(server, DEMO_PCM, wake="down")
+            assert words_of(awake) == ["down", "left", "right", "stop", "go"], "within five seconds of the wake word"
+            assert words_of(await heard(server, DEMO_PCM)) == TEN, "the settings of one client are its own"
 
     run(check)
 
 
-def test_wrong_settings_leave_the_client_connected(hearing: Hearing, demo_pcm: bytes) -> None:
+def test_wrong_settings_leave_the_client_connected() -> None:
     wrong = [{"words": ["computer"]}, {"thresholds": {"yes": 7}}, {"thresholds": {"yes": float("nan")}}]
-    wrong += [{"after_talk_s": -1}, {"words": ["yes"], "thresholds": {"computer": 0.5}}]
+    wrong += [{"after_talk_s": -1}, {"words": ["yes"], "thresholds": {"computer": 0.5}}, {"wake": "computer"}]
 
     async def check() -> None:
-        async with served(hearing) as server, socket_of(server) as socket:
+        async with served() as server, socket_of(server) as socket:
             await next_event(socket)
             for settings in wrong:
                 await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ} | settings))
                 assert (await next_event(socket))["type"] == "error", settings
-            await send_all(socket, demo_pcm[: 3 * DEVICE_HZ])
+            await send_all(socket, FIRST_WORD)
             assert [(await next_event(socket))["type"] for _ in range(3)] == ["started", "detection", "stopped"]
 
     run(check)
 
 
-def test_levels_and_pictures_come_when_they_are_asked_for(hearing: Hearing, demo_pcm: bytes) -> None:
+def test_levels_and_pictures_come_when_they_are_asked_for() -> None:
     events: Events = []
 
     async def check() -> None:
-        async with served(hearing) as server, socket_of(server) as socket:
+        async with served() as server, socket_of(server) as socket:
             await next_event(socket)
             await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ, "levels": True, "pictures": True}))
             for begin in range(0, 4 * DEVICE_HZ, CHUNK):
-                await socket.send(demo_pcm[begin : begin + CHUNK])
+                await socket.send(DEMO_PCM[begin : begin + CHUNK])
                 events.append(await next_event(socket))
                 while events[-1]["type"] != "level":
                     events.append(await next_event(socket))
@@ -192,18 +154,18 @@ def test_levels_and_pictures_come_when_they_are_asked_for(hearing: Hearing, demo
     assert picture["end_s"] - picture["start_s"] == pytest.approx(0.8, abs=0.3)
 
 
-def test_sixteen_clients_at_once_hear_all_their_words(hearing: Hearing, demo_pcm: bytes) -> None:
+def test_clients_at_once_hear_all_their_words() -> None:
     async def check() -> None:
-        async with served(hearing) as server:
-            found = await asyncio.gather(*(heard(server, demo_pcm, 6 * CHUNK + 2 * n) for n in range(16)))
-        assert [words_of(events) for events in found] == [TEN] * 16
+        async with served() as server:
+            found = await asyncio.gather(*(heard(server, DEMO_PCM, 6 * CHUNK + 2 * n) for n in range(8)))
+        assert [words_of(events) for events in found] == [TEN] * 8
 
     run(check)
 
 
-def test_the_page_comes_with_headers_that_lock_it_in(hearing: Hearing) -> None:
+def test_the_page_comes_with_headers_that_lock_it_in() -> None:
     async def check() -> None:
-        async with served(hearing) as server:
+        async with served() as server:
             status, headers, body = await asyncio.to_thread(get, server.access.port, "/")
             assert status == 200
             assert b"<title>" in body
@@ -232,33 +194,24 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     page = files("speech.serve").joinpath("page.html").read_text("utf-8")
     assert "//" in page, "the check below would find nothing"
     for reference in ("http:", "https:", "src=", "@import", "url("):
-        places = [line for line in page.splitlines() if reference in line]
-        assert [line for line in places if "location.protocol" not in line] == []
+        assert [line for line in page.splitlines() if reference in line] == []
 
 
 def is_refused(status: int) -> Any:
     return pytest.raises(InvalidStatus, match=str(status))
 
 
-def test_pages_from_elsewhere_are_refused(hearing: Hearing) -> None:
+def test_pages_from_elsewhere_are_refused() -> None:
     async def check() -> None:
-        async with served(hearing) as server:
+        async with served() as server:
             port = server.access.port
             for origin in ("https://evil.example", "null", f"http://localhost:{port + 1}", f"https://127.0.0.1:{port}"):
                 with is_refused(403):
                     await socket_of(server, origin=origin)
             with is_refused(421):
                 await socket_of(server, "evil.example", origin=f"http://evil.example:{port}")
-            for host in (
-                "evil.example",
-                "127.0.0.1",
-                f"127.0.0.1:{port}.evil.example",
-                f"127.0.0.1:{port + 1}",
-                "[::",
-                "",
-            ):
-                for path in ("/", "/socket"):
-                    assert (await asyncio.to_thread(get, port, path, host))[0] == 421, host
+            for path in ("/", "/socket"):
+                assert (await asyncio.to_thread(get, port, path, "evil.example"))[0] == 421
             with is_refused(404):
                 await connect(f"ws://127.0.0.1:{port}/other")
             for name in ("127.0.0.1", "localhost", "LOCALHOST"):
@@ -268,9 +221,9 @@ def test_pages_from_elsewhere_are_refused(hearing: Hearing) -> None:
     run(check)
 
 
-def test_beyond_this_machine_a_token_is_needed(hearing: Hearing) -> None:
+def test_beyond_this_machine_a_token_is_needed() -> None:
     async def check() -> None:
-        async with served(hearing, access=Access("0.0.0.0", 0, "right-token")) as server:
+        async with served(access=Access("0.0.0.0", 0, "right-token")) as server:
             assert server.url.endswith("/#right-token")
             for more in (
                 {},
@@ -294,7 +247,7 @@ def test_beyond_this_machine_a_token_is_needed(hearing: Hearing) -> None:
     run(check)
 
 
-def test_messages_that_break_the_rules_end_the_connection(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_break_the_rules_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     start = {"type": "start", "rate_hz": 16000}
     bad: list[str | bytes] = [
         "",
@@ -314,7 +267,7 @@ def test_messages_that_break_the_rules_end_the_connection(hearing: Hearing, capl
     )]  # fmt: skip
 
     async def check() -> None:
-        async with served(hearing) as server:
+        async with served() as server:
             for message in bad:
                 async with socket_of(server) as socket:
                     await next_event(socket)
@@ -329,11 +282,9 @@ def test_messages_that_break_the_rules_end_the_connection(hearing: Hearing, capl
     assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
 
 
-def test_a_message_of_10_mb_ends_the_connection(
-    hearing: Hearing, demo_pcm: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_message_of_10_mb_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
-        async with served(hearing) as server:
+        async with served() as server:
             socket = await socket_of(server)
             await next_event(socket)
             await socket.send(json.dumps({"type": "start", "rate_hz": 48000}))
@@ -344,7 +295,7 @@ def test_a_message_of_10_mb_ends_the_connection(
                 await socket.recv()
             # 1009: too big; None where the connection was reset while the rest was still on its way
             assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
-            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+            assert words_of(await heard(server, FIRST_WORD)) == ["yes"]
 
     run(check)
     assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
@@ -354,13 +305,11 @@ RAW = [b"", b"G", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"\x00
 RAW += [b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 1000 + b"\r\n", b"POST /socket HTTP/1.1\r\nContent-Length: 9\r\n\r\n"]
 
 
-def test_a_thousand_connections_and_half_handshakes_leave_room_for_a_client(
-    hearing: Hearing, demo_pcm: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_thousand_connections_and_half_handshakes_leave_room_for_a_client(caplog: pytest.LogCaptureFixture) -> None:
     limits = Limits(max_clients=4, max_connections=50, handshake_s=1.0)
 
     async def check() -> None:
-        async with served(hearing, limits) as server:
+        async with served(limits) as server:
             async with socket_of(server) as early:
                 await next_event(early)
                 opened = []
@@ -374,17 +323,17 @@ def test_a_thousand_connections_and_half_handshakes_leave_room_for_a_client(
                 assert (await next_event(early))["type"] == "started", "who is in is still served"
                 for reader, writer in opened:
                     with suppress(ConnectionError):
-                        await asyncio.wait_for(reader.read(), 5)
+                        await asyncio.wait_for(reader.read(), 60)
                     writer.close()
-            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+            assert words_of(await heard(server, FIRST_WORD)) == ["yes"]
 
     run(check)
     assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
 
 
-def test_no_more_clients_than_allowed(hearing: Hearing) -> None:
+def test_no_more_clients_than_allowed() -> None:
     async def check() -> None:
-        async with served(hearing, Limits(max_clients=2)) as server:
+        async with served(Limits(max_clients=2)) as server:
             async with socket_of(server) as one, socket_of(server):
                 await next_event(one)
                 with is_refused(503):
@@ -395,9 +344,9 @@ def test_no_more_clients_than_allowed(hearing: Hearing) -> None:
     run(check)
 
 
-def test_a_client_without_audio_is_dropped(hearing: Hearing) -> None:
+def test_a_client_without_audio_is_dropped() -> None:
     async def check() -> None:
-        async with served(hearing, Limits(idle_s=0.3)) as server, socket_of(server) as socket:
+        async with served(Limits(idle_s=0.3)) as server, socket_of(server) as socket:
             await next_event(socket)
             with pytest.raises(TimeoutError):  # an open page that does not listen stays
                 await asyncio.wait_for(socket.recv(), 1)
@@ -411,13 +360,13 @@ def test_a_client_without_audio_is_dropped(hearing: Hearing) -> None:
     run(check)
 
 
-def test_a_client_that_reads_nothing_is_dropped_and_not_waited_for(hearing: Hearing, demo_pcm: bytes) -> None:
+def test_a_client_that_reads_nothing_is_dropped_and_not_waited_for() -> None:
     async def check() -> None:
-        async with served(hearing, Limits(send_s=0.5)) as server:
+        async with served(Limits(send_s=0.5)) as server:
             slow = await socket_of(server, max_queue=1)
             with pytest.raises(ConnectionClosed):
                 await ask_without_end(slow)
-            assert words_of(await heard(server, demo_pcm[: 3 * DEVICE_HZ])) == ["yes"]
+            assert words_of(await heard(server, FIRST_WORD)) == ["yes"]
 
     run(check)
 
@@ -428,20 +377,27 @@ async def ask_without_end(socket: ClientConnection) -> None:
         await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ, "words": ["x" * 100_000]}))
 
 
-def test_https_with_a_certificate(hearing: Hearing, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("certificate")
+    key, path = folder / "key.pem", folder / "certificate.pem"
     made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], capture_output=True,
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2", "-addext",
+         "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:*.home.example", "-keyout", key, "-out", path],
+        capture_output=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
+    return path, key
+
+
+def test_https_with_a_certificate(certificate: tuple[Path, Path]) -> None:
+    assert names_of(certificate[0]) == ("127.0.0.1", "localhost", "*.home.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    trusting = ssl.create_default_context(cafile=str(certificate))
+    context.load_cert_chain(*certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
 
     async def check() -> None:
-        access = Access("127.0.0.1", 0, is_tls=True)
-        async with served(hearing, access=access, certificate=context) as server:
+        async with served(access=Access("127.0.0.1", 0, is_tls=True), certificate=context) as server:
             port = server.access.port
             assert server.url == f"https://127.0.0.1:{port}/"
             origin = f"https://127.0.0.1:{port}"
@@ -453,17 +409,99 @@ def test_https_with_a_certificate(hearing: Hearing, tmp_path: Path) -> None:
     run(check)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
-def test_loopback_is_distinguished_from_other_addresses(host: str) -> None:
-    assert is_loopback(host)
-    assert not is_loopback("0.0.0.0")
-    assert not is_loopback("192.168.1.7")
-    assert not is_loopback("localhost.evil.example")
+def test_the_names_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Kitchen-Pi")
+    here = Access("127.0.0.1", 8765)
+    for host in ("localhost", "127.0.0.1:9000", "[::1]:8765"):
+        assert here.knows(host), host
+    for host in ("evil.example", "192.168.1.7", "kitchen-pi", "", "[::", "127.0.0.1:80.evil.example", "a@localhost"):
+        assert not here.knows(host), host
+    wide = Access("0.0.0.0", 8765, "token", names=("speech.example.org:444", "*.home.arpa"))
+    for host in ("localhost", "192.168.1.7:99", "kitchen-pi", "kitchen-pi.fritz.box", "kitchen-pi.lan:80",
+                 "speech.example.org", "ears.home.arpa"):  # fmt: skip
+        assert wide.knows(host), host
+    for host in ("evil.example", "home.arpa", "a.b.home.arpa", "x.speech.example.org", "kitchen-pi2"):
+        assert not wide.knows(host), host
+    assert wide.url == "http://speech.example.org:444/#token"
+    assert replace(wide, names=()).url == "http://Kitchen-Pi:8765/#token"
 
 
-def test_networks() -> None:
-    networks = parse_networks(["192.168.1.0/24", "fd00::5"])
-    for address in ("192.168.1.7", "::ffff:192.168.1.7", "fd00::5", "127.0.0.1", "::1"):
-        assert is_allowed(address, networks)
-    for address in ("192.168.2.7", "::ffff:10.0.0.1", "fd00::6", "fe80::1%eth0"):
-        assert not is_allowed(address, networks)
+def test_only_a_trusted_proxy_says_which_host_and_scheme_were_asked_for() -> None:
+    behind = Access("127.0.0.1", 0, names=("speech.example.org",), base_path="/speech", proxies=Machines(["127.0.0.1"]))
+    forwarded = {"X-Forwarded-Host": "speech.example.org", "X-Forwarded-Proto": "https"}
+    origin = "https://speech.example.org"
+
+    async def check() -> None:
+        for access in (behind, replace(behind, proxies=Machines(["192.0.2.1"])), replace(behind, proxies=Machines([]))):
+            async with served(access=access) as server:
+                port = server.access.port
+                for path, status in (("/speech/", 200), ("/speech", 307), ("/speech/other", 404), ("/", 200)):
+                    assert (await asyncio.to_thread(get, port, path))[0] == status
+                address = f"ws://127.0.0.1:{port}/speech/socket"
+                if access is behind:
+                    async with connect(address, origin=origin, additional_headers=forwarded) as socket:
+                        assert (await next_event(socket))["type"] == "ready"
+                    evil = forwarded | {"X-Forwarded-Host": "evil.example"}
+                    with is_refused(421):
+                        await connect(address, origin="https://evil.example", additional_headers=evil)
+                    with is_refused(403):
+                        await connect(address, origin=origin.replace("https", "http"), additional_headers=forwarded)
+                else:
+                    with is_refused(403):
+                        await connect(address, origin=origin, additional_headers=forwarded)
+
+    run(check)
+
+
+def test_an_error_reaches_a_client_that_is_still_sending() -> None:
+    async def check() -> None:
+        async with served(Limits(send_s=1.0)) as server, socket_of(server) as socket:
+            await next_event(socket)
+            with suppress(ConnectionClosed):
+                for _ in range(100):
+                    await socket.send(bytes(100_000))  # before it has started a stream
+            assert "audio before" in (await next_event(socket))["message"]
+
+    run(check)
+
+
+def test_this_machine_is_told_from_others() -> None:
+    for host in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "localhost"):
+        assert is_loopback(host), host
+    for host in ("0.0.0.0", "192.168.1.7", "localhost.evil.example", "::", ""):
+        assert not is_loopback(host), host
+
+
+def test_machines_by_address_network_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, said = Machines(["192.168.1.0/24", "fd00::5", "ha.local"]), list[str]()
+    for address in ("192.168.1.7", "::ffff:192.168.1.7", "fd00::5"):
+        assert address in machines
+    for address in ("192.168.2.7", "::ffff:10.0.0.1", "fd00::6", "fe80::1%eth0", "127.0.0.1"):
+        assert address not in machines
+    found: list[str] = []
+
+    async def look_up(*_: object, **__: object) -> list[Any]:
+        if not found:
+            raise OSError("no such name")
+        return [(None, None, None, None, (address, 0)) for address in found]
+
+    async def check() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        monkeypatch.setattr("speech.serve.security.RESOLVE_S", 0.01)
+        await machines.look_up(said.append)
+        assert "ha.local" in said.pop()
+        looking = asyncio.create_task(machines.keep_looking_up(said.append))
+        for address in ("10.0.0.5", "fd00::7"):
+            found[:] = [address]
+            while address not in machines:
+                await asyncio.sleep(0.01)
+        assert "10.0.0.5" not in machines, "it has another address now"
+        found.clear()
+        await asyncio.sleep(0.05)
+        assert "fd00::7" in machines, "an address is kept while the name is not found"
+        looking.cancel()
+
+    run(check)
+    for wrong in ("192.168.1.300", "1.2.3", "x/y", "192.168.1.7/99", "", "a b"):
+        with pytest.raises(ConfigError, match="--allow expects"):
+            Machines([wrong])

@@ -8,14 +8,14 @@ import ssl
 import sys
 import webbrowser
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech.bundle import DEFAULT_MODEL, MODELS
+from speech.bundle import MODELS
 from speech.console import (
     SIGNALS,
     Console,
@@ -27,20 +27,26 @@ from speech.console import (
     chosen_words,
     listener_config,
     make_recognizer,
+    model_name,
     run_program,
 )
 from speech.errors import BundleError, ConfigError
-from speech.recognizer import Recognizer
+from speech.settings import match_name
 
 if TYPE_CHECKING:
-    from speech.serve.mqtt import Publish
     from speech.serve.page import PageServer
-    from speech.serve.security import Limits
-    from speech.serve.streams import Hearing, Workers
+    from speech.serve.streams import ListenerFactory
     from speech.serve.wyoming import WyomingServer
 
-EXTRA = "python -m speech.serve needs more packages: pip install 'speech-commands-offline[serve]'"
-PACKAGES = ("wyoming", "websockets", "aiomqtt", "onnx")
+EXTRA = "speech-serve needs more packages; in the folder of this project: pip install '.[serve]'"
+PACKAGES = ("wyoming", "websockets", "paho", "zeroconf", "onnx")
+MICROPHONE = (
+    "note: browsers give the microphone only to https pages (--certificate, or a proxy: docs/serve.md) and to pages "
+    "from their own machine"
+)
+MAX_THREADS = 4
+"""Threads that recognise; onnxruntime releases the GIL while it works.  A job is one message, and each client has at
+most one job at a time, so a client waits for at most one message of each other client."""
 PAGE_PORT = 8765
 WYOMING_URI = "tcp://127.0.0.1:10400"
 SPEECH_MODEL = "connected"
@@ -52,29 +58,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="speech-serve", description="Serve speech commands to other programs, offline.")
     commands = parser.add_subparsers(dest="command", required=True)
     page = commands.add_parser("page", help="a web page, and a WebSocket for programs")
-    page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, this machine only)")
-    page.add_argument("--port", type=int, default=PAGE_PORT, help=f"(default: {PAGE_PORT})")
-    page.add_argument("--open", action="store_true", help="open the page in the browser")
-    page.add_argument("--certificate", type=Path, metavar="PEM", help="serve https, with --key")
-    page.add_argument("--key", type=Path, metavar="PEM", help="private key of --certificate")
+    add = page.add_argument
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, this machine only)")
+    add("--port", type=int, default=PAGE_PORT, help=f"(default: {PAGE_PORT})")
+    add("--open", action="store_true", help="open the page in the browser")
+    add("--certificate", type=Path, metavar="PEM", help="serve https, with --key")
+    add("--key", type=Path, metavar="PEM", help="private key of --certificate")
+    add("--name", action="append", default=[], metavar="HOST", help="another name of this server, such as "
+        "speech.example.org; may be repeated (default: the machine's and the certificate's)")  # fmt: skip
+    add("--base-path", default="", metavar="PATH", help="what a proxy puts before the paths, such as /speech")
+    add("--trusted-proxy", action="append", default=[], metavar="ADDRESS", help="a proxy whose X-Forwarded-Host and "
+        "X-Forwarded-Proto are believed; may be repeated")  # fmt: skip
     wyoming = commands.add_parser("wyoming", help="the protocol of Home Assistant's voice satellites")
-    wyoming.add_argument("--uri", default=WYOMING_URI, help=f"tcp://HOST:PORT or unix:///PATH (default: {WYOMING_URI})")
-    wyoming.add_argument("--allow", action="append", default=[], metavar="ADDRESS", help="other machines that may "
-                         "connect, such as 192.168.1.7 or 192.168.1.0/24; may be repeated")  # fmt: skip
-    wyoming.add_argument("--speech-model", default=SPEECH_MODEL, metavar="PATH", help="bundle for speech to text "
-                         f"(default: {SPEECH_MODEL})")  # fmt: skip
+    add = wyoming.add_argument
+    add("--uri", default=WYOMING_URI, help=f"tcp://HOST:PORT or unix:///PATH (default: {WYOMING_URI})")
+    add("--allow", action="append", default=[], metavar="HOST", help="other machines that may connect, such as "
+        "homeassistant.local, 192.168.1.7 or 192.168.1.0/24; may be repeated")  # fmt: skip
+    add("--no-zeroconf", action="store_true", help="do not announce the server in the network; one that only this "
+        "machine can reach is never announced")  # fmt: skip
+    add("--speech-model", default=SPEECH_MODEL, metavar="PATH", help=f"bundle for text (default: {SPEECH_MODEL})")
     for command in (page, wyoming):
         add_common(command)
     arguments = parser.parse_args(argv)
-    if not arguments.max_clients > 0:
-        parser.error("--max-clients must be positive")
-    if arguments.command == "page":
-        if (arguments.certificate is None) != (arguments.key is None):
-            parser.error("--certificate and --key belong together")
-        if not 0 <= arguments.port < 65536:
-            parser.error("--port must lie in 0..65535")
-    if not arguments.mqtt and (arguments.mqtt_user or arguments.mqtt_password_file or arguments.mqtt_tls):
-        parser.error("--mqtt-user, --mqtt-password-file and --mqtt-tls belong to --mqtt")
+    check(parser, arguments)
     return arguments
 
 
@@ -82,124 +88,153 @@ def add_common(command: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
     add_model(command)
     add_decision(command)
-    command.add_argument("--max-clients", type=int, default=32, metavar="N", help="most clients at once (default: 32)")
-    command.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish detections to this broker, as speech/WORD")
-    command.add_argument(
-        "--mqtt-prefix", default="speech", metavar="TOPIC", help="first part of the topics (default: speech)"
-    )
-    command.add_argument("--mqtt-user", metavar="NAME")
-    command.add_argument("--mqtt-password-file", type=Path, metavar="FILE", help="its first line is the password")
-    command.add_argument("--mqtt-tls", action="store_true", help="encrypt, and check the broker's certificate")
-    command.add_argument("--verbose", action="store_true", help="also report why clients are refused or dropped")
-    command.add_argument("--quiet", action="store_true", help="only errors and warnings")
+    add = command.add_argument
+    add("--wake", metavar="WORD", help="accept commands only after this word; clients of the page may choose another")
+    add("--wake-for", type=float, metavar="S", help="seconds after it in which a command may begin (default: 5.0 s)")
+    add("--max-clients", type=int, default=32, metavar="N", help="most clients at once (default: 32)")
+    add("--mqtt", metavar="HOST[:PORT]", help="publish detections to this broker, as speech/WORD")
+    add("--mqtt-prefix", default="speech", metavar="TOPIC", help="first part of the topics (default: speech)")
+    add("--mqtt-user", metavar="NAME")
+    add("--mqtt-password-file", type=Path, metavar="FILE", help="its first line is the password")
+    add("--mqtt-tls", action="store_true", help="encrypt, and check the broker's certificate")
+    add("--verbose", action="store_true", help="also report why clients are refused or dropped")
+    add("--quiet", action="store_true", help="only errors and warnings")
 
 
-def hearing_from(
-    arguments: argparse.Namespace,
-    recognizer: Recognizer,
-    console: Console,
-    with_grammar: bool,
-    others: Sequence[str] = (),
-) -> "Hearing":
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse contradictory options."""
+    if arguments.wake_for is not None and not arguments.wake:
+        parser.error("--wake-for belongs to --wake")
+    if not arguments.max_clients > 0:
+        parser.error("--max-clients must be positive")
+    if arguments.command == "page":
+        if (arguments.certificate is None) != (arguments.key is None):
+            parser.error("--certificate and --key belong together")
+        if not 0 <= arguments.port < 65536:
+            parser.error("--port must lie in 0..65535")
+        arguments.base_path = arguments.base_path.rstrip("/")
+        if arguments.base_path and not arguments.base_path.startswith("/"):
+            parser.error("--base-path must begin with /")
+    if not arguments.mqtt and (arguments.mqtt_user or arguments.mqtt_password_file or arguments.mqtt_tls):
+        parser.error("--mqtt-user, --mqtt-password-file and --mqtt-tls belong to --mqtt")
+
+
+def make_factory(
+    arguments: argparse.Namespace, console: Console, has_grammar: bool, others: Sequence[str] = ()
+) -> "ListenerFactory":
     """What a bundle offers to clients, with the settings of the command line.
 
     Args:
-        with_grammar: whether `--grammar` applies to this bundle.
-        others: words of another bundle of this server; `--words` and `--thresholds` may name them too.
+        has_grammar: whether `--grammar` is meant for this bundle.
+        others: words of another bundle of this server; `--words` may name them too.
     Raises:
         ConfigError: settings out of range, or a word that no bundle knows.
     """
-    from speech.serve.streams import Hearing, Settings
+    from speech.serve.streams import ListenerFactory
 
-    known = tuple(recognizer.thresholds)
+    recognizer = make_recognizer(arguments, console)
+    known = recognizer.words
     named = chosen_words(arguments, (*known, *others))
-    strange = set(named or ()) - {*known, *others}
-    if strange:
+    if strange := set(named or ()) - {*known, *others}:
         unknown = ", ".join(map(repr, sorted(strange)))
         raise ConfigError(f"the model does not know {unknown}; it knows {', '.join(known)}")
     chosen = tuple(word for word in named or () if word in known) or None
-    threshold = chosen_thresholds(arguments, recognizer, console, others)
-    grammar = chosen_grammar(arguments.grammar, chosen or known) if with_grammar else None
-    hearing = Hearing(recognizer, chosen, threshold, listener_config(arguments), grammar)
-    hearing.listener(Settings(), lambda _: None)  # raises now if the settings are wrong
-    return hearing
+    threshold = chosen_thresholds(arguments, recognizer, console)
+    grammar = chosen_grammar(arguments.grammar, chosen or known) if has_grammar else None
+    wake = match_name(arguments.wake, known) if arguments.wake else None
+    factory = ListenerFactory(recognizer, chosen, threshold, listener_config(arguments), grammar, wake)
+    factory.listener(lambda _: None)  # raises now if the settings are wrong
+    return factory
 
 
-def page_server(
-    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish", console: Console
-) -> "PageServer":
+def page_server(arguments: argparse.Namespace, console: Console) -> "PageServer":
     """A `PageServer` for the command line.  Raises ConfigError for a certificate or setting that can't be used."""
     from speech.serve.page import PageServer
-    from speech.serve.security import Access, is_loopback, new_token
+    from speech.serve.security import Access, Machines, is_loopback, names_of, new_token
     from speech.trace import Tracer
 
-    certificate = None
+    certificate, names = None, tuple(arguments.name)
     if arguments.certificate:
         certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             certificate.load_cert_chain(arguments.certificate, arguments.key)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(f"{arguments.certificate} and {arguments.key} can't be used: {error}") from error
-    hearing = hearing_from(arguments, make_recognizer(arguments, console), console, with_grammar=True)
-    token = None if is_loopback(arguments.host) else new_token()
-    access = Access(arguments.host, arguments.port, token, certificate is not None)
+        names += names_of(arguments.certificate)
+    proxies = Machines(arguments.trusted_proxy, "--trusted-proxy")
+    factory = make_factory(arguments, console, has_grammar=True)
+    is_private = is_loopback(arguments.host) and not arguments.name and not proxies  # a proxy forwards everybody
+    token = None if is_private else new_token()
+    access = Access(
+        arguments.host, arguments.port, token, certificate is not None, names, arguments.base_path, proxies
+    )  # fmt: skip
     tracer = None
     with suppress(BundleError):  # other graphs are served without pictures of the network
-        tracer = Tracer(bundle_path(arguments.model))
-    model = Path(arguments.model or DEFAULT_MODEL).stem
-    return PageServer(hearing, access, limits, workers, publish, model, tracer, certificate)
+        path = Path(arguments.model or model_name(arguments))
+        tracer = Tracer(path if path.is_file() else MODELS / f"{path}.onnx")
+    if not is_loopback(arguments.host) and not certificate and not proxies:
+        console.tell(MICROPHONE)
+    return PageServer(factory, access, model=model_name(arguments), tracer=tracer, certificate=certificate)
 
 
-def bundle_path(model: str | None) -> Path:
-    """The file that `Recognizer.load` opens."""
-    path = DEFAULT_MODEL if model is None else Path(model)
-    return path if path.is_file() else MODELS / f"{path}.onnx"
-
-
-def wyoming_server(
-    arguments: argparse.Namespace, limits: "Limits", workers: "Workers", publish: "Publish", console: Console
-) -> "WyomingServer":
+def wyoming_server(arguments: argparse.Namespace, console: Console) -> "WyomingServer":
     """A `WyomingServer` for the command line.  Raises ConfigError for an address that must not be served."""
-    from speech.serve.security import parse_networks
-    from speech.serve.wyoming import House, WyomingServer
+    from speech.serve.security import Machines
+    from speech.serve.wyoming import WyomingServer
 
-    wake = hearing_from(arguments, make_recognizer(arguments, console), console, with_grammar=False)
-    speech = hearing_from(arguments, Recognizer.load(arguments.speech_model), console, True, others=wake.words)
-    # A stream for text holds speech to this program only: no command in it must be rejected as talk to somebody else.
-    speech = replace(speech, config=replace(speech.config, after_talk_s=0.0))
-    return WyomingServer(arguments.uri, House(wake, speech, limits, parse_networks(arguments.allow), workers, publish))
+    wake = make_factory(arguments, console, has_grammar=False)
+    own = {"model": arguments.speech_model, "own": None, "no_own": True, "wake": None, "thresholds": None}
+    for_text = argparse.Namespace(**vars(arguments) | own)
+    speech = make_factory(for_text, console, has_grammar=True, others=wake.words)
+    return WyomingServer(arguments.uri, wake, speech, allowed=Machines(arguments.allow))
 
 
 async def serve(arguments: argparse.Namespace, console: Console) -> None:
     """Serve until a signal arrives."""
     from speech.serve.mqtt import Broker, Publisher
-    from speech.serve.security import Limits
-    from speech.serve.streams import Workers
+    from speech.serve.security import Limits, is_loopback
+    from speech.serve.wyoming import WyomingServer, announced
 
-    stop = asyncio.Event()
-    for kind in SIGNALS:
-        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt
-            if signal.getsignal(kind) != signal.SIG_IGN:  # ignored from the start, as by nohup
-                asyncio.get_running_loop().add_signal_handler(kind, stop.set)
-    limits = Limits(arguments.max_clients, 3 * arguments.max_clients)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, "recognise"))
+    watch_signals(loop, stop)
     async with AsyncExitStack() as opened:
-        workers = Workers()
-        opened.callback(workers.close)
-        publish: Publish = lambda _: None  # noqa: E731
+        server = (page_server if arguments.command == "page" else wyoming_server)(arguments, console)
+        server.limits = Limits(arguments.max_clients, 3 * arguments.max_clients)
         if arguments.mqtt:
             broker = Broker(
                 arguments.mqtt, arguments.mqtt_prefix, arguments.mqtt_user, arguments.mqtt_password_file,
                 arguments.mqtt_tls,
             )  # fmt: skip
-            publish = await opened.enter_async_context(Publisher(broker, console.inform))
-        if arguments.command == "page":
-            url = (await opened.enter_async_context(page_server(arguments, limits, workers, publish, console))).url
-        else:
-            url = (await opened.enter_async_context(wyoming_server(arguments, limits, workers, publish, console))).url
-        console.tell(f"serving at {url}; Ctrl-C ends")
+            publisher = Publisher(broker, arguments.command, server.words, console.inform)
+            server.publish, server.announce = opened.enter_context(publisher), publisher.announce
+        machines = server.allowed if isinstance(server, WyomingServer) else server.access.proxies
+        await machines.look_up(console.tell)
+        opened.callback(asyncio.create_task(machines.keep_looking_up(console.tell)).cancel)
+        await opened.enter_async_context(server)
+        if isinstance(server, WyomingServer) and server.host_and_port and not arguments.no_zeroconf:
+            host, port = server.host_and_port
+            if not is_loopback(host):
+                await opened.enter_async_context(announced(host, port))
+        console.tell(f"serving at {server.url}; Ctrl-C ends")
         if arguments.command == "page" and arguments.open:
-            await asyncio.to_thread(webbrowser.open, url)
+            await asyncio.to_thread(webbrowser.open, server.url)
         await stop.wait()
+
+
+def watch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Let the first signal end the program in order, and a second one at once."""
+    watched = [kind for kind in SIGNALS if signal.getsignal(kind) != signal.SIG_IGN]  # ignored from the start by nohup
+
+    def end() -> None:
+        stop.set()
+        for kind in watched:
+            loop.remove_signal_handler(kind)
+            signal.signal(kind, signal.SIG_DFL)
+
+    with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt
+        for kind in watched:
+            loop.add_signal_handler(kind, end)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,7 @@ from speech.own.lesson import Fault, TeachingSession, takes
 from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
 from speech.segment import ListenerConfig
-from speech.serve.streams import Decoder, PcmFormat, level_dbfs
+from speech.serve.streams import PcmDecoder
 from speech.settings import normal_name
 from speech.sound.files import Block
 
@@ -30,28 +30,27 @@ class Recorded:
     """Why this one does not count, or None."""
 
 
-class Lesson:
+class ClientLesson:
     """The stream of a client that teaches a word.
 
     Args:
         recognizer: the recogniser that learns the word.
         word: name of the word.
         wanted: number of recordings, `FEWEST`..`MOST`.
-        pcm: format of the client's audio.
+        decoder: for the client's audio.
     Raises:
         BundleError: the bundle can't learn words.
         ConfigError: an invalid name or number of recordings.
     """
 
-    def __init__(self, recognizer: Recognizer, word: str, wanted: int, pcm: PcmFormat) -> None:
+    def __init__(self, recognizer: Recognizer, word: str, wanted: int, decoder: PcmDecoder) -> None:
         if not FEWEST <= wanted <= MOST:
             raise ConfigError(f"{wanted} recordings; it takes {FEWEST} to {MOST}")
-        self._recognizer, self._session = recognizer, TeachingSession(recognizer, word, wanted)
+        self.decoder, self._recognizer = decoder, recognizer
+        self._session = TeachingSession(recognizer, word, wanted)
         self.word, self.wanted, self.is_over = self._session.name, wanted, False
-        self._decoder = Decoder(pcm, recognizer.info.sample_rate_hz)
         self._blocks: deque[Block] = deque()
         self._takes = takes(self._queued(), ListenerConfig())
-        self.level_dbfs, self.heard_s = level_dbfs(self._decoder.decode(b"")), 0.0
 
     def _queued(self) -> Iterator[Block]:
         while True:
@@ -59,10 +58,7 @@ class Lesson:
 
     def feed(self, data: bytes) -> list[Recorded]:
         """Process the next bytes.  Returns the utterances that end in them."""
-        block = self._decoder.decode(data)
-        self.level_dbfs = level_dbfs(block)
-        self.heard_s += len(block) / self._recognizer.info.sample_rate_hz
-        self._blocks.append(block)
+        self._blocks.append(self.decoder.decode(data))
         found: list[Recorded] = []
         for take in self._takes:
             if take is None:  # end of the block

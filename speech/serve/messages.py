@@ -1,89 +1,77 @@
-"""Messages from a client of the WebSocket."""
+"""Text messages from a client of the WebSocket."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speech.errors import SpeechError
-from speech.serve.streams import PcmFormat, Settings
+from speech.serve.streams import ClientError
 
+KINDS = ("start", "stop", "teach", "forget")
 TIMES = 5
 """Default number of recordings of a word."""
 
 
-class ClientError(SpeechError):
-    """A client sent something unsupported; it gets the error and is disconnected."""
-
-
 @dataclass(frozen=True)
-class Start:
-    """`{"type": "start", ...}`: a new stream begins at time 0."""
+class Message:
+    """A message; the fields that its `type` does not need are ignored."""
 
-    pcm: PcmFormat
-    settings: Settings
-    levels: bool
+    type: str
+    """One of `KINDS`: a stream begins at time 0, or ends; the following utterances are recordings of a word; a taught
+    word and its recordings are removed."""
+    rate_hz: int = 0
+    channels: int = 1
+    words: Sequence[str] | None = None
+    thresholds: Mapping[str, float] | None = None
+    after_talk_s: float | None = None
+    wake: str | None = None
+    """"": no wake word is needed."""
+    levels: bool = False
     """Whether the client wants the level of the audio, about once per message."""
-    pictures: bool
+    pictures: bool = False
     """Whether the client wants, for each utterance, the data that the page draws."""
-
-
-@dataclass(frozen=True)
-class Teach:
-    """`{"type": "teach", ...}`: the following utterances are recordings of a word."""
-
-    pcm: PcmFormat
-    word: str
-    times: int
+    word: str = ""
+    times: int = TIMES
     """Number of recordings."""
 
 
-@dataclass(frozen=True)
-class Forget:
-    """`{"type": "forget", ...}`: remove an own word and its recordings."""
-
-    word: str
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
-def parse_message(text: str) -> Start | Teach | Forget | None:
-    """Parse a text message; None for `{"type": "stop"}`, the end of a stream.
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
-    Raises:
-        ClientError: not a valid message.
-        AudioError: an unsupported rate or number of channels.
-    """
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rate_hz": (lambda value: type(value) is int, "an integer"),
+    "channels": (lambda value: type(value) is int, "an integer"),
+    "words": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of words"),
+    "thresholds": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+                   "an object with a number for each word"),
+    "after_talk_s": (_is_number, "a number"),
+    "wake": (_is_text, "a word"),
+    "levels": (lambda value: type(value) is bool, "true or false"),
+    "pictures": (lambda value: type(value) is bool, "true or false"),
+    "word": (_is_text, "a word"),
+    "times": (lambda value: type(value) is int, "an integer"),
+}  # fmt: skip
+
+
+def parse_message(text: str) -> Message:
+    """Parse a message; null for a field means that it is left out.  Raises ClientError if it is not valid."""
     try:
-        message = json.loads(text)
+        given = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ClientError("text messages must be JSON") from error
-    kind = message.get("type") if isinstance(message, dict) else None
-    if kind == "stop":
-        return None
-    if kind == "start":
-        return parse_start(message)
-    if kind not in ("teach", "forget"):
-        raise ClientError('a text message must have the "type" "start", "stop", "teach" or "forget"')
-    word, times = message.get("word"), message.get("times", TIMES)
-    if not isinstance(word, str) or type(times) is not int:
-        raise ClientError('"word" must be a string and "times" an integer')
-    return Forget(word) if kind == "forget" else Teach(format_of(message), word, times)
-
-
-def parse_start(message: dict[str, Any]) -> Start:
-    """Parse a start message.  Raises as `parse_message`."""
-    words, thresholds, after_talk_s = (message.get(name) for name in ("words", "thresholds", "after_talk_s"))
-    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ClientError('"words" must be a list of words')
-    if thresholds is not None and not (isinstance(thresholds, dict) and all(map(is_number, thresholds.values()))):
-        raise ClientError('"thresholds" must give a number for each word')
-    if after_talk_s is not None and not is_number(after_talk_s):
-        raise ClientError('"after_talk_s" must be a number')
-    settings = Settings(words, thresholds, after_talk_s)
-    return Start(format_of(message), settings, message.get("levels") is True, message.get("pictures") is True)
-
-
-def format_of(message: dict[str, Any]) -> PcmFormat:
-    return PcmFormat(message.get("rate_hz"), channels=message.get("channels", 1))  # type: ignore[arg-type]
-
-
-def is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    kind = given.get("type") if isinstance(given, dict) else None
+    if kind not in KINDS:
+        raise ClientError(f'a text message must be an object whose "type" is one of {", ".join(KINDS)}')
+    fields = {name: given[name] for name in CHECKS if given.get(name) is not None}
+    for name, value in fields.items():
+        is_valid, expected = CHECKS[name]
+        if not is_valid(value):
+            raise ClientError(f'"{name}" must be {expected}')
+    if kind in ("teach", "forget") and not isinstance(given.get("word"), str):
+        raise ClientError('"word" must be a word')
+    return Message(kind, **fields)

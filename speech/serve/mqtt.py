@@ -1,34 +1,37 @@
-"""Publishes detections to an MQTT broker, as `speech/<word>`."""
+"""Publishes detections to an MQTT broker, and tells Home Assistant about them."""
 
-import asyncio
 import json
-import logging
+import platform
 import re
 import ssl
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-import aiomqtt
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
+from speech import __version__
 from speech.errors import ConfigError
 from speech.results import Detection, as_dict
-from speech.serve.security import split_port
 from speech.settings import read_text
 
 PORT, TLS_PORT = 1883, 8883
-MAX_WAITING = 100
-"""Most detections that wait for the broker; further ones are dropped."""
-RECONNECT_S = 2.0
-TIMEOUT_S = 5.0
-"""Longest wait for an answer of the broker."""
+KEEPALIVE_S = 15
+"""After 1.5 times this without a sign of life the broker declares the server offline."""
+RECONNECT_S, MOST_RECONNECT_S = 1, 30
+FAREWELL_S = 2.0
+"""Longest wait for the broker to confirm that the server is offline."""
+DISCOVERY_PREFIX = "homeassistant"
+"""Where Home Assistant looks for devices, unless it is configured otherwise."""
+NAME = "speech-commands-offline"
 SPECIAL = re.compile(r"[/+#$\s\0]")
 """Characters that have a meaning in topics, and spaces."""
-
-Publish = Callable[[Detection], None]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class Broker:
     """Where and how to publish.
 
     Raises:
-        ConfigError: an invalid port, a prefix that can't begin a topic, or a password file without a user.
+        ConfigError: an invalid address, a prefix that can't begin a topic, or a password file without a user.
     """
 
     address: str
-    """Host, or host:port."""
+    """Host, host:port, or either as mqtt:// or mqtts://; an IPv6 address may stand in brackets."""
     prefix: str = "speech"
     """First part of the topics."""
     user: str | None = None
@@ -49,17 +52,39 @@ class Broker:
     is_tls: bool = False
 
     def __post_init__(self) -> None:
-        host, port = self.host_and_port
-        if not host or not 0 < port < 65536:
-            raise ConfigError(f"--mqtt expects HOST or HOST:PORT, got {self.address!r}")
+        _ = self.host_and_port
         if not self.prefix or set(self.prefix) & set("+#\0") or self.prefix.startswith(("/", "$")):
             raise ConfigError(f"--mqtt-prefix {self.prefix!r} can't begin a topic")
         if self.password_file and not self.user:
             raise ConfigError("--mqtt-password-file needs --mqtt-user")
 
     @property
+    def encrypts(self) -> bool:
+        return self.is_tls or self.address.startswith("mqtts://")
+
+    @property
     def host_and_port(self) -> tuple[str, int]:
-        return split_port(self.address, TLS_PORT if self.is_tls else PORT)
+        """Host without brackets, and port 1..65535."""
+        text = self.address if "://" in self.address else f"mqtt://{self.address}"
+        scheme, _, rest = text.partition("://")
+        if rest.count(":") > 1 and not rest.startswith("["):
+            text = f"{scheme}://[{rest}]"
+        try:
+            url = urlsplit(text)
+            host, port = url.hostname or "", url.port
+            host.encode("idna")
+        except ValueError:  # UnicodeError is one
+            host, port = "", 0
+        default = TLS_PORT if self.encrypts else PORT
+        if (
+            scheme not in ("mqtt", "mqtts")
+            or not host
+            or port == 0
+            or url.netloc != text.partition("://")[2]
+            or "@" in text
+        ):
+            raise ConfigError(f"--mqtt expects HOST, HOST:PORT or mqtt://HOST:PORT, got {self.address!r}")
+        return host, port or default
 
     @property
     def password(self) -> str | None:
@@ -74,80 +99,100 @@ class Broker:
 
 
 class Publisher:
-    """Publishes detections while it is open, as a context manager; reconnects when the broker is away.
+    """Publishes detections from a thread of its own while it is open, as a context manager; reconnects by itself.
 
     A late command is worse than a lost one: detections are sent once (QoS 0) and not retained, and those from the
-    time without a broker are dropped.
+    time without a broker are dropped.  What describes the server is retained: whether it is online, which the broker
+    changes when the connection breaks, and the words, in the format of Home Assistant's discovery.
 
     Args:
         broker: where to publish.
-        tell: takes messages about the connection.
+        server: name of this server among those of the machine, such as "page".
+        words: the words that may be detected.
+        tell: takes messages about the connection, from another thread.
     """
 
-    def __init__(self, broker: Broker, tell: Callable[[str], None]) -> None:
-        self._broker, self._tell, self._password = broker, tell, broker.password
-        self._waiting: asyncio.Queue[Detection] = asyncio.Queue(MAX_WAITING)
+    def __init__(self, broker: Broker, server: str, words: Sequence[str], tell: Callable[[str], None]) -> None:
+        self._broker, self._tell, self._words = broker, tell, list(words)
+        machine = platform.node() or "unknown"
+        self._id = re.sub(r"[^\w-]", "_", f"speech-{machine}-{server}", flags=re.ASCII)
+        self._about = f"Speech commands, {machine}, {server}"
+        self._is_away = self._is_closed = False
+        self._client = Client(CallbackAPIVersion.VERSION2)
+        self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
+        self._client.on_connect_fail = lambda *_: self._lost(str(sys.exc_info()[1]))
+        self._client.will_set(self._availability, "offline", qos=1, retain=True)
+        self._client.reconnect_delay_set(RECONNECT_S, MOST_RECONNECT_S)
+        if broker.user:
+            self._client.username_pw_set(broker.user, broker.password)
+        if broker.encrypts:
+            self._client.tls_set_context(ssl.create_default_context())
 
-    async def __aenter__(self) -> "Publisher":
-        self._task = asyncio.create_task(self._run())
+    @property
+    def _availability(self) -> str:
+        return f"{self._broker.prefix}/{self._id}/availability"
+
+    @property
+    def _events(self) -> str:
+        return f"{self._broker.prefix}/{self._id}/event"
+
+    @property
+    def discovery(self) -> dict[str, Any]:
+        """An event entity with a device, as https://www.home-assistant.io/integrations/event.mqtt describes it."""
+        return {
+            "name": "Command",
+            "unique_id": self._id,
+            "state_topic": self._events,
+            "event_types": self._words,
+            "availability_topic": self._availability,
+            "device": {"identifiers": [self._id], "name": self._about, "model": NAME, "sw_version": __version__},
+            "origin": {"name": NAME, "sw_version": __version__},
+        }
+
+    def __enter__(self) -> "Publisher":
+        self._client.connect_async(*self._broker.host_and_port, keepalive=KEEPALIVE_S)
+        self._client.loop_start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+    def __exit__(self, *_: object) -> None:
+        self._is_closed = True  # if the thread is just connecting, it ends after that
+        with suppress(RuntimeError, ValueError):  # the connection is lost now
+            if self._client.is_connected():
+                self._client.publish(self._availability, "offline", qos=1, retain=True).wait_for_publish(FAREWELL_S)
+        self._client.disconnect()
 
     def __call__(self, detection: Detection) -> None:
-        """Queue a detection for publishing; returns at once."""
-        with suppress(asyncio.QueueFull):
-            self._waiting.put_nowait(detection)
+        """Publish a detection; returns at once."""
+        if self._client.is_connected():
+            found = as_dict(detection)
+            self._client.publish(self._broker.topic(detection.word), json.dumps(found))
+            self._client.publish(self._events, json.dumps({"event_type": detection.word} | found))
 
-    async def _run(self) -> None:
-        is_away = False
-        while True:
-            try:
-                async with self._connect() as client:
-                    self._tell(f"MQTT: connected to {self._broker.address}")
-                    is_away = False
-                    while not self._waiting.empty():
-                        self._waiting.get_nowait()
-                    await self._forward(client)
-            except aiomqtt.MqttError as error:
-                if not is_away:
-                    self._tell(f"MQTT: {self._broker.address}: {error}; trying again")
-                is_away = True
-                await asyncio.sleep(RECONNECT_S)
+    def announce(self, words: Sequence[str]) -> None:
+        """From now on these words may be detected."""
+        self._words = list(words)
+        if self._client.is_connected():
+            topic = f"{DISCOVERY_PREFIX}/event/{self._id}/config"
+            self._client.publish(topic, json.dumps(self.discovery), qos=1, retain=True)
 
-    def _connect(self) -> aiomqtt.Client:
-        host, port = self._broker.host_and_port
-        return aiomqtt.Client(
-            host,
-            port,
-            username=self._broker.user,
-            password=self._password,
-            timeout=TIMEOUT_S,
-            tls_context=ssl.create_default_context() if self._broker.is_tls else None,
-        )
+    def _on_connect(self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, ___: Any) -> None:
+        if reason.is_failure:
+            self._lost(str(reason))
+        elif self._is_closed:
+            client.disconnect()
+        else:
+            self.announce(self._words)
+            client.publish(self._availability, "online", qos=1, retain=True)
+            self._is_away = False
+            self._tell(f"MQTT: connected to {self._broker.address}")
 
-    async def _forward(self, client: aiomqtt.Client) -> None:
-        """Publish until the connection breaks, which only a reader notices."""
-        tasks = [asyncio.create_task(self._publish(client)), asyncio.create_task(read_on(client))]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def _on_disconnect(self, _: Client, __: Any, ___: DisconnectFlags, reason: ReasonCode, ____: Any) -> None:
+        if not self._is_closed:
+            self._lost(str(reason))
 
-    async def _publish(self, client: aiomqtt.Client) -> None:
-        while True:
-            detection = await self._waiting.get()
-            await client.publish(self._broker.topic(detection.word), json.dumps(as_dict(detection)))
-
-
-async def read_on(client: aiomqtt.Client) -> None:
-    """Read, without subscribing to anything, until the connection breaks and MqttError is raised."""
-    async for _ in client.messages:
-        pass
+    def _lost(self, why: str) -> None:
+        if self._is_closed:
+            self._client.disconnect()
+        elif not self._is_away:
+            self._is_away = True
+            self._tell(f"MQTT: {self._broker.address}: {why}; trying again")

@@ -11,9 +11,9 @@ import logging
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -26,37 +26,29 @@ from websockets.typing import Subprotocol
 
 from speech import __version__
 from speech.errors import BundleError, ConfigError, SpeechError
-from speech.results import Examined, as_dict
-from speech.serve.lessons import Lesson, can_learn, forget
-from speech.serve.messages import ClientError, Start, Teach, parse_message
-from speech.serve.mqtt import Publish
+from speech.results import Detection, Examined, as_dict
+from speech.serve.lessons import ClientLesson, can_learn, forget
+from speech.serve.messages import Message, parse_message
 from speech.serve.pictures import picture_of
 from speech.serve.security import TOKEN_PREFIX, Access, Limits
-from speech.serve.streams import Hearing, Settings, Stream, Workers
+from speech.serve.streams import ClientError, ClientStream, ListenerFactory, PcmDecoder
 from speech.trace import Tracer
 
-SOCKET_PATH = "/socket"
 PROTOCOL = Subprotocol("speech.v1")
-MOST_AT_ONCE = 32
-"""Most messages of one client that wait to be processed."""
-MOST_BYTES = 1 << 16
-"""Waiting audio messages are joined up to about this size; 0.7 s of audio at 48 kHz."""
 BROKEN_RULE = 1008
 """WebSocket close code: the client broke a rule."""
+Event = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
 class Client:
-    """One WebSocket: messages with audio in, events out, until it leaves, breaks a rule or is too slow."""
+    """One WebSocket: messages with audio in, events out."""
 
     def __init__(self, socket: ServerConnection, server: "PageServer") -> None:
         self._socket, self._server = socket, server
-        self._stream: Stream | None = None
-        self._start: Start | None = None
-        self._lesson: Lesson | None = None
-        self._messages: asyncio.Queue[str | bytes | Exception] = asyncio.Queue(MOST_AT_ONCE)
-        self._held: str | Exception | None = None
+        self._stream: ClientStream | ClientLesson | None = None
+        self._start = Message("start")
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks a rule or is too slow."""
@@ -75,124 +67,85 @@ class Client:
                 await self._socket.close(BROKEN_RULE, "see the error")
 
     async def _converse(self) -> None:
-        reading = asyncio.create_task(self._read())
-        try:
-            while True:
-                message = await self._next()
+        limits = self._server.limits
+        while True:
+            try:
+                async with asyncio.timeout(limits.idle_s):
+                    message = await self._socket.recv()
+            except TimeoutError:
+                if self._stream:
+                    raise ClientError(f"no audio for {limits.idle_s:g} s") from None
+                async with asyncio.timeout(limits.send_s):  # a page that is open, but not listening
+                    await (await self._socket.ping())
+            else:
                 if isinstance(message, bytes):
                     await self._hear(message)
                 else:
-                    await self._handle(message)
-        finally:
-            reading.cancel()
+                    await self._handle(parse_message(message))
 
-    async def _read(self) -> None:
-        """Queue the client's messages, then the exception that ends them; a full queue makes the client wait."""
-        limits = self._server.limits
+    async def _handle(self, message: Message) -> None:
         try:
-            while True:
-                try:
-                    async with asyncio.timeout(limits.idle_s):
-                        message = await self._socket.recv()
-                except TimeoutError:
-                    if self._stream or self._lesson:
-                        raise
-                    async with asyncio.timeout(limits.send_s):  # a page that is open, but not listening
-                        await (await self._socket.ping())
-                else:
-                    await self._messages.put(message)
-        except TimeoutError:
-            await self._messages.put(ClientError(f"no audio for {limits.idle_s:g} s"))
-        except ConnectionClosed as closed:
-            await self._messages.put(closed)
-
-    async def _next(self) -> str | bytes:
-        """The next message; waiting audio messages are joined, which costs less than one by one."""
-        message = await self._messages.get() if self._held is None else self._held
-        self._held = None
-        if isinstance(message, Exception):
-            raise message
-        if isinstance(message, str):
-            return message
-        while len(message) < MOST_BYTES and not self._messages.empty():
-            following = self._messages.get_nowait()
-            if not isinstance(following, bytes):
-                self._held = following
-                break
-            message += following
-        return message
-
-    async def _handle(self, text: str) -> None:
-        message = parse_message(text)
-        if message is None:
-            await self._finish()
-            return
-        try:
-            if isinstance(message, Start):
-                await self._begin(message)
+            if message.type == "stop":
+                await self._finish()
+            elif message.type == "start":
+                decoder, make = PcmDecoder(message.rate_hz, channels=message.channels), self._server.factory.listener
+                choices = (message.words, message.thresholds, message.after_talk_s, message.wake)
+                stream = await asyncio.to_thread(ClientStream, decoder, lambda found: make(found, *choices))
+                self._stream, self._start = stream, message
+                await self._send({"type": "started", "thresholds": stream.thresholds})
             elif not self._server.can_learn:
                 raise ConfigError("words can't be taught here")
-            elif isinstance(message, Teach):
-                await self._teach(message)
+            elif message.type == "teach":
+                decoder = PcmDecoder(message.rate_hz, channels=message.channels)
+                recognizer = self._server.factory.recognizer
+                lesson = await asyncio.to_thread(ClientLesson, recognizer, message.word, message.times, decoder)
+                self._stream = lesson
+                await self._send({"type": "teaching", "word": lesson.word, "wanted": lesson.wanted})
             else:
-                await self._server.workers.run(forget, self._server.hearing.recognizer, message.word)
+                await asyncio.to_thread(forget, self._server.factory.recognizer, message.word)
                 await self._send({"type": "forgotten", "word": message.word} | self._server.offered)
-                self._server.tell_others(self._socket)
+                self._server.words_changed(self._socket)
         except (ConfigError, BundleError) as error:  # refused settings: the previous stream goes on
             await self._send({"type": "error", "message": str(error)})
 
-    async def _begin(self, start: Start) -> None:
-        self._stream = await self._server.workers.run(Stream, self._server.hearing, start.pcm, start.settings)
-        self._start, self._lesson = start, None
-        await self._send({"type": "started", "thresholds": self._stream.thresholds})
-
-    async def _teach(self, teach: Teach) -> None:
-        recognizer = self._server.hearing.recognizer
-        self._lesson = await self._server.workers.run(Lesson, recognizer, teach.word, teach.times, teach.pcm)
-        self._start = self._stream = None
-        await self._send({"type": "teaching", "word": self._lesson.word, "wanted": self._lesson.wanted})
-
     async def _hear(self, data: bytes) -> None:
-        if self._lesson:
-            await self._record(self._lesson, data)
-            return
-        stream, start = self._stream, self._start
-        if stream is None or start is None:
+        stream = self._stream
+        if isinstance(stream, ClientLesson):
+            await self._record(stream, data)
+        elif stream:
+            utterances = await asyncio.to_thread(stream.feed, data)
+            if self._start.levels:
+                await self._send_level(stream.decoder, stream.is_hearing)
+            await self._tell(utterances)
+        else:
             raise ClientError('audio before {"type": "start", "rate_hz": ...}')
-        utterances = await self._server.workers.run(stream.feed, data)
-        if start.levels:
-            await self._send(level(stream.heard_s, stream.level_dbfs, stream.is_hearing))
-        await self._tell(utterances, start.pictures)
 
-    async def _record(self, lesson: Lesson, data: bytes) -> None:
+    async def _record(self, lesson: ClientLesson, data: bytes) -> None:
         if lesson.is_over:
             return
-        recorded = await self._server.workers.run(lesson.feed, data)
-        await self._send(level(lesson.heard_s, lesson.level_dbfs, False))
+        recorded = await asyncio.to_thread(lesson.feed, data)
+        await self._send_level(lesson.decoder, False)
         for one in recorded:
             await self._send({"type": "recorded"} | asdict(one))
         if not lesson.is_over:
             return
         try:
-            found = await self._server.workers.run(lesson.learn)
+            found = await asyncio.to_thread(lesson.learn)
         except ConfigError as error:
             await self._send({"type": "error", "message": str(error)})
             return
         await self._send({"type": "taught", "forecast": found.as_dict()} | self._server.offered)
-        self._server.tell_others(self._socket)
+        self._server.words_changed(self._socket)
 
     async def _finish(self) -> None:
-        stream, start, lesson = self._stream, self._start, self._lesson
-        self._stream = self._lesson = None
-        if stream and start:
-            await self._tell(await self._server.workers.run(stream.finish), start.pictures)
-        elif lesson is None:
+        stream, self._stream = self._stream, None
+        if stream is None:
             raise ClientError('{"type": "stop"} without a stream')
-        heard = stream or lesson
-        assert heard
-        await self._send({"type": "stopped", "heard_s": round(heard.heard_s, 3)})
+        if isinstance(stream, ClientStream):
+            await self._tell(await asyncio.to_thread(stream.finish))
+        await self._send({"type": "stopped", "heard_s": round(stream.decoder.heard_s, 3)})
 
-    async def _tell(self, utterances: Sequence[Examined], pictures: bool) -> None:
+    async def _tell(self, utterances: Sequence[Examined]) -> None:
         """Send the decisions at once, then the pictures, which take longer."""
         for utterance in utterances:
             for detection in utterance.detections:
@@ -200,80 +153,88 @@ class Client:
                 await self._send({"type": "detection"} | as_dict(detection))
             if utterance.rejection:
                 await self._send({"type": "rejection"} | as_dict(utterance.rejection))
-            if pictures:
-                picture = await self._server.workers.run(picture_of, utterance, self._server.tracer)
+            if self._start.pictures:
+                picture = await asyncio.to_thread(picture_of, utterance, self._server.tracer)
                 await self._send({"type": "utterance"} | picture)
 
-    async def _send(self, event: Mapping[str, Any]) -> None:
+    async def _send_level(self, decoder: PcmDecoder, is_speaking: bool) -> None:
+        at_s, dbfs = round(decoder.heard_s, 3), round(decoder.level_dbfs, 1)
+        await self._send({"type": "level", "at_s": at_s, "dbfs": dbfs, "speaking": is_speaking})
+
+    async def _send(self, event: Event) -> None:
         async with asyncio.timeout(self._server.limits.send_s):
             await self._socket.send(json.dumps(event))
 
 
+@dataclass
 class PageServer:
     """Serves the page and its socket, as a context manager.
 
-    Args:
-        hearing: what is offered to clients.
-        access: address, port and token.
-        limits: what clients may cost.
-        workers: threads that recognise.
-        publish: called with each detection.
-        model: name of the model, for the page.
-        tracer: computes the network's activations for the page's pictures; None leaves them out.
-        certificate: for https; without it browsers give no microphone to a page from another machine.
     Raises:
         OSError: on entering, when the address is in use or not this machine's.
     """
 
-    def __init__(
-        self,
-        hearing: Hearing,
-        access: Access,
-        limits: Limits,
-        workers: Workers,
-        publish: Publish,
-        model: str = "",
-        tracer: Tracer | None = None,
-        certificate: ssl.SSLContext | None = None,
-    ) -> None:
-        self.hearing, self.access, self.limits, self.workers = hearing, access, limits, workers
-        self.publish, self.tracer, self._certificate = publish, tracer, certificate
+    factory: ListenerFactory
+    access: Access
+    limits: Limits = field(default_factory=Limits)
+    publish: Callable[[Detection], None] = lambda _: None
+    """Called with each detection."""
+    announce: Callable[[Sequence[str]], None] = lambda _: None
+    """Called with the words offered whenever they have changed."""
+    model: str = ""
+    """Name of the model, for the page."""
+    tracer: Tracer | None = None
+    """Computes the network's activations for the page's pictures; None leaves them out."""
+    certificate: ssl.SSLContext | None = None
+    """For https; without it browsers give no microphone to a page from another machine."""
+
+    def __post_init__(self) -> None:
         self.connections: set[ServerConnection] = set()
         self._clients: set[ServerConnection] = set()
         self._page, self._page_headers = load_page()
-        self._model = model
 
     @property
-    def ready(self) -> dict[str, Any]:
+    def ready(self) -> Event:
         """The first message to each client."""
-        hearing, info = self.hearing, self.hearing.recognizer.info
+        info = self.factory.recognizer.info
         return {
             "type": "ready",
             "version": __version__,
-            "model": self._model,
+            "model": self.model,
             "head": info.head,
             "labels": list(info.classes),
-            "after_talk_s": hearing.config.after_talk_s,
+            "after_talk_s": self.factory.config.after_talk_s,
+            "wake": self.factory.wake,
             "max_message_bytes": self.limits.max_message_bytes,
         } | self.offered
 
     @property
-    def can_learn(self) -> bool:
-        """Whether clients may teach words."""
-        return self.hearing.chosen is None and can_learn(self.hearing.recognizer)
+    def url(self) -> str:
+        return self.access.url
 
     @property
-    def offered(self) -> dict[str, Any]:
+    def words(self) -> tuple[str, ...]:
+        """The words offered."""
+        return self.factory.words
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether clients may teach words."""
+        return self.factory.chosen is None and can_learn(self.factory.recognizer)
+
+    @property
+    def offered(self) -> Event:
         """The words offered, and which of them were taught; `own` is None if words can't be taught."""
-        own = self.hearing.recognizer.own
+        own = self.factory.recognizer.own
         return {
-            "thresholds": self.hearing.thresholds(Settings()),
+            "thresholds": self.factory.thresholds(),
             "own": list(own) if own is not None and self.can_learn else None,
         }
 
-    def tell_others(self, client: ServerConnection) -> None:
-        """Send the words offered to all clients but one, which changed them."""
-        broadcast(self._clients - {client}, json.dumps({"type": "offered"} | self.offered))
+    def words_changed(self, by: ServerConnection) -> None:
+        """Tell everybody but the client that changed the words, which has its own answer."""
+        self.announce(self.words)
+        broadcast(self._clients - {by}, json.dumps({"type": "offered"} | self.offered))
 
     async def __aenter__(self) -> "PageServer":
         limits = self.limits
@@ -291,15 +252,10 @@ class PageServer:
             max_queue=4,
             ping_interval=None,  # pongs would queue after waiting audio; `idle_s` finds lost clients
             create_connection=self._connection_class(),
-            ssl=self._certificate,
+            ssl=self.certificate,
         )
-        port = self._server.sockets[0].getsockname()[1]
-        self.access = Access(self.access.host, port, self.access.token, self.access.is_tls)
+        self.access = replace(self.access, port=self._server.sockets[0].getsockname()[1])
         return self
-
-    @property
-    def url(self) -> str:
-        return self.access.url
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
@@ -333,25 +289,26 @@ class PageServer:
 
     def _refuse_or_answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """None if the request may open a WebSocket; otherwise the page, or the reason for a refusal."""
-        hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
-        if len(hosts) != 1 or not self.access.knows(hosts[0]):
-            return plain(HTTPStatus.MISDIRECTED_REQUEST, "wrong Host: this server has another name")
+        access, origins = self.access, request.headers.get_all("Origin")
+        scheme, host = access.asked(connection.remote_address[0], request.headers.get_all)
+        if not access.knows(host):
+            return plain(HTTPStatus.MISDIRECTED_REQUEST, "wrong Host: --name gives this server another name")
         path = request.path.partition("?")[0]
+        if access.base_path and path == access.base_path:
+            return plain(HTTPStatus.TEMPORARY_REDIRECT, "the page is below", Location=f"{path}/")
+        path = path.removeprefix(access.base_path)
         if path == "/":
             return Response(HTTPStatus.OK, "OK", Headers(self._page_headers), self._page)
-        if path != SOCKET_PATH:
+        if path != "/socket":
             return plain(HTTPStatus.NOT_FOUND, "not found: only / and /socket are served")
-        if origins and not (len(origins) == 1 and self.access.is_same_origin(origins[0], hosts[0])):
-            return plain(HTTPStatus.FORBIDDEN, "wrong Origin: only this server's own page may open the socket")
-        if not self.access.accepts(shown_tokens(request.headers)):
+        if origins and not (len(origins) == 1 and access.is_same_origin(origins[0], scheme, host)):
+            return plain(HTTPStatus.FORBIDDEN, "wrong Origin: only this server's own page may open the socket; a proxy "
+                         "must be named with --trusted-proxy, and forward the host and the scheme")  # fmt: skip
+        if not access.accepts(shown_tokens(request.headers)):
             return plain(HTTPStatus.UNAUTHORIZED, "a token is needed: it is in the address that the server printed")
         if len(self._clients) >= self.limits.max_clients:
             return plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients")
         return None
-
-
-def level(heard_s: float, dbfs: float, is_speaking: bool) -> dict[str, Any]:
-    return {"type": "level", "at_s": round(heard_s, 3), "dbfs": round(dbfs, 1), "speaking": is_speaking}
 
 
 def shown_tokens(headers: Headers) -> list[str]:
@@ -361,12 +318,11 @@ def shown_tokens(headers: Headers) -> list[str]:
     return bearer + [one.removeprefix(TOKEN_PREFIX) for one in offered if one.startswith(TOKEN_PREFIX)]
 
 
-def plain(status: HTTPStatus, text: str) -> Response:
+def plain(status: HTTPStatus, text: str, **more: str) -> Response:
+    """An answer of one line, with more headers."""
     body = f"{text}\n".encode()
-    headers = Headers(
-        {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
-    )
-    return Response(status, status.phrase, headers, body)
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
+    return Response(status, status.phrase, Headers(headers | more), body)
 
 
 def load_page() -> tuple[bytes, dict[str, str]]:

@@ -1,18 +1,26 @@
 """Who may connect, and what clients may cost."""
 
+import asyncio
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 from speech.errors import ConfigError
 
-HTTP_PORT, HTTPS_PORT = 80, 443
 TOKEN_BYTES = 16
 TOKEN_PREFIX = "token."
 """A page can't set headers of its WebSocket, so it offers the token as a subprotocol with this prefix."""
+RESOLVE_S = 60.0
+"""Time after which the addresses of allowed names are looked up again."""
+NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -33,13 +41,6 @@ class Limits:
     send_s: float = 5.0
     """Longest time for a client to receive an event; a slower client is dropped."""
 
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        if self.max_connections < self.max_clients:
-            raise ConfigError(f"max_connections={self.max_connections} is less than max_clients={self.max_clients}")
-
 
 def new_token() -> str:
     """A token that can't be guessed, safe in a URL."""
@@ -48,37 +49,75 @@ def new_token() -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
+    return host == "localhost" or (is_address(host) and _plain(host).is_loopback)
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address, which DNS can't redirect."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        _plain(name)
     except ValueError:
         return False
+    return True
 
 
-def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Parse addresses and networks, such as 192.168.1.7 or 192.168.1.0/24.
+def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address without a scope, as IPv4 if it is mapped.  Raises ValueError for anything else."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
 
+
+class Machines:
+    """Other machines: addresses, networks, and names whose addresses are looked up again each minute.
+
+    Args:
+        texts: such as 192.168.1.7, 192.168.1.0/24 or homeassistant.local.
+        option: the option that names them, for messages.
     Raises:
         ConfigError: a text that is neither.
     """
-    try:
-        return tuple(ipaddress.ip_network(text) for text in texts)
-    except ValueError as error:
-        raise ConfigError(f"--allow expects an address such as 192.168.1.7 or 192.168.1.0/24: {error}") from error
 
+    def __init__(self, texts: Iterable[str], option: str = "--allow") -> None:
+        self._networks: list[Network] = []
+        self._found: dict[str, frozenset[str]] = {}
+        for text in texts:
+            try:
+                self._networks.append(ipaddress.ip_network(text))
+            except ValueError as error:
+                if not NAME.fullmatch(text) or not re.search("[a-z]", text.rpartition(".")[2] or text, re.IGNORECASE):
+                    raise ConfigError(
+                        f"{option} expects a name or an address such as 192.168.1.7 or 192.168.1.0/24: {error}"
+                    ) from error
+                self._found[text] = frozenset()
 
-def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether a client's address is loopback or lies in one of the networks."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
-    return ip.is_loopback or any(ip in network for network in networks)
+    def __bool__(self) -> bool:
+        return bool(self._networks or self._found)
+
+    def __contains__(self, address: str) -> bool:
+        ip = _plain(address)
+        return any(ip in network for network in self._networks) or any(
+            str(ip) in addresses for addresses in self._found.values()
+        )
+
+    async def look_up(self, tell: Callable[[str], None]) -> None:
+        """Look up the names; a name that is not found keeps the addresses that it had."""
+        for name in self._found:
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+                self._found[name] = frozenset(str(_plain(str(address[4][0]))) for address in found)
+            except (OSError, UnicodeError) as error:
+                if not self._found[name]:
+                    tell(f"note: {name} is not found ({error}); it is looked up again each minute")
+
+    async def keep_looking_up(self, tell: Callable[[str], None]) -> NoReturn:
+        while True:
+            await asyncio.sleep(RESOLVE_S)
+            await self.look_up(tell)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Which requests the server answers.
+    """Which requests the page's server answers.
 
     A browser sends the address of the page as `Origin`, and the requested host name as `Host`.  A page from elsewhere
     has another origin (cross-site WebSocket hijacking), or a host name that resolves to this machine (DNS rebinding).
@@ -88,33 +127,57 @@ class Access:
     """The address that the server is bound to."""
     port: int
     token: str | None = None
-    """Token that a client must send; None, for loopback, if it needs none."""
+    """Token that a client must send; None, where only this machine can connect, if it needs none."""
     is_tls: bool = False
+    names: tuple[str, ...] = ()
+    """Further names of this server, *.example.org for all of a domain; the first may have a port."""
+    base_path: str = ""
+    """What a proxy puts before the paths, such as /speech."""
+    proxies: Machines = Machines(())  # noqa: RUF009 - holds no names, so it never changes
+    """Machines whose X-Forwarded-Host and X-Forwarded-Proto are believed."""
 
     @property
-    def scheme(self) -> str:
-        return "https" if self.is_tls else "http"
+    def is_behind_proxy(self) -> bool:
+        return bool(self.proxies)
 
     @property
     def url(self) -> str:
         """Address to open in a browser, which never sends the fragment with the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        name = f"[{name}]" if ":" in name else name
-        return f"{self.scheme}://{name}:{self.port}/" + (f"#{self.token}" if self.token else "")
+        place = f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
+        named = [name for name in self.names if not name.startswith("*")]
+        if named:
+            place = named[0] if self.is_behind_proxy or ":" in named[0] else f"{named[0]}:{self.port}"
+        scheme = "https" if self.is_tls or (named and self.is_behind_proxy) else "http"
+        return f"{scheme}://{place}{self.base_path}/" + (f"#{self.token}" if self.token else "")
 
-    def knows(self, host_header: str) -> bool:
-        """Whether the `Host` header names this server."""
-        name, port = split_port(host_header, HTTPS_PORT if self.is_tls else HTTP_PORT)
-        if port != self.port:
+    def asked(self, peer: str, header: Callable[[str], Sequence[str]]) -> tuple[str, str]:
+        """Scheme and host that the browser asked for; "" for the host unless there is exactly one.
+
+        Args:
+            peer: address of the client.
+            header: a header's name -> its values.
+        """
+        hosts, scheme = header("Host"), "https" if self.is_tls else "http"
+        if self.is_behind_proxy and is_address(peer) and peer in self.proxies:
+            hosts = header("X-Forwarded-Host") or hosts
+            scheme = (header("X-Forwarded-Proto") or [scheme])[-1].strip().lower()
+        return scheme, hosts[0].strip().lower() if len(hosts) == 1 else ""
+
+    def knows(self, host: str) -> bool:
+        """Whether a `Host` header names this server, whatever the port: it may be mapped to another one."""
+        name = host_name(host)
+        if not name:
             return False
-        if name == self.host or (is_loopback(self.host) and is_loopback(name)):
+        if is_loopback(name) or name == self.host or any(_is_called(name, host_name(one)) for one in self.names):
             return True
         machine = socket.gethostname().lower()
-        return not is_loopback(self.host) and (is_address(name) or name in (machine, f"{machine}.local"))
+        return not is_loopback(self.host) and (is_address(name) or name == machine or name.startswith(f"{machine}."))
 
-    def is_same_origin(self, origin: str, host_header: str) -> bool:
-        """Whether the page that sends the request came from this server."""
-        return hmac.compare_digest(origin.lower().encode(), f"{self.scheme}://{host_header.lower()}".encode())
+    @staticmethod
+    def is_same_origin(origin: str, scheme: str, host: str) -> bool:
+        """Whether the page that sends the request came from the server that it asks for."""
+        return hmac.compare_digest(origin.lower().encode(), f"{scheme}://{host}".encode())
 
     def accepts(self, shown: Sequence[str]) -> bool:
         """Whether one of the tokens that a client sends is right; compared in constant time."""
@@ -123,19 +186,22 @@ class Access:
         return any(hmac.compare_digest(token.encode(), self.token.encode()) for token in shown)
 
 
-def split_port(host_header: str, default: int) -> tuple[str, int]:
-    """`name:port` -> name in lower case, port; port -1 if it is not a number."""
-    text = host_header.strip().lower()
-    name, separator, port = text.rpartition(":")
-    if not separator or port.endswith("]"):
-        name, port = text, str(default)
-    return name.strip("[]"), int(port) if port.isascii() and port.isdigit() and len(port) < 6 else -1
-
-
-def is_address(name: str) -> bool:
-    """Whether a host is an IP address, which DNS can't redirect."""
+def host_name(host: str) -> str:
+    """Name without port, in lower case and without brackets; "" for anything but `name` or `name:port`."""
     try:
-        ipaddress.ip_address(name)
+        url = urlsplit(f"//{host}")
+        _ = url.port  # raises if it is not a number
     except ValueError:
-        return False
-    return True
+        return ""
+    return (url.hostname or "") if url.netloc == host and "@" not in host else ""
+
+
+def _is_called(name: str, known: str) -> bool:
+    """Whether a name is the known one; *.example.org stands for names with one more part."""
+    return name == known.lower() or (known.startswith("*.") and name.partition(".")[2] == known[2:].lower())
+
+
+def names_of(certificate: Path) -> tuple[str, ...]:
+    """The names and addresses that a certificate is for."""
+    decoded: Mapping[str, Sequence[tuple[str, str]]] = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
+    return tuple(name for kind, name in decoded.get("subjectAltName", ()) if kind in ("DNS", "IP Address"))

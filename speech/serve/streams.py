@@ -1,154 +1,153 @@
 """The audio of one client -> the decisions of its Listener."""
 
-import asyncio
-import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 import soxr
 
-from speech.errors import AudioError, ConfigError
+from speech.errors import AudioError, ConfigError, SpeechError
 from speech.grammar import Grammar
 from speech.listener import Listener, thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Examined
-from speech.segment import ListenerConfig
-from speech.sound.files import Block, as_mono, check_rate
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
+from speech.settings import match_name
+from speech.sound.files import QUIETEST_DBFS, Block, as_mono, check_rate, level_dbfs
 
 DTYPES = {2: "<i2", 4: "<i4"}
 """Bytes per sample -> NumPy type."""
 MAX_CHANNELS = 8
-MAX_THREADS = 4
-QUIETEST_DBFS = -90.0
-"""Level that is shown for digital silence."""
-
-Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """A client's settings for its stream; None: the server's own setting."""
-
-    words: Sequence[str] | None = None
-    thresholds: Mapping[str, float] | None = None
-    after_talk_s: float | None = None
+class ClientError(SpeechError):
+    """A client sent something unsupported; it gets the error and is disconnected."""
 
 
 @dataclass(frozen=True)
-class Hearing:
-    """What every client is offered: a shared recogniser, and a Listener of its own."""
+class ListenerFactory:
+    """A shared recogniser with the settings of the server, which makes a Listener for each client."""
 
     recognizer: Recognizer
     chosen: tuple[str, ...] | None = None
     """The words offered; None: all that the recogniser knows, including those that are taught meanwhile."""
     threshold: float | Mapping[str, float] | None = None
-    """As `Listener` takes it."""
+    """As `Listener` takes it; may name words that are not known any more."""
     config: ListenerConfig = field(default_factory=ListenerConfig)
     grammar: Grammar | None = None
+    wake: str | None = None
+    """As `Listener` takes it."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words offered."""
-        return tuple(self.recognizer.thresholds) if self.chosen is None else self.chosen
+        """The words offered, those that were forgotten left out."""
+        known = self.recognizer.thresholds
+        return tuple(known) if self.chosen is None else tuple(word for word in self.chosen if word in known)
 
-    def thresholds(self, settings: Settings) -> dict[str, float]:
+    def thresholds(
+        self, words: Sequence[str] | None = None, changed: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """The words that a client wants, each with the confidence needed.
 
+        Args:
+            words: some of the words offered; None: all.
+            changed: thresholds in place of the server's.
         Raises:
             ConfigError: words that are not offered, or thresholds out of range.
         """
-        offered, changed = self.words, settings.thresholds or {}
-        words = settings.words or offered
-        strange = sorted({*words, *changed} - set(offered))
+        offered, usual = self.words, self.threshold
+        if isinstance(usual, Mapping):
+            usual = {word: value for word, value in usual.items() if word in offered}
+        usual = thresholds_for(self.recognizer, offered, usual)
+        own = {match_name(word, offered): value for word, value in (changed or {}).items()}
+        wanted = [match_name(word, offered) for word in words or offered]
+        strange = sorted({*wanted, *own} - set(offered))
         if strange:
             raise ConfigError(f"not offered: {', '.join(strange)}; there are {', '.join(offered)}")
-        usual = thresholds_for(self.recognizer, offered, self.threshold)
-        return thresholds_for(self.recognizer, words, {word: changed.get(word, usual[word]) for word in words})
+        return thresholds_for(self.recognizer, wanted, {word: own.get(word, usual[word]) for word in wanted})
 
-    def listener(self, settings: Settings, examined: Callable[[Examined], None]) -> Listener:
-        """A new Listener for a client.
+    def listener(
+        self,
+        on_utterance: Callable[[Examined], None],
+        words: Sequence[str] | None = None,
+        changed: Mapping[str, float] | None = None,
+        after_talk_s: float | None = None,
+        wake: str | None = None,
+    ) -> Listener:
+        """A new Listener.
 
         Args:
-            examined: called with each utterance and its decision.
+            on_utterance: called with each utterance and its decision.
+            words, changed: as of `thresholds`.
+            after_talk_s, wake: in place of the server's; an empty wake word: none is needed.
         Raises:
-            ConfigError: settings out of range.
+            ConfigError: settings out of range, or words that are not offered.
         """
-        thresholds, config = self.thresholds(settings), self.config
-        if settings.after_talk_s is not None:
-            config = replace(config, after_talk_s=settings.after_talk_s)
-        return Listener(self.recognizer, tuple(thresholds), thresholds, config, self.grammar, examined=examined)
+        config = self.config if after_talk_s is None else replace(self.config, after_talk_s=after_talk_s)
+        wake = self.wake if wake is None else match_name(wake, self.words)
+        wanted = self.thresholds(words, changed)
+        if wake:
+            wanted = self.thresholds([wake], changed) | wanted
+        return Listener(
+            self.recognizer, tuple(wanted), wanted, config, self.grammar, examined=on_utterance, wake=wake or None
+        )
 
 
-@dataclass(frozen=True)
-class PcmFormat:
-    """Format of a client's audio: little-endian signed integers, channels interleaved.
+class PcmDecoder:
+    """Bytes, cut anywhere -> mono blocks at `SAMPLE_RATE_HZ`, as if decoded in one piece.
 
+    Args:
+        rate_hz: of the bytes, which are little-endian signed integers, channels interleaved.
+        width: bytes per sample of one channel.
+        channels: their number.
     Raises:
         AudioError: an unsupported rate, width or number of channels.
     """
 
-    rate_hz: int
-    width: int = 2
-    """Bytes per sample of one channel."""
-    channels: int = 1
-
-    def __post_init__(self) -> None:
-        values = (self.rate_hz, self.width, self.channels)
-        if not all(type(value) is int for value in values):
-            raise AudioError(f"rate, width and channels must be whole numbers, got {values}")
-        check_rate(self.rate_hz)
-        if self.width not in DTYPES:
-            raise AudioError(f"samples of {self.width} bytes; 2 or 4 are served")
-        if not 1 <= self.channels <= MAX_CHANNELS:
-            raise AudioError(f"{self.channels} channels; 1 to {MAX_CHANNELS} are served")
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.width * self.channels
-
-
-class Decoder:
-    """Bytes, cut anywhere -> mono blocks at another rate, as if decoded in one piece."""
-
-    def __init__(self, pcm: PcmFormat, to_hz: int) -> None:
-        self._pcm, self._rest = pcm, b""
-        same = pcm.rate_hz == to_hz
-        self._resampler = None if same else soxr.ResampleStream(pcm.rate_hz, to_hz, 1, dtype="float32")
+    def __init__(self, rate_hz: int, width: int = 2, channels: int = 1) -> None:
+        if not all(type(value) is int for value in (rate_hz, width, channels)):
+            raise AudioError(f"rate, width and channels must be whole numbers, got {(rate_hz, width, channels)}")
+        check_rate(rate_hz)
+        if width not in DTYPES:
+            raise AudioError(f"samples of {width} bytes; 2 or 4 are served")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise AudioError(f"{channels} channels; 1 to {MAX_CHANNELS} are served")
+        self.format = (rate_hz, width, channels)
+        self._rest = b""
+        self._resampler = None
+        if rate_hz != SAMPLE_RATE_HZ:
+            self._resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+        self.heard_s, self.level_dbfs = 0.0, QUIETEST_DBFS
 
     def decode(self, data: bytes, is_last: bool = False) -> Block:
         """The next bytes -> (time,) float32; the bytes of an incomplete frame wait for the next call."""
+        _, width, channels = self.format
         data = self._rest + data
-        whole = len(data) - len(data) % self._pcm.frame_bytes
-        self._rest = data[whole:]
-        samples = np.frombuffer(data[:whole], DTYPES[self._pcm.width]).reshape(-1, self._pcm.channels)
+        n_whole = len(data) - len(data) % (width * channels)
+        self._rest = data[n_whole:]
+        samples = np.frombuffer(data[:n_whole], DTYPES[width]).reshape(-1, channels)
         mono = as_mono(samples) if len(samples) else np.zeros(0, np.float32)
-        return mono if self._resampler is None else self._resampler.resample_chunk(mono, last=is_last)
+        if self._resampler is not None:
+            mono = self._resampler.resample_chunk(mono, last=is_last)
+        self.heard_s += len(mono) / SAMPLE_RATE_HZ
+        self.level_dbfs = level_dbfs(mono)
+        return mono
 
 
-class Stream:
+class ClientStream:
     """One stream of one client, with a Listener of its own.
 
     Args:
-        hearing: what the client is offered.
-        pcm: format of the client's audio.
-        settings: the client's choices.
+        decoder: for the client's audio.
+        listener: makes the Listener, given the function that is called with each utterance.
     Raises:
         ConfigError: settings out of range.
     """
 
-    def __init__(self, hearing: Hearing, pcm: PcmFormat, settings: Settings) -> None:
-        self._found: list[Examined] = []
-        self._listener = hearing.listener(settings, self._found.append)
-        self._decoder = Decoder(pcm, hearing.recognizer.info.sample_rate_hz)
+    def __init__(self, decoder: PcmDecoder, listener: Callable[[Callable[[Examined], None]], Listener]) -> None:
+        self.decoder, self._found = decoder, list[Examined]()
+        self._listener = listener(self._found.append)
         self.thresholds = self._listener.thresholds
-        self.heard_s = 0.0
-        """Seconds of audio so far."""
-        self.level_dbfs = QUIETEST_DBFS
-        """Level of the last bytes, relative to full scale."""
 
     @property
     def is_hearing(self) -> bool:
@@ -157,16 +156,12 @@ class Stream:
 
     def feed(self, data: bytes) -> list[Examined]:
         """Process the next bytes.  Returns the utterances that end in them, with the decisions."""
-        block = self._decoder.decode(data)
-        self.level_dbfs = level_dbfs(block)
-        self._listener.feed(block)
-        self.heard_s = self._listener.heard_s
+        self._listener.feed(self.decoder.decode(data))
         return self._taken()
 
     def finish(self) -> list[Examined]:
         """End the stream.  Returns its last utterances, with the decisions."""
-        self._listener.feed(self._decoder.decode(b"", is_last=True))
-        self.heard_s = self._listener.heard_s
+        self._listener.feed(self.decoder.decode(b"", is_last=True))
         self._listener.flush()
         return self._taken()
 
@@ -174,27 +169,3 @@ class Stream:
         found = self._found.copy()
         self._found.clear()
         return found
-
-
-def level_dbfs(block: Block) -> float:
-    """RMS level in dB relative to full scale, at least `QUIETEST_DBFS`."""
-    power = float(np.square(block).mean()) if len(block) else 0.0
-    return 10 * math.log10(max(power, 10 ** (QUIETEST_DBFS / 10)))
-
-
-class Workers:
-    """Threads that recognise, so that the event loop is not blocked; onnxruntime releases the GIL while it works.
-
-    A job is one message, and each client has at most one job at a time.  So a client waits for at most one message of
-    each other client.
-    """
-
-    def __init__(self, n_threads: int | None = None) -> None:
-        self._executor = ThreadPoolExecutor(n_threads or min(MAX_THREADS, os.cpu_count() or 1), "recognise")
-
-    async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Call a function in a thread and await its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)

@@ -5,56 +5,264 @@ An event is a line of JSON, followed by bytes; https://github.com/OHF-Voice/wyom
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import platform
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 from urllib.parse import urlsplit
 
+import ifaddr
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
-from wyoming.event import Event, Eventable, async_read_event, async_write_event
+from wyoming.event import Eventable, async_read_event, async_write_event
 from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info, WakeModel, WakeProgram
 from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
+from zeroconf import InterfaceChoice
+from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from speech import __version__
+from speech import __version__, results
 from speech.errors import ConfigError, SpeechError
 from speech.results import Examined
-from speech.serve.mqtt import Publish
-from speech.serve.security import Limits, Network, is_allowed, is_loopback
-from speech.serve.streams import Hearing, PcmFormat, Settings, Stream, Workers
+from speech.serve.security import Limits, Machines, is_loopback
+from speech.serve.streams import ClientError, ClientStream, ListenerFactory, PcmDecoder
 
 NAME = "speech-commands-offline"
+SERVICE = "_wyoming._tcp.local."
 LANGUAGES = ["en"]
 MAX_SPEECH_S = 600.0
 """Longest recording for speech to text; streams for wake words may be endless."""
+LOST_S = 60
+"""A client that waits silently for its wake word is asked after this time whether it is still there, by TCP."""
+EVENTS: tuple[Any, ...] = (Describe, Ping, Transcribe, Detect, AudioStart, AudioChunk, AudioStop)
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """Exceptions that the wyoming package raises for malformed events."""
 
 logger = logging.getLogger(__name__)
 
 
-class ClientError(SpeechError):
-    """A client sent something unsupported; it gets the error and is disconnected."""
+class LimitedReader:
+    """The part of StreamReader that `async_read_event` uses, with a limit on the size of a message."""
+
+    def __init__(self, reader: asyncio.StreamReader, limit: int) -> None:
+        self.readline = reader.readline  # its own limit is 64 KiB
+        self._reader, self._limit = reader, limit
+
+    async def readexactly(self, n: int) -> bytes:
+        if n > self._limit:
+            raise ClientError(f"a message of {n} bytes; at most {self._limit} are allowed")
+        return await self._reader.readexactly(n)
 
 
-@dataclass(frozen=True)
-class House:
-    """What all clients share."""
+class WakeStream:
+    """A stream in which wake words are reported as they are heard."""
 
-    wake: Hearing
+    def __init__(self, server: "WyomingServer", names: Sequence[str], *audio_format: int) -> None:
+        self._server, self._names, self._has_woken = server, names, False
+        self._stream = ClientStream(PcmDecoder(*audio_format), partial(server.wake.listener, words=names))
+
+    def feed(self, audio: bytes, at_ms: int | None) -> list[Eventable]:
+        """Process the next samples.  Returns the answers; they carry the time of the chunk, if it has one."""
+        return self._report(self._stream.feed(audio), at_ms)
+
+    def finish(self) -> list[Eventable]:
+        """End the stream.  Returns the last answers."""
+        return self._report(self._stream.finish(), None) or ([] if self._has_woken else [NotDetected()])
+
+    def _report(self, utterances: Sequence[Examined], at_ms: int | None) -> list[Eventable]:
+        heard = [one for utterance in utterances for one in utterance.detections if one.word in self._names]
+        for detection in heard:
+            self._server.publish(detection)
+        self._has_woken |= bool(heard)
+        return [Detection(one.word, round(1000 * one.at_s) if at_ms is None else at_ms) for one in heard]
+
+
+class TextStream:
+    """A stream that becomes a text: commands, and own words, which only the other bundle knows.
+
+    It is meant for this program, so no command in it is rejected as talk to somebody else.
+    """
+
+    def __init__(self, server: "WyomingServer", *audio_format: int) -> None:
+        wake, own = server.wake, server.wake.recognizer.own
+        words = [word for word in wake.words if word in own] if own else []
+        listeners = [partial(server.speech.listener, after_talk_s=0.0, wake="")]
+        if words:
+            listeners.append(partial(wake.listener, words=words, after_talk_s=0.0, wake=""))
+        self._server, self._decoders = server, [PcmDecoder(*audio_format) for _ in listeners]
+        self._streams = list(map(ClientStream, self._decoders, listeners))
+        self._heard: list[list[results.Detection]] = [[] for _ in listeners]
+
+    def feed(self, audio: bytes, _: int | None) -> list[Eventable]:
+        """Process the next samples.  Returns nothing.  Raises ClientError if they are too many."""
+        for stream, heard in zip(self._streams, self._heard, strict=True):
+            heard += [one for utterance in stream.feed(audio) for one in utterance.detections]
+        if self._decoders[0].heard_s > MAX_SPEECH_S:
+            raise ClientError(f"a recording of more than {MAX_SPEECH_S:.0f} s")
+        return []
+
+    def finish(self) -> list[Eventable]:
+        """End the stream.  Returns the text."""
+        for stream, heard in zip(self._streams, self._heard, strict=True):
+            heard += [one for utterance in stream.finish() for one in utterance.detections]
+        words = merged(*self._heard)
+        for detection in words:
+            self._server.publish(detection)
+        return [transcript(*(detection.word for detection in words))]
+
+
+def merged(commands: Sequence[results.Detection], own: Sequence[results.Detection] = ()) -> list[results.Detection]:
+    """The words of both in order of time; where they overlap, the own word counts."""
+    kept = [
+        one for one in commands if not any(one.start_s < other.end_s and other.start_s < one.end_s for other in own)
+    ]
+    return sorted([*kept, *own], key=lambda detection: detection.start_s)
+
+
+class Client:
+    """One connection.  `transcribe` or `detect` decides how the audio after it is used; the default is `transcribe`."""
+
+    def __init__(self, server: "WyomingServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server, self._reader, self._writer = server, reader, writer
+        self._limited = LimitedReader(reader, server.limits.max_message_bytes)
+        self._wake_words: list[str] | None = None  # None: speech to text is wanted
+        self._stream: WakeStream | TextStream | None = None
+        self._format: tuple[int, ...] = ()
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, breaks a rule or is too slow."""
+        try:
+            while (message := await self._read()) is not None:
+                for answer in await self._react(message):
+                    await self._write(answer)
+        except SpeechError as error:
+            logger.info("client dropped: %s", error)
+            with suppress(OSError, TimeoutError):
+                await self._write(Error(text=str(error), code=type(error).__name__))
+                await self._read_on()
+        except (OSError, EOFError, TimeoutError) as error:
+            logger.info("client gone: %s", str(error) or type(error).__name__)
+            self._writer.transport.abort()  # drop what the client has not received yet
+        finally:
+            self._writer.close()
+
+    async def _read(self) -> Eventable | None:
+        """The next event of `EVENTS`; others are for other services.  None at the end."""
+        idle_s = self._server.limits.idle_s
+        while True:
+            try:
+                async with asyncio.timeout(idle_s if self._wake_words is None else None):
+                    event = await async_read_event(self._limited)  # type: ignore[arg-type]
+                if event is None:
+                    return None
+                if not (isinstance(event.type, str) and isinstance(event.data, dict)):
+                    raise ClientError("not a Wyoming event")
+                for kind in EVENTS:
+                    if kind.is_type(event.type):
+                        message: Eventable = kind.from_event(event)
+                        return message
+            except MALFORMED as error:
+                raise ClientError("not a Wyoming event, or a field of it is missing or wrong") from error
+            except TimeoutError:
+                raise ClientError(f"no event for {idle_s:g} s") from None
+
+    async def _read_on(self) -> None:
+        """Read what the client still sends: closing at once would reset the connection, and the error would be lost."""
+        self._writer.write_eof()
+        async with asyncio.timeout(self._server.limits.send_s):
+            while await self._reader.read(1 << 16):
+                pass
+
+    async def _write(self, answer: Eventable) -> None:
+        async with asyncio.timeout(self._server.limits.send_s):
+            await async_write_event(answer.event(), self._writer)
+
+    async def _react(self, message: Eventable) -> Sequence[Eventable]:
+        match message:
+            case Describe():
+                return [self._server.info()]
+            case Ping():
+                return [Pong(text=message.text)]
+            case Transcribe():
+                self._wake_words = self._stream = None
+            case Detect():
+                self._wake_words, self._stream = self._known(message.names), None
+            case AudioStart():
+                await self._open(message.rate, message.width, message.channels)
+            case AudioChunk():
+                audio_format = (message.rate, message.width, message.channels)
+                stream = self._stream
+                if stream is None or audio_format != self._format:
+                    stream = await self._open(*audio_format)
+                at_ms = message.timestamp if type(message.timestamp) is int else None
+                return await asyncio.to_thread(stream.feed, message.audio, at_ms)
+            case AudioStop():
+                stream, self._stream = self._stream, None
+                if stream:
+                    return await asyncio.to_thread(stream.finish)
+                return [transcript()] if self._wake_words is None else [NotDetected()]
+        return []
+
+    def _known(self, names: object) -> list[str]:
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ClientError("the names of wake words must be a list")
+        return list(self._server.wake.thresholds(names))
+
+    async def _open(self, *audio_format: int) -> WakeStream | TextStream:
+        """Begin a stream of the kind that the client wants."""
+        names, self._format = self._wake_words, audio_format
+        if names is None:
+            self._stream = await asyncio.to_thread(TextStream, self._server, *audio_format)
+        else:
+            self._stream = await asyncio.to_thread(WakeStream, self._server, names, *audio_format)
+        return self._stream
+
+
+def transcript(*words: str) -> Transcript:
+    return Transcript(text=" ".join(words), language=LANGUAGES[0])
+
+
+@dataclass
+class WyomingServer:
+    """Serves at `tcp://host:port` or `unix://path`, as a context manager.
+
+    Raises:
+        ConfigError: another kind of address, or one that other machines can reach while none is allowed.
+        OSError: on entering, when the address is in use or not this machine's.
+    """
+
+    uri: str
+    """Port 0 chooses a free port."""
+    wake: ListenerFactory
     """Single words, offered as wake words."""
-    speech: Hearing
+    speech: ListenerFactory
     """Sequences of words, for speech to text."""
-    limits: Limits
-    networks: Sequence[Network]
-    """Networks that clients may connect from, besides this machine."""
-    workers: Workers
-    publish: Publish
-    """Called with each detection."""
+    limits: Limits = field(default_factory=Limits)
+    allowed: Machines = field(default_factory=lambda: Machines(()))
+    """Machines that clients may connect from, besides this one."""
+    publish: Callable[[results.Detection], None] = lambda _: None
+    """Called with each detection, in any thread."""
+    announce: Callable[[Sequence[str]], None] = lambda _: None
+    """Called with the words offered whenever they have changed."""
+
+    def __post_init__(self) -> None:
+        self._address = parse_uri(self.uri)
+        if isinstance(self._address, tuple) and not (is_loopback(self._address[0]) or self.allowed):
+            raise ConfigError(
+                f"{self.uri} can be reached from other machines, and Wyoming has no password: name the machines that "
+                "may connect, as in --allow 192.168.1.7"
+            )
+        self._clients: set[asyncio.Task[None]] = set()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of both bundles."""
+        return tuple(dict.fromkeys([*self.wake.words, *self.speech.words]))
 
     def info(self) -> Info:
         """The answer to `describe`."""
@@ -66,161 +274,6 @@ class House:
             wake=[WakeProgram(NAME, source, True, "Spoken words, offline", release, words)],
         )
 
-
-class LimitedReader:
-    """The part of StreamReader that `async_read_event` uses, with a limit on the size of a message."""
-
-    def __init__(self, reader: asyncio.StreamReader, limit: int) -> None:
-        self._reader, self._limit = reader, limit
-
-    async def readline(self) -> bytes:
-        return await self._reader.readline()  # its own limit is 64 KiB
-
-    async def readexactly(self, n: int) -> bytes:
-        if n > self._limit:
-            raise ClientError(f"a message of {n} bytes; at most {self._limit} are allowed")
-        return await self._reader.readexactly(n)
-
-
-class Client:
-    """One connection.
-
-    `transcribe` or `detect` decides how the next stream is used; the default is `transcribe`.
-    """
-
-    def __init__(self, house: House, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._house, self._writer = house, writer
-        self._reader = LimitedReader(reader, house.limits.max_message_bytes)
-        self._wanted: Literal["text", "wake"] = "text"
-        self._names: Sequence[str] | None = None
-        self._stream: Stream | None = None
-        self._pcm: PcmFormat | None = None
-        self._words: list[str] = []
-
-    async def run(self) -> None:
-        """Serve the client until it leaves, breaks a rule or is too slow."""
-        try:
-            while (event := await self._read()) is not None:
-                for answer in await self._answer(event):
-                    await self.write(answer)
-        except SpeechError as error:
-            logger.info("client dropped: %s", error)
-            with suppress(OSError, TimeoutError):
-                await self.write(Error(text=str(error), code=type(error).__name__))
-        except (OSError, EOFError, TimeoutError) as error:
-            logger.info("client gone: %s", error or type(error).__name__)
-            self._writer.transport.abort()  # drop what the client has not received yet
-        finally:
-            self._writer.close()
-
-    async def _read(self) -> Event | None:
-        """The next event; None at the end."""
-        try:
-            async with asyncio.timeout(self._house.limits.idle_s):
-                event = await async_read_event(self._reader)  # type: ignore[arg-type]
-        except MALFORMED as error:
-            raise ClientError("not a Wyoming event") from error
-        if event is not None and not (isinstance(event.type, str) and isinstance(event.data, dict)):
-            raise ClientError("not a Wyoming event")
-        return event
-
-    async def write(self, answer: Eventable) -> None:
-        async with asyncio.timeout(self._house.limits.send_s):
-            await async_write_event(answer.event(), self._writer)
-
-    async def _answer(self, event: Event) -> Sequence[Eventable]:
-        try:
-            return await self._react(event)
-        except MALFORMED as error:
-            if isinstance(error, SpeechError):
-                raise
-            raise ClientError(f"a {event.type!r} event with a missing or wrong field") from error
-
-    async def _react(self, event: Event) -> Sequence[Eventable]:
-        kind = event.type
-        if Describe.is_type(kind):
-            return [self._house.info()]
-        if Ping.is_type(kind):
-            return [Pong(text=Ping.from_event(event).text)]
-        if Transcribe.is_type(kind):
-            self._wanted = "text"
-        elif Detect.is_type(kind):
-            self._wanted, self._names = "wake", self._known(Detect.from_event(event).names)
-        elif AudioStart.is_type(kind):
-            start = AudioStart.from_event(event)
-            await self._begin(PcmFormat(start.rate, start.width, start.channels))
-        elif AudioChunk.is_type(kind):
-            return await self._hear(AudioChunk.from_event(event))
-        elif AudioStop.is_type(kind):
-            return await self._finish()
-        return []  # other events are for other services
-
-    def _known(self, names: Sequence[str] | None) -> Sequence[str] | None:
-        strange = sorted(set(names or ()) - set(self._house.wake.words))
-        if strange:
-            raise ClientError(f"no wake word {', '.join(strange)}; there are {', '.join(self._house.wake.words)}")
-        return list(names) if names else None
-
-    async def _begin(self, pcm: PcmFormat) -> None:
-        if self._wanted == "text":
-            hearing, settings = self._house.speech, Settings()
-        else:
-            hearing, settings = self._house.wake, Settings(self._names)
-        self._pcm, self._words = pcm, []
-        self._stream = await self._house.workers.run(Stream, hearing, pcm, settings)
-
-    async def _hear(self, chunk: AudioChunk) -> Sequence[Eventable]:
-        pcm = PcmFormat(chunk.rate, chunk.width, chunk.channels)
-        if self._stream is None or pcm != self._pcm:
-            await self._begin(pcm)
-        assert self._stream is not None
-        heard = self._take(await self._house.workers.run(self._stream.feed, chunk.audio), chunk.timestamp)
-        if self._wanted == "text" and self._stream.heard_s > MAX_SPEECH_S:
-            raise ClientError(f"a recording of more than {MAX_SPEECH_S:.0f} s")
-        return heard
-
-    async def _finish(self) -> Sequence[Eventable]:
-        stream, wanted, self._stream = self._stream, self._wanted, None
-        heard = self._take(await self._house.workers.run(stream.finish)) if stream else []
-        self._wanted, words = "text", self._words
-        if wanted == "text":
-            return [Transcript(text=" ".join(words), language=LANGUAGES[0])]
-        return heard if words else [NotDetected()]
-
-    def _take(self, utterances: Sequence[Examined], chunk_ms: int | None = None) -> Sequence[Eventable]:
-        """Store and publish the detections of a chunk.  Returns the events to send at once."""
-        detections = [detection for utterance in utterances for detection in utterance.detections]
-        for detection in detections:
-            self._words.append(detection.word)
-            self._house.publish(detection)
-        if self._wanted == "text":
-            return []
-        return [
-            Detection(name=heard.word, timestamp=round(1000 * heard.at_s) if chunk_ms is None else chunk_ms)
-            for heard in detections
-        ]
-
-
-class WyomingServer:
-    """Serves at `tcp://host:port` or `unix://path`, as a context manager.
-
-    Args:
-        uri: the address; port 0 chooses a free port.
-        house: what all clients share.
-    Raises:
-        ConfigError: another kind of address, or one that other machines can reach while no network is allowed.
-        OSError: on entering, when the address is in use or not this machine's.
-    """
-
-    def __init__(self, uri: str, house: House) -> None:
-        self._house, self._address = house, parse_uri(uri)
-        if isinstance(self._address, tuple) and not (is_loopback(self._address[0]) or house.networks):
-            raise ConfigError(
-                f"{uri} can be reached from other machines, and Wyoming has no password: name the machines that "
-                "may connect, as in --allow 192.168.1.7"
-            )
-        self._clients: set[asyncio.Task[None]] = set()
-
     async def __aenter__(self) -> "WyomingServer":
         if isinstance(self._address, Path):
             self._remove_socket()  # left by a killed server
@@ -231,9 +284,10 @@ class WyomingServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task in self._clients:
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        while self._clients:  # again and again: a task may swallow a cancellation
+            for task in self._clients:
+                task.cancel()
+            await asyncio.wait(self._clients, timeout=1.0)
         self._remove_socket()
 
     def _remove_socket(self) -> None:
@@ -241,23 +295,57 @@ class WyomingServer:
             self._address.unlink()
 
     @property
-    def url(self) -> str:
-        """Address of the server, with the actual port if port 0 was asked for."""
+    def host_and_port(self) -> tuple[str, int] | None:
+        """With the actual port if port 0 was asked for; None for the path of a socket."""
         if isinstance(self._address, Path):
+            return None
+        return self._address[0], self._server.sockets[0].getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        if self.host_and_port is None:
             return f"unix://{self._address}"
-        host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
-        return f"tcp://{host}:{self._server.sockets[0].getsockname()[1]}"
+        host, port = self.host_and_port
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
-        is_welcome = not isinstance(peer, tuple) or is_allowed(peer[0], self._house.networks)
-        if not is_welcome or len(self._clients) >= self._house.limits.max_clients:
+        is_welcome = not isinstance(peer, tuple) or is_loopback(peer[0]) or peer[0] in self.allowed
+        if not is_welcome or len(self._clients) >= self.limits.max_clients:
             logger.info("client refused: %s", "too many" if is_welcome else f"{peer[0]} is not allowed")
             writer.transport.abort()
             return
-        task = asyncio.create_task(Client(self._house, reader, writer).run())
+        keep_asking(writer.get_extra_info("socket"))
+        task = asyncio.create_task(Client(self, reader, writer).run())
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
+
+
+def keep_asking(connection: socket.socket) -> None:
+    """Let TCP find out whether a silent client is still there."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_S)
+
+
+@asynccontextmanager
+async def announced(host: str, port: int) -> AsyncIterator[None]:
+    """Let Home Assistant find the server by multicast DNS, until the end of the block."""
+    everywhere = host in ("0.0.0.0", "::")
+    addresses = [host]
+    if everywhere:
+        every = (address.ip for adapter in ifaddr.get_adapters() for address in adapter.ips if address.is_IPv4)
+        addresses = [str(ip) for ip in every if not is_loopback(str(ip))]
+    zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if everywhere else addresses)
+    name = f"{NAME} on {platform.node() or 'a machine'}"[:63]
+    service = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", port=port, parsed_addresses=addresses)
+    try:
+        await zeroconf.async_register_service(service, allow_name_change=True)
+        yield
+    finally:
+        await zeroconf.async_unregister_all_services()
+        await zeroconf.async_close()
 
 
 def parse_uri(uri: str) -> tuple[str, int] | Path:
