@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from recipes.material.screenshot import chromium
+from recipes.study.screenshot import chromium
 from speech.listen import DEMO
 from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
@@ -226,7 +226,7 @@ def test_what_is_inside_the_network_is_drawn(browser: WebDriver, url: str) -> No
             values: btoa(String.fromCharCode(...Array.from({ length: columns * rows }, (_, n) => value(n)))) });
         const gates = (name, value) => ({ name, ...Object.fromEntries(
             ["forget", "input", "output"].map((gate) => [gate, image(9, 4, value)])) });
-        receive({ type: "utterance", start_s: 1, end_s: 2, at_s: 2, scores: { left: 0.6, _unknown_: 0.4 },
+        handlers.utterance({ start_s: 1, end_s: 2, at_s: 2, scores: { left: 0.6, _unknown_: 0.4 },
             waveform: btoa(String.fromCharCode(...Array.from({ length: 960 }, (_, n) => n % 2 ? 60 : 196))),
             mfcc: image(9, 4, (n) => 28 * (n % 9)), attention: [image(9, 1, (n) => 28 * n)],
             gates: [gates("l0", (n) => (n % 4) * 80), gates("l0_reverse", () => 0)] });""")
