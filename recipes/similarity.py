@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from recipes.data.corpus import Recording, index_others, index_words
-from recipes.material.sounds import extent
+from recipes.data.recordings import Recording, index_others, index_words
+from recipes.data.sounds import extent
 from recipes.protocols.live import whole_hops
-from recipes.protocols.scenes import speaker_of
 from speech.bundle import DEFAULT_MODEL
 from speech.decide import Decision
 from speech.errors import DataError, exit_status
@@ -42,7 +41,7 @@ def choose(root: Path, known: Sequence[str], rng: np.random.Generator) -> list[R
     by_word: dict[str, dict[str, list[Recording]]] = {}
     for recording in [*index_words(root, 0.0), *index_others(root)]:
         if recording.part == "training" and recording.source in ("words", "voices"):
-            speaker = speaker_of(recording.path)
+            speaker = recording.speaker
             by_word.setdefault(recording.word, {}).setdefault(speaker, []).append(recording)
     chosen: dict[Recording, None] = {}
     for word, by_speaker in sorted(by_word.items()):
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     background = np.stack([recognizer.embed(waveform) for waveform in speech])
     chosen = choose(arguments.root, recognizer.info.words, np.random.default_rng(0))
     vectors = np.stack([recognizer.embed(word_alone(recording.path)) for recording in chosen])
-    words, speakers = [r.word for r in chosen], [speaker_of(r.path) for r in chosen]
+    words, speakers = [r.word for r in chosen], [r.speaker for r in chosen]
     similarity = make_similarity(vectors, words, speakers, background, hours, alone)
     write(arguments.model, similarity)
     print(

@@ -18,7 +18,6 @@ from speech.bundle import FORMAT, BundleInfo
 from speech.console import SIGNALS
 
 if TYPE_CHECKING:
-    from recipes.data.corpus import Corpus
     from recipes.protocols.scenes import Recordings
     from speech.model.networks import Network, NetworkConfig
 
@@ -251,13 +250,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def corpus(root: Path) -> "Corpus":
-    from recipes.data.corpus import Corpus, index_others, index_words
-
-    return Corpus(index_words(root, 0.0) + index_others(root), root / "cache")
-
-
-@pytest.fixture(scope="module")
 def recordings(root: Path) -> "Recordings":
     from recipes.protocols.scenes import Recordings
 
@@ -271,17 +263,16 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Netwo
 
     from speech.bundle import BLANK, SILENCE, UNKNOWN
     from speech.model.export import Scorer, bundle_info, export
-    from speech.model.features import MFCC, FeatureConfig
+    from speech.model.features import FEATURES
     from speech.model.networks import NETWORKS
 
     def make(head: str, config: "NetworkConfig") -> "tuple[Path, Network]":
         labels = ["yes", "no", "stop", UNKNOWN, SILENCE if head == "classification" else BLANK]
-        features = FeatureConfig()
         torch.manual_seed(0)
-        network = NETWORKS[head](features.n_mfcc, len(labels), config, "torch").eval()
-        notes = {"labels": labels, "features": asdict(features), "network": asdict(config), "head": head}
+        network = NETWORKS[head](len(labels), config, "torch").eval()
+        notes = {"labels": labels, "features": FEATURES, "network": asdict(config), "head": head}
         path = tmp_path_factory.mktemp("untrained") / f"{head}.onnx"
-        export(Scorer(MFCC(features), network).eval(), bundle_info(notes, 0.7, {}, {}), path)
+        export(Scorer(network).eval(), bundle_info(notes, 0.7, {}, {}), path)
         return path, network
 
     return make

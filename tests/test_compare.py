@@ -28,7 +28,7 @@ def test_variants_are_trained_alike_and_compared(
     variants.write_text("as it is: {}\nsmall: {model.network.hidden: 4}\n")
     out = tmp_path / "out"
     arguments = [str(variants), "--config", SMOKE, "--epochs", "1", "--out", str(out)]
-    assert compare.main([*arguments, "--data.root", str(root), "--data.mix.keyword", "20"]) == 0
+    assert compare.main([*arguments, "--data.root", str(root), "--data.steps", "2"]) == 0
     printed = (out / "comparison.md").read_text()
     assert capsys.readouterr().out.endswith(printed)
     first, second = json.loads((out / "comparison.json").read_text())
@@ -39,7 +39,7 @@ def test_variants_are_trained_alike_and_compared(
         assert cell(variant["figures"]["keywords"]) in printed
     configs = [next((run_folder(out, name)).glob("curves-*/config.yaml")).read_text() for name in ("as it is", "small")]
     assert ["hidden: 4\n" in config for config in configs] == [False, True]
-    assert all("keyword: 20\n" in config for config in configs), "what is not of a variant goes to all"
+    assert all("steps: 2\n" in config for config in configs), "what is not of a variant goes to all"
 
 
 def test_a_variant_that_fails_is_reported_and_the_others_stay(

@@ -15,13 +15,11 @@ from speech import Recognizer
 from speech.bundle import BLANK, UNKNOWN
 from speech.errors import BundleError, ConfigError
 from speech.model import export
-from speech.model.features import MFCC, FeatureConfig
+from speech.model.features import FEATURES
 from speech.model.networks import NETWORKS, NetworkConfig
 
-SMALL = NetworkConfig(channels=8, stacking_channels=8, hidden=8)
-RICH = replace(
-    SMALL, cmn="mean_variance", stacking=1, blocks=2, block_kernel=5, layers=3, attention_heads=2, embedding=6
-)
+SMALL = NetworkConfig(channels=(4, 6, 8), width=8, hidden=8)
+RICH = replace(SMALL, layers=3)
 TOKENS = (*TWELVE[:10], UNKNOWN, BLANK)
 LABELS: dict[str, tuple[str, ...]] = {"classification": TWELVE, "ctc": TOKENS}
 
@@ -44,7 +42,7 @@ class Exported:
 def notes_of(head: str, config: NetworkConfig) -> dict[str, Any]:
     return {
         "labels": list(LABELS[head]),
-        "features": asdict(FeatureConfig()),
+        "features": FEATURES,
         "network": asdict(config),
         "lstm": "torch",
         "head": head,
@@ -55,13 +53,13 @@ def notes_of(head: str, config: NetworkConfig) -> dict[str, Any]:
 def make(head: str, config: NetworkConfig) -> export.Scorer:
     """A network whose weights and running statistics are all different from those of a new one."""
     torch.manual_seed(0)
-    network = NETWORKS[head](40, len(LABELS[head]), config, "torch").train()
+    network = NETWORKS[head](len(LABELS[head]), config, "torch").train()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
         for _ in range(3):
             network(5 * torch.randn(4, 60, 40))
-    return export.Scorer(MFCC(FeatureConfig()), network).eval()
+    return export.Scorer(network).eval()
 
 
 @pytest.fixture(
@@ -92,15 +90,15 @@ def test_a_bundle_gives_what_torch_gives(exported: Exported, seconds: float) -> 
 def test_the_outputs_are_named_and_typed(exported: Exported) -> None:
     config, outputs = exported.config, exported.run(waveforms(2, 1.0))
     assert {value.dtype for value in outputs.values()} == {np.dtype(np.float32)}
-    n_steps = 45 if config.stacking == 1 else 23
+    n_steps = 25
     assert outputs.pop("features").shape == (2, 98, 40)
     if exported.head == "ctc":
         assert outputs.pop("scores").shape == (2, n_steps, len(TOKENS))
     else:
         assert outputs.pop("scores").shape == (2, len(TWELVE))
-        assert outputs.pop("embedding").shape == (2, config.n_pooled)
+        assert outputs.pop("embedding").shape == (2, 2 * config.hidden)
         attention = outputs.pop("attention")
-        assert attention.shape == (2, config.attention_heads, n_steps)
+        assert attention.shape == (2, 1, n_steps)
         np.testing.assert_allclose(attention.sum(2), 1, atol=1e-5)
     assert not outputs
 
@@ -127,26 +125,27 @@ def test_a_bundle_gives_back_its_network(exported: Exported) -> None:
 
 def test_weights_with_equal_values_are_read_back(tmp_path: Path) -> None:
     """A new network has many, which the exporter would like to merge."""
-    network = NETWORKS["classification"](40, len(TWELVE), RICH, "torch")
-    scorer = export.Scorer(MFCC(FeatureConfig()), network).eval()
+    network = NETWORKS["classification"](len(TWELVE), RICH, "torch")
+    scorer = export.Scorer(network).eval()
     export.export(scorer, export.bundle_info(notes_of("classification", RICH), 0.7, {}, {}), tmp_path / "a.onnx")
     again, _ = export.load_network(tmp_path / "a.onnx")
     torch.testing.assert_close(again(waveforms(1, 1.0)), scorer(waveforms(1, 1.0)))
 
 
 def test_a_step_has_its_time_in_the_metadata(exported: Exported) -> None:
-    info, config = Recognizer.load(exported.path).info, exported.config
-    assert info.step_s == pytest.approx(0.01 * config.stride * config.stacking)
-    assert info.offset_s == pytest.approx(0.04 + 0.0125)  # four frames of 10 ms, and half a window of 25 ms
+    info = Recognizer.load(exported.path).info
+    assert info.step_s == pytest.approx(0.04)
+    assert info.offset_s == pytest.approx(0.0125)  # half a window
 
 
 def test_the_layer_over_words_stays_behind(tmp_path: Path) -> None:
-    network = NETWORKS["classification"](40, len(TWELVE), RICH, "torch", n_words=500)
+    network = NETWORKS["classification"](len(TWELVE), RICH, "torch", n_words=500)
     state = {f"acoustic.{name}": value for name, value in network.state_dict().items()}
     torch.save({"speech": notes_of("classification", RICH), "state_dict": state}, tmp_path / "a.ckpt")
     scorer, _ = export.load_checkpoint(tmp_path / "a.ckpt")
     assert not [name for name in scorer.state_dict() if "words" in name]
-    torch.testing.assert_close(scorer.logits(waveforms(1, 1.0)), network.eval()(scorer.mfcc(waveforms(1, 1.0))))
+    expected = export.Scorer(network).eval().logits(waveforms(1, 1.0))
+    torch.testing.assert_close(scorer.logits(waveforms(1, 1.0)), expected)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from speech.results import Examined
 from speech.segment import high_pass
 from speech.sound.files import read
 
-NETWORK = NetworkConfig(channels=12, stacking_channels=14, hidden=10, layers=2, attention_heads=2)
+NETWORK = NetworkConfig(channels=(4, 6, 8), width=14, hidden=10)
 Untrained = Callable[[str, NetworkConfig], tuple[Path, Network]]
 
 

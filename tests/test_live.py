@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ten import KEYWORDS
 
 from recipes import evaluate
-from recipes.data.corpus import Recording
+from recipes.data.recordings import Recording
 from recipes.metrics import Rate, Share
 from recipes.protocols.live import (
     LATE,

@@ -12,19 +12,20 @@ from scipy.optimize import minimize_scalar
 from ten import KEYWORDS, TWELVE
 
 from recipes import evaluate, train
-from recipes.data.examples import MixConfig
-from recipes.heads import official
+from recipes.data.recordings import index_words, read_recording
 from recipes.material.toy_corpus import PARTS, WORDS, glide
 from recipes.metrics import Share, calibration_error, fold, reliability, summarize
 from recipes.protocols.own import Own
 from recipes.protocols.speed import Speed
 from recipes.protocols.words import confuse
-from recipes.task import CommandData, warm_cosine
+from recipes.task import warm_cosine
 from speech import Recognizer
+from speech.bundle import UNKNOWN
 from speech.errors import BundleError, ConfigError
 from speech.listener import Listener
 from speech.model import export
 from speech.results import Prediction
+from speech.segment import high_pass
 
 SMOKE = "recipes/configs/smoke.yaml"
 
@@ -50,13 +51,12 @@ def test_a_run_leaves_everything_behind(run: Path) -> None:
     assert epochs == list(range(4)), "the resumed run goes on where the first one stopped"
     results = json.loads((run / "results.json").read_text())
     assert results["parity"] <= export.TOLERANCE
-    n_validation = PARTS["validation"] * len(WORDS)
-    assert results["validation"]["accuracy"]["total"] == n_validation
+    assert set(results["validation"]) >= {"val/keywords", "val/score"}
 
 
 def test_it_learns(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
-    assert results["validation"]["accuracy"]["value"] > 0.7  # guessing gives 0.09
+    assert results["validation"]["val/keywords"] > 0.7  # guessing gives 0.09
 
 
 def test_the_bundle_recognises_new_clips(run: Path) -> None:
@@ -134,11 +134,11 @@ def test_words_are_folded_before_they_are_called_wrong(tmp_path: Path) -> None:
 
 def test_the_bundle_has_the_temperature_that_suits_validation(run: Path, root: Path) -> None:
     scorer, notes = export.load_checkpoint(run / "checkpoints/best.ckpt")
-    data = CommandData(root, held_out=0.0, per_kind=10, procedural=20, mix=MixConfig(rare=50))
-    data.setup("fit")
-    assert list(data.labels) == notes["labels"]
-    scored = [(scorer.logits(waveform).detach(), label) for waveform, label in official(data)]
-    logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    words = [r for r in index_words(root) if r.part == "validation"]
+    waveforms = torch.stack([torch.from_numpy(high_pass(read_recording(r))) for r in words])
+    with torch.no_grad():
+        logits = scorer.logits(waveforms)
+    labels = torch.tensor([notes["labels"].index(r.word if r.word in notes["labels"] else UNKNOWN) for r in words])
     found = minimize_scalar(
         lambda t: float(torch.nn.functional.cross_entropy(logits / t, labels)), bounds=(0.2, 5), method="bounded"
     )
@@ -179,9 +179,10 @@ def test_offsets_move_the_posteriors(run: Path) -> None:
 def test_the_temperature_is_found_that_was_used() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(20_000, 5, generator=generator)
-    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
-    assert export.best_temperature(2 * logits, labels) == pytest.approx(2, rel=0.08)
-    assert export.best_temperature(0.5 * logits, labels) == pytest.approx(0.5, rel=0.08)
+    drawn = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+    labels = ["abcde"[n] for n in drawn]
+    assert export.best_temperature(2 * logits, labels, "abcde") == pytest.approx(2, rel=0.08)
+    assert export.best_temperature(0.5 * logits, labels, "abcde") == pytest.approx(0.5, rel=0.08)
 
 
 def test_the_lstm_from_its_equations_goes_on_where_torch_stopped(run: Path, root: Path, tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_the_lstm_from_its_equations_goes_on_where_torch_stopped(run: Path, root
     assert train.main([*begin, "--model.lstm", "equations", "--trainer.max_epochs", "5"]) == 0
     before, after = train.read_curves(folder)[-2:]
     assert after["epoch"] == 4
-    assert after["val/loss"] < before["val/loss"] + 0.2
+    assert after["val/keywords"] > before["val/keywords"] - 0.2
     assert Recognizer.load(folder / "smoke.onnx").info.labels == TWELVE
 
 
@@ -311,7 +312,7 @@ def documented(config: Path) -> list[str]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_command_of_each_config_trains_on_the_toy_corpus(config: Path, root: Path, tmp_path: Path) -> None:
-    assert len(CONFIGS) > 4
+    assert len(CONFIGS) == 4
     brief = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--data.per_kind=5", "--data.batch_size=8"]
     arguments = [*documented(config), f"--data.root={root}", f"--run={tmp_path}", "--export=false", *brief]
     assert train.main([*arguments, "--trainer.enable_progress_bar=false"]) == 0

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
-from recipes.data.corpus import Recording
-from recipes.material.sounds import SPEECH_DB, extent
+from recipes.data.recordings import Recording
+from recipes.data.sounds import SPEECH_DB, extent
 from recipes.protocols.scenes import (
     ECHO_DELAY,
     QUIET_DBFS,

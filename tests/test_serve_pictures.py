@@ -13,25 +13,24 @@ pytest.importorskip("websockets", reason="needs the extra `serve`")
 from ten import TWELVE
 
 from speech.model import export
-from speech.model.features import MFCC, FeatureConfig
+from speech.model.features import FEATURES
 from speech.model.networks import NETWORKS, NetworkConfig
 from speech.results import Examined
 from speech.serve.pictures import N_COLUMNS, peaks, picture_of, standardised
 from speech.trace import Tracer
 
 RATE = 16000
-FEATURES = FeatureConfig()
 
 
 @pytest.fixture(scope="module")
 def tracer(tmp_path_factory: pytest.TempPathFactory) -> Tracer:
     """Of an untrained network."""
-    config = NetworkConfig(channels=8, stacking_channels=10, hidden=6, layers=2, attention_heads=2)
+    config = NetworkConfig(channels=(4, 6, 8), width=10, hidden=6)
     torch.manual_seed(0)
-    network = NETWORKS["classification"](FEATURES.n_mfcc, len(TWELVE), config, "torch")
-    notes = {"labels": TWELVE, "features": asdict(FEATURES), "network": asdict(config), "head": "classification"}
+    network = NETWORKS["classification"](len(TWELVE), config, "torch")
+    notes = {"labels": TWELVE, "features": FEATURES, "network": asdict(config), "head": "classification"}
     path: Path = tmp_path_factory.mktemp("bundle") / "untrained.onnx"
-    export.export(export.Scorer(MFCC(FEATURES), network).eval(), export.bundle_info(notes, 0.7, {}, {}), path)
+    export.export(export.Scorer(network).eval(), export.bundle_info(notes, 0.7, {}, {}), path)
     return Tracer(path)
 
 

@@ -12,37 +12,28 @@ from lightning.pytorch.callbacks import Timer
 from ten import KEYWORDS
 
 from recipes import train
-from recipes.heads import figures, soft_targets, weighted_loss
+from recipes.data.elements import NONE, Plan
+from recipes.heads import LABEL_SMOOTHING, TRAINED, WORD_WEIGHT, figures
 from recipes.metrics import Share
 from recipes.task import CommandTask, warm_cosine
 from speech.bundle import SILENCE, UNKNOWN
+from speech.model.networks import Classifier, NetworkConfig
 
 LABELS = (*KEYWORDS, "bed", UNKNOWN, SILENCE)
 N = len(LABELS)
 
 
-def test_targets_mix_the_label_and_the_teachers() -> None:
-    teacher = torch.zeros(2, N)
-    teacher[0, 1], teacher[0, 2] = 0.75, 0.25
-    targets = soft_targets(
-        SimpleNamespace(label=torch.tensor([1, 3]), teacher=teacher),  # type: ignore[arg-type]
-        N,
-        label_smoothing=0.13,
-        soft_share=0.6,
-    )
-    smooth = 0.13 / N
-    assert targets[1].tolist() == pytest.approx([smooth + 0.87 * (i == 3) for i in range(N)])
-    assert targets[0, 1].item() == pytest.approx(0.6 * 0.75 + 0.4 * (0.87 + smooth))
-    assert targets[0, 2].item() == pytest.approx(0.6 * 0.25 + 0.4 * smooth)
-    torch.testing.assert_close(targets.sum(1), torch.ones(2))
-
-
-def test_the_loss_weighs_each_example() -> None:
-    logits = torch.randn(3, N, generator=torch.Generator().manual_seed(0))
-    targets = torch.nn.functional.one_hot(torch.tensor([0, 5, 7]), N).float()
-    each = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 5, 7]), reduction="none")
-    loss = weighted_loss(logits, targets, torch.tensor([1.0, 0.0, 0.5]))
-    torch.testing.assert_close(loss, (each[0] + 0.5 * each[2]) / 1.5)
+def test_the_loss_of_words_counts_examples_with_a_word() -> None:
+    torch.manual_seed(0)
+    network = Classifier(N, NetworkConfig(channels=(4, 6, 8), width=8, hidden=8), n_words=5).eval()
+    features, label = torch.randn(4, 60, 40), torch.tensor([0, 1, 2, 3])
+    extra = torch.tensor([4, -1, -1, 0])
+    plan = Plan(NONE, NONE, 4, 60, label, extra, torch.ones(4, dtype=torch.bool))
+    logits, words = network.both(features)
+    expected = torch.nn.functional.cross_entropy(logits, label, label_smoothing=LABEL_SMOOTHING)
+    said = torch.nn.functional.cross_entropy(words[[0, 3]], torch.tensor([4, 0]))
+    head = TRAINED["classification"]
+    torch.testing.assert_close(head.loss(network, features, plan), expected + WORD_WEIGHT * said)
 
 
 class Clock(Timer):
@@ -142,7 +133,7 @@ def test_a_run_of_some_seconds_ends_with_the_rate_at_zero(root: Path, tmp_path: 
         state["param_groups"]
         for state in torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
     )
-    assert groups[0]["lr"] < 0.2 * 0.01
+    assert groups[0]["lr"] < 0.2 * 0.005
     history = train.read_curves(tmp_path)
     assert history
     assert all(math.isfinite(row["train/loss"]) for row in history if "train/loss" in row)

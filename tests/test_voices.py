@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from ten import KEYWORDS
 
-from recipes.data.corpus import index_others
+from recipes.data.recordings import index_others
 from recipes.material import demo_recording, voices
 from speech import Listener, Recognizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from recipes.material.sounds import Waveform
+from recipes.data.sounds import Waveform
 from recipes.material.voices import decode
 from speech.listen import DEMO
 from speech.segment import SAMPLE_RATE_HZ

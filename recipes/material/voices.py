@@ -22,7 +22,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from recipes.material.sounds import Waveform, extent
+from recipes.data.sounds import Waveform, extent
 from recipes.vocabulary import WORDS, read_commands
 from speech.errors import ConfigError, DataError, exit_status
 from speech.segment import SAMPLE_RATE_HZ

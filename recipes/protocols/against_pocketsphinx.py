@@ -14,7 +14,7 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-from recipes.material.sounds import Waveform
+from recipes.data.sounds import Waveform
 from recipes.protocols.connected import Answer, Reader
 from speech.errors import SpeechError
 from speech.sound.files import pcm

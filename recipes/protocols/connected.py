@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchaudio.functional import edit_distance
 
-from recipes.material.sounds import SPEECH_DB, Waveform, extent, set_level
+from recipes.data.sounds import SPEECH_DB, Waveform, extent, set_level
 from recipes.metrics import Estimate, Share, estimate
-from recipes.protocols.scenes import Placed, Recordings, bed, blocks, speaker_of
+from recipes.protocols.scenes import Placed, Recordings, bed, blocks
 from speech.errors import ConfigError, DataError
 from speech.grammar import Grammar, NGram
 from speech.listener import Listener
@@ -75,7 +75,7 @@ class Pool:
         return self._recordings.recordings[index].word
 
     def _speaker(self, index: int) -> str:
-        return speaker_of(self._recordings.recordings[index].path)
+        return self._recordings.recordings[index].speaker
 
     def draw(self, word: str, rng: np.random.Generator) -> int:
         """Draw a recording of a word.  Raises DataError if there is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.material.sounds import Waveform
+from recipes.data.sounds import Waveform
 from recipes.metrics import Rate, Share
 from recipes.protocols.scenes import SCENES, Placed, Recordings, Stage
 from speech.decide import Decision

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.material.sounds import Waveform, set_level
+from recipes.data.sounds import Waveform, set_level
 from recipes.metrics import Rate, Share
 from recipes.protocols.live import whole_hops
-from recipes.protocols.scenes import Recordings, speaker_of
+from recipes.protocols.scenes import Recordings
 from speech.bundle import SILENCE, UNKNOWN
 from speech.decide import Decision
 from speech.errors import DataError
@@ -242,7 +242,7 @@ class Trials:
         by_speaker: dict[tuple[str, str], list[int]] = defaultdict(list)
         for index in self.recordings.select(part, source):
             recording = self.recordings.recordings[index]
-            speaker = recording.path.name.split("_")[0] if source == "home" else speaker_of(recording.path)
+            speaker = recording.path.name.split("_")[0] if source == "home" else recording.speaker
             by_speaker[recording.word, "" if source == "voices" else speaker].append(int(index))
         many = sorted(key for key, indices in by_speaker.items() if len(indices) >= fewest)
         if source == "voices":

@@ -10,11 +10,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from recipes.data.corpus import Recording, index_others, index_words
-from recipes.material.sounds import SPEECH_DB, Waveform, extent, reverberate, room_response, set_level
+from recipes.data.recordings import Recording, index_others, index_words, read_recording
+from recipes.data.sounds import SPEECH_DB, Waveform, extent, reverberate, room_response, set_level
 from speech.errors import DataError
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, utterances_of
 
@@ -60,7 +59,7 @@ class Recordings:
         return len(self.recordings)
 
     def __getitem__(self, index: int) -> Waveform:
-        return self._read(self.recordings[index].path)
+        return self._read(self.recordings[index])
 
     def select(self, part: str, source: str, word: str | None = None) -> NDArray[np.int64]:
         """Indices of the recordings of one part and source, and of one word if given."""
@@ -76,22 +75,6 @@ class Recordings:
             waveform = np.tile(waveform, -(-length // len(waveform)))
         start = int(rng.integers(len(waveform) - length + 1))
         return waveform[start : start + length]
-
-
-def read_recording(path: Path) -> Waveform:
-    """Read a recording.  Raises DataError if it can't be read, is not 16 kHz mono, or is empty."""
-    try:
-        samples, rate_hz = soundfile.read(path, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} can't be read: {error}") from error
-    if rate_hz != SAMPLE_RATE_HZ or samples.ndim != 1 or not len(samples):
-        raise DataError(f"{path} must be {SAMPLE_RATE_HZ} Hz mono with at least one sample")
-    return np.asarray(samples, np.float32)
-
-
-def speaker_of(path: Path) -> str:
-    """The speaker's hash in a file name of Speech Commands."""
-    return path.name.split("_nohash_")[0]
 
 
 @dataclass(frozen=True)

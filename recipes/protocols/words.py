@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.material.sounds import Waveform
+from recipes.data.sounds import Waveform
 from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, reliability, summarize
 from recipes.protocols.scenes import Recordings
 from speech.bundle import UNKNOWN

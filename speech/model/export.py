@@ -1,7 +1,6 @@
 """Checkpoint -> bundle: one ONNX file with the front end in its graph and all settings in its metadata."""
 
 import io
-import json
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,17 @@ from torch import Tensor, nn
 
 from speech.bundle import FORMAT, BundleInfo
 from speech.errors import BundleError, ConfigError
-from speech.model.features import MFCC, FeatureConfig
-from speech.model.networks import NETWORKS, Encoder, LSTMKind, Network, NetworkConfig
+from speech.model.features import FEATURES, MFCC
+from speech.model.networks import NETWORKS, Classifier, Encoder, LSTMKind, Network, NetworkConfig
 from speech.recognizer import Recognizer
+from speech.segment import SAMPLE_RATE_HZ
 
 PREFIX = "acoustic."
 """Prefix of the names of the network's weights in a checkpoint."""
 TOLERANCE = 1e-4
 """Largest difference of an output between torch and ONNX Runtime."""
+SPEEDS = (1.0, 0.85, 1.15)
+"""An utterance is read as if it were played this many times as fast."""
 EXAMPLE_S = 1
 """Length of the waveform that the exporter traces."""
 SCORER = "scorer"
@@ -33,24 +35,40 @@ AXES = {"waveform": {0: "batch", 1: "time"}, "features": {0: "batch", 1: "frames
 """Axes of variable length; `Network.axes` names those of the other outputs."""
 
 
+def speeds_of(head: str) -> tuple[float, ...]:
+    """The speeds at which a bundle reads an utterance; the steps of a CTC head have no mean."""
+    return SPEEDS if head == Classifier.name else SPEEDS[:1]
+
+
 class Scorer(nn.Module):
     """The computation of a bundle: waveform (batch, time) -> scores that sum to one.
 
     The scores are (batch, classes), or (batch, steps, tokens) with a CTC head.  They are the softmax of
-    (logits + `offsets`) / `temperature`; `offsets` is (labels,).
+    (logits + `offsets`) / `temperature`; `offsets` is (labels,).  A classifier reads the utterance once at each of the
+    `SPEEDS`; logits and embedding are the means over these readings.
     """
 
     offsets: Tensor
 
-    def __init__(self, mfcc: MFCC, network: Network) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.mfcc, self.network, self.temperature = mfcc, network, 1.0
+        self.network, self.temperature = network, 1.0
+        self.mfccs = nn.ModuleList(MFCC(speed) for speed in speeds_of(network.name))
         self.register_buffer("offsets", torch.zeros(1))
 
     def logits(self, waveform: Tensor) -> Tensor:
         """Logits with offsets, before temperature and softmax."""
-        logits: Tensor = self.network(self.mfcc(waveform)) + self.offsets
-        return logits
+        return self._read(waveform)["scores"]
+
+    def _read(self, waveform: Tensor) -> dict[str, Tensor]:
+        """The outputs with logits as scores; what is not a mean over the readings is of the first."""
+        features = [mfcc(waveform) for mfcc in self.mfccs]
+        readings = [self.network.outputs(one) for one in features]
+        log_posteriors = [reading["scores"].log_softmax(-1) for reading in readings]
+        found = readings[0] | {"scores": sum(log_posteriors) / len(readings) + self.offsets, "features": features[0]}
+        if "embedding" in found:
+            found["embedding"] = sum(reading["embedding"] for reading in readings) / len(readings)
+        return found
 
     def shift(self, offsets: Mapping[str, float], labels: Sequence[str]) -> None:
         """Set the offsets of some labels and clear the others, for example to favour a label that is often missed.
@@ -73,10 +91,8 @@ class Scorer(nn.Module):
             `scores`, as above; the network's other outputs, such as the `embedding` of single words;
             `features` (batch, frames, n_mfcc).
         """
-        features = self.mfcc(waveform)
-        found = self.network.outputs(features)
-        scores = torch.softmax((found["scores"] + self.offsets) / self.temperature, dim=-1)
-        return found | {"scores": scores, "features": features}
+        found = self._read(waveform)
+        return found | {"scores": torch.softmax(found["scores"] / self.temperature, dim=-1)}
 
 
 class _Graph(nn.Module):
@@ -94,7 +110,7 @@ class _Graph(nn.Module):
         return tuple(self.scorer.outputs(waveform).values())
 
 
-def best_temperature(logits: Tensor, labels: Tensor) -> float:
+def best_temperature(logits: Tensor, labels: Sequence[str], classes: Sequence[str]) -> float:
     """The temperature, 0.2 to 5, that minimises the cross-entropy.
 
     It calibrates the confidence: of the answers with confidence p, about a share of p should be right.  The best label
@@ -102,11 +118,13 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Args:
         logits: (clips, classes) of clips that were not trained on.
-        labels: (clips,) true classes.
+        labels: true class of each clip.
+        classes: the labels of the network.
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
     """
     candidates = torch.logspace(-0.7, 0.7, 141).tolist()  # 0.2 to 5
-    losses = [float(nn.functional.cross_entropy(logits / t, labels)) for t in candidates]
+    target = torch.tensor([list(classes).index(label) for label in labels])
+    losses = [float(nn.functional.cross_entropy(logits / t, target)) for t in candidates]
     return float(candidates[int(np.argmin(losses))])
 
 
@@ -164,13 +182,14 @@ def build_scorer(notes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Score
     Raises:
         RuntimeError: weights are missing, left over or have another shape.
     """
-    features = FeatureConfig(**notes["features"])
+    if dict(notes["features"]) != FEATURES:
+        raise RuntimeError(f"made with other features than this version's: {notes['features']}")
     lstm: LSTMKind = "rnn" if notes.get("lstm") == "rnn" else "torch"
     kind = NETWORKS[notes["head"]]
-    network = kind(features.n_mfcc, len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
+    network = kind(len(notes["labels"]), NetworkConfig(**notes["network"]), lstm)
     counters = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}  # not in a bundle
     network.load_state_dict(counters | {k: v for k, v in state.items() if not k.startswith("words.")})
-    return Scorer(MFCC(features), network).eval()
+    return Scorer(network).eval()
 
 
 def _first_line(error: Exception) -> str:
@@ -257,19 +276,23 @@ def bundle_info(
         figures: what was measured.
         thresholds: of single words.
     """
-    feature_config, network = FeatureConfig(**notes["features"]), NetworkConfig(**notes["network"])
-    timing = Encoder.timing(network, feature_config.hop_ms / 1000, feature_config.window_ms / 1000)
+    timing = Encoder.timing()
     return BundleInfo(
         format=FORMAT,
         head=notes["head"],
         labels=tuple(notes["labels"]),
-        sample_rate_hz=feature_config.sample_rate_hz,
+        sample_rate_hz=SAMPLE_RATE_HZ,
         window_s=NETWORKS[notes["head"]].window_s,
         step_s=timing[0],
         offset_s=timing[1],
         threshold=threshold,
         thresholds=dict(thresholds or {}),
-        features=json.loads(json.dumps(asdict(feature_config))),
-        training={**training, "network": asdict(network), "lstm": notes.get("lstm", "torch")},
+        features=notes["features"],
+        training={
+            **training,
+            "speeds": list(speeds_of(notes["head"])),
+            "network": asdict(NetworkConfig(**notes["network"])),
+            "lstm": notes.get("lstm", "torch"),
+        },
         figures=figures,
     )

@@ -1,7 +1,7 @@
 """MFCC as a torch module that also runs inside the exported graph."""
 
 import math
-from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -10,64 +10,37 @@ from torchaudio.functional import create_dct, melscale_fbanks
 from speech.errors import ConfigError
 from speech.segment import SAMPLE_RATE_HZ
 
+WINDOW = SAMPLE_RATE_HZ * 25 // 1000
+"""Samples of the Hann window: 25 ms."""
+HOP = SAMPLE_RATE_HZ // 100
+"""Samples between the starts of two frames: 10 ms."""
+N_FFT = 512
+"""Points of the Fourier transform; the window is zero-padded to it."""
+N_MELS = 64
+"""Triangular filters on the HTK mel scale."""
+N_MFCC = 40
+"""Cepstral coefficients kept."""
+F_MIN_HZ, F_MAX_HZ = 20.0, 7600.0
+"""Lower edge of the lowest filter and upper edge of the highest."""
+LOG_OFFSET = 1e-6
+"""Added to each mel power before the logarithm, so that digital silence stays finite."""
+FEATURES = {
+    "sample_rate_hz": SAMPLE_RATE_HZ, "window_ms": 25, "hop_ms": 10, "n_fft": N_FFT, "n_mels": N_MELS,
+    "n_mfcc": N_MFCC, "f_min_hz": F_MIN_HZ, "f_max_hz": F_MAX_HZ, "log_offset": LOG_OFFSET,
+}  # fmt: skip
+"""The settings above, as a bundle carries them."""
 
-@dataclass(frozen=True)
-class FeatureConfig:
-    """Settings of the MFCC; every length derives from `sample_rate_hz`."""
 
-    sample_rate_hz: int = SAMPLE_RATE_HZ
-    """Samples per second of the waveform.  A bundle carries it; only 16000 is supported."""
-    window_ms: int = 25
-    """Length of the Hann window."""
-    hop_ms: int = 10
-    """Distance between the starts of two frames."""
-    n_fft: int = 512
-    """Points of the Fourier transform; the window is zero-padded to it."""
-    n_mels: int = 64
-    """Triangular filters on the HTK mel scale."""
-    n_mfcc: int = 40
-    """Cepstral coefficients kept."""
-    f_min_hz: float = 20.0
-    """Lower edge of the lowest filter."""
-    f_max_hz: float = 7600.0
-    """Upper edge of the highest filter."""
-    log_offset: float = 1e-6
-    """Added to each mel energy before the logarithm, so that digital silence stays finite."""
+@cache
+def mel_filters() -> Tensor:
+    """The filters over the bins of the Fourier transform: (N_FFT / 2 + 1, N_MELS)."""
+    filters: Tensor = melscale_fbanks(N_FFT // 2 + 1, F_MIN_HZ, F_MAX_HZ, N_MELS, SAMPLE_RATE_HZ)
+    return filters
 
-    def __post_init__(self) -> None:
-        if self.sample_rate_hz != SAMPLE_RATE_HZ:
-            raise ConfigError(
-                f"sample_rate_hz={self.sample_rate_hz}: recordings and bundles are at {SAMPLE_RATE_HZ} Hz"
-            )
-        for field in ("window_ms", "hop_ms"):
-            if getattr(self, field) * self.sample_rate_hz % 1000:
-                raise ConfigError(
-                    f"{field}={getattr(self, field)} is no whole number of samples at {self.sample_rate_hz} Hz"
-                )
-        if not 0 < self.n_mfcc <= self.n_mels:
-            raise ConfigError(f"n_mfcc={self.n_mfcc} must lie in 1..n_mels={self.n_mels}")
-        if self.window > self.n_fft:
-            raise ConfigError(f"n_fft={self.n_fft} is shorter than the window of {self.window} samples")
-        if not 0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2:
-            raise ConfigError(
-                f"f_min_hz={self.f_min_hz}, f_max_hz={self.f_max_hz} must rise within 0..{self.sample_rate_hz / 2}"
-            )
-        if self.log_offset <= 0:
-            raise ConfigError(f"log_offset={self.log_offset} must be positive")
 
-    @property
-    def window(self) -> int:
-        """Window length in samples."""
-        return self.window_ms * self.sample_rate_hz // 1000
-
-    @property
-    def hop(self) -> int:
-        """Hop in samples."""
-        return self.hop_ms * self.sample_rate_hz // 1000
-
-    def n_frames(self, n_samples: int) -> int:
-        """Number of frames of `n_samples`: 1 + (n_samples - window) // hop, or 0 if shorter than a window."""
-        return max(0, 1 + (n_samples - self.window) // self.hop)
+def n_frames(n_samples: int) -> int:
+    """Number of frames of `n_samples`: 1 + (n_samples - window) // hop, or 0 if shorter than a window."""
+    return max(0, 1 + (n_samples - WINDOW) // HOP)
 
 
 class MFCC(nn.Module):
@@ -76,10 +49,14 @@ class MFCC(nn.Module):
     The Fourier transform is a convolution with windowed cosines and sines.  That is one ONNX operator,
     exports exactly, and at these sizes is faster on a CPU than `torch.stft` and ONNX Runtime's STFT.
 
+    Args:
+        speed: the waveform is analysed as if it were played this many times as fast, so pitch and formants rise with
+            it.  The kernels change, not the waveform: `speed * WINDOW` and `speed * HOP` must be whole numbers.
     Args of forward:
-        waveform: (batch, time), float32 in -1..1, at `config.sample_rate_hz`; time >= window.
+        waveform: (batch, time), float32 in -1..1, at 16 kHz; time >= speed * WINDOW.
     Returns of forward:
-        (batch, frames, n_mfcc), frames = 1 + (time - window) // hop.  Items of a batch are independent.
+        (batch, frames, N_MFCC), frames = 1 + (time - speed * WINDOW) // (speed * HOP).  Items of a batch are
+        independent.
 
     Source: Davis and Mermelstein 1980; the settings are named as in torchaudio.
     """
@@ -88,24 +65,26 @@ class MFCC(nn.Module):
     filters: Tensor
     dct: Tensor
 
-    def __init__(self, config: FeatureConfig) -> None:
+    def __init__(self, speed: float = 1.0) -> None:
         super().__init__()
-        self.config = config
-        n_bins = config.n_fft // 2 + 1
-        time = torch.arange(config.window, dtype=torch.float64)
-        angle = 2 * math.pi / config.n_fft * torch.arange(n_bins, dtype=torch.float64)[:, None] * time
-        window = torch.hann_window(config.window, dtype=torch.float64)
-        filters = melscale_fbanks(n_bins, config.f_min_hz, config.f_max_hz, config.n_mels, config.sample_rate_hz)
-        used = filters.sum(1) > 0  # bins outside every filter need not be computed
-        kernel = torch.cat([torch.cos(angle)[used], torch.sin(angle)[used]]) * window
+        window, self.hop = round(speed * WINDOW), round(speed * HOP)
+        if not math.isclose(window, speed * WINDOW) or not math.isclose(self.hop, speed * HOP):
+            raise ConfigError(f"speed={speed} gives no whole number of samples in a window or hop")
+        bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64)[:, None] / speed
+        angle = 2 * math.pi / N_FFT * bins * torch.arange(window, dtype=torch.float64)
+        hann = torch.hann_window(window, dtype=torch.float64) / speed
+        filters = mel_filters()
+        # Bins outside every filter need not be computed; a slowed waveform has nothing in the highest.
+        used = (filters.sum(1) > 0) & (bins[:, 0] <= N_FFT / 2)
+        kernel = torch.cat([torch.cos(angle)[used], torch.sin(angle)[used]]) * hann
         self.register_buffer("kernel", kernel[:, None].float(), persistent=False)  # (2 * bins, 1, window)
-        self.register_buffer("filters", filters[used].T.contiguous(), persistent=False)  # (n_mels, bins)
-        dct = create_dct(config.n_mfcc, config.n_mels, norm="ortho")
-        self.register_buffer("dct", dct.T.contiguous(), persistent=False)  # (n_mfcc, n_mels)
+        self.register_buffer("filters", filters[used].T.contiguous(), persistent=False)  # (N_MELS, bins)
+        dct = create_dct(N_MFCC, N_MELS, norm="ortho")
+        self.register_buffer("dct", dct.T.contiguous(), persistent=False)  # (N_MFCC, N_MELS)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = nn.functional.conv1d(waveform[:, None], self.kernel, stride=self.config.hop)
+        spectrum = nn.functional.conv1d(waveform[:, None], self.kernel, stride=self.hop)
         real, imaginary = spectrum.chunk(2, dim=1)  # each (batch, bins, frames)
         power = real * real + imaginary * imaginary
-        log_mels = torch.log(self.filters @ power + self.config.log_offset)  # (batch, n_mels, frames)
-        return (self.dct @ log_mels).transpose(1, 2)  # (batch, frames, n_mfcc)
+        log_mels = torch.log(self.filters @ power + LOG_OFFSET)  # (batch, N_MELS, frames)
+        return (self.dct @ log_mels).transpose(1, 2)  # (batch, frames, N_MFCC)

@@ -36,19 +36,26 @@ def centred(waveform: Waveform, length: int = SAMPLE_RATE_HZ) -> Waveform:
     return np.pad(waveform, (left, length - len(waveform) - left))
 
 
-def extent(waveform: Waveform) -> tuple[int, int]:
-    """First sample, and one past the last, above the recording's own noise floor; the whole recording if none is.
+def loud_frames(waveform: Waveform) -> NDArray[np.bool_]:
+    """Which frames of 10 ms are above the recording's own noise floor: (samples,) -> (samples // FRAME,).
 
-    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as the peak.
+    Pre-emphasis raises the weak ends of "off" and "left" above it; a click is too short to count as its peak.
     """
     emphasised = waveform - PRE_EMPHASIS * np.pad(waveform, (1, 0))[:-1]
-    power = np.square(emphasised[: len(emphasised) // FRAME * FRAME].reshape(-1, FRAME)).mean(1)  # (frames,)
+    power = np.square(emphasised[: len(emphasised) // FRAME * FRAME].reshape(-1, FRAME)).mean(1)
     if len(power) < 3:
-        return 0, len(waveform)
+        return np.ones(len(power), bool)
     level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
     floor, peak = np.quantile(level, [0.1, 0.95])
-    loud = np.flatnonzero(level > max(OVER_FLOOR * floor, OVER_PEAK * peak))
-    return (int(loud[0]) * FRAME, int(loud[-1] + 1) * FRAME) if len(loud) else (0, len(waveform))
+    return level > max(OVER_FLOOR * floor, OVER_PEAK * peak)
+
+
+def extent(waveform: Waveform) -> tuple[int, int]:
+    """First sample, and one past the last, above the recording's noise floor; the whole recording if none is."""
+    loud = np.flatnonzero(loud_frames(waveform))
+    if len(waveform) < 3 * FRAME or not len(loud):
+        return 0, len(waveform)
+    return int(loud[0]) * FRAME, int(loud[-1] + 1) * FRAME
 
 
 def room_response(recording: Waveform) -> Waveform:
