@@ -136,7 +136,7 @@ def pitches_of(waveform: np.ndarray) -> tuple[float, ...]:
 def test_the_larger_group_wins_whichever_came_first(space: Similarity, spoken: str, kept: list[int]) -> None:
     rng = np.random.default_rng(3)
     heard = [embed(tune({"S": SOFA, "L": LAMP}[letter], rng)) for letter in spoken]
-    vectors = space.project(np.stack(heard)) if heard else np.zeros((0, len(space.spread)), np.float32)
+    vectors = space.project(np.stack(heard)) if heard else np.zeros((0, space.projection.shape[1]), np.float32)
     assert largest_group(space, vectors) == kept
 
 

@@ -13,8 +13,8 @@ from speech.recognizer import Recognizer
 from speech.segment import SAMPLE_RATE_HZ
 from speech.sound.files import Block
 
-N_DRAWN = 32
-"""Simulated recordings of each other word, drawn to estimate confusions."""
+SINGLE = 0.8
+"""Mean score of a word's recordings, in scores of their mean, which is more like everything than they are."""
 N_TYPICAL = 4
 """Weight of the usual scatter of recordings beside that of the word's own, in recordings."""
 WIDTH = 2.0
@@ -106,9 +106,8 @@ def forecast(word: OwnWord, own: OwnWords, recognizer: Recognizer) -> Forecast:
         recognizer: has the models of the words, background speech and common words.
     """
     similarity, model = recognizer.similarity, recognizer.models[word]
-    places = dict(zip(similarity.words, similarity.places, strict=True))
-    length = float(np.linalg.norm(similarity.places, axis=1).mean())
-    places |= {other.name: length * recognizer.models[other].place for other in own.values()}
+    places = dict(zip(similarity.words, unit(similarity.places), strict=True))
+    places |= {other.name: recognizer.models[other].place for other in own.values()}
     places.pop(word.name, None)
     n_alarms = int((similarity.background_scores(model.place) >= model.least).sum())
     alarms = n_alarms * similarity.expected.alone / similarity.hours
@@ -144,22 +143,24 @@ def expected_misses(similarity: Similarity, model: WordModel, shift: float = 0.0
     varied = np.square(scores - scores.mean()).sum() + N_TYPICAL * expected.scatter**2
     scatter = math.sqrt(varied / (n - 1 + N_TYPICAL))
     middle, width = float(scores.mean()) + shift - model.least, WIDTH * math.hypot(expected.drift, scatter / n**0.5)
-    least, largest = (0.5 * math.erfc(x / scatter / math.sqrt(2)) for x in (middle + width, middle - width))
-    return least, largest
+    return _below(-(middle + width) / scatter), _below(-(middle - width) / scatter)
 
 
 def confusions(similarity: Similarity, model: WordModel, places: dict[str, Vectors]) -> tuple[Confusion, ...]:
     """The words that will be mistaken for this one, the most frequent first.
 
     Args:
-        places: name -> (axes,) mean of the word's recordings after the projection, not a unit vector.
+        places: name -> (axes,) mean of the word's recordings as a unit vector.
     """
-    scatter = np.random.default_rng(0).standard_normal((N_DRAWN, len(model.place))) * similarity.spread
-    drawn = [unit(place + scatter.astype(np.float32)) for place in places.values()]
-    taken = model.margins(similarity, np.concatenate(drawn)).reshape(len(places), N_DRAWN) >= 0
-    shares = dict(zip(places, taken.mean(1).tolist(), strict=True))
-    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    scores = SINGLE * similarity.scores(model.place[None], np.stack(list(places.values())))[:, 0]
+    shares = [_below((model.least - score) / similarity.expected.scatter, -1) for score in scores.tolist()]
+    ordered = sorted(zip(places, shares, strict=True), key=lambda item: -item[1])
     return tuple(Confusion(name, round(share, 3)) for name, share in ordered if share >= LEAST_SHARE)
+
+
+def _below(deviations: float, sign: int = 1) -> float:
+    """Share of a normal distribution below, or with sign -1 above, so many standard deviations."""
+    return 0.5 * math.erfc(-sign * deviations / math.sqrt(2))
 
 
 def advise(

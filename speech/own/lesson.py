@@ -188,7 +188,9 @@ class TeachingSession:
 
     def by_doubt(self, waveforms: Sequence[Block]) -> list[Block]:
         """Those that are not recordings of the word yet, the nearest to its threshold first."""
-        known = np.stack([*self._vectors, *map(self._vector, self.refused), np.zeros(len(self._similarity.spread))])
+        known = np.stack(
+            [*self._vectors, *map(self._vector, self.refused), np.zeros(self._similarity.projection.shape[1])]
+        )
         new = [w for w in waveforms if float((known @ self._vector(w)).max()) < SAME]
         least = self._recognizer.thresholds.get(self.name)
         if least is None:

@@ -75,7 +75,7 @@ def learn(
 
     def vectors_of(waveforms: Sequence[Block]) -> Vectors:
         if not waveforms:
-            return np.zeros((0, len(similarity.spread)), np.float32)
+            return np.zeros((0, similarity.projection.shape[1]), np.float32)
         return similarity.project(np.stack([embed(waveform) for waveform in waveforms]))
 
     models = {}

@@ -23,7 +23,7 @@ SHRINKAGE = 0.3
 """Weight of the mean variance in the variances within words, as most words have few recordings."""
 N_NEAREST = 100
 """Nearest utterances of the background that normalise a score."""
-HALVED = ("mean", "projection", "spread")
+HALVED = ("mean", "projection")
 """Fields stored in half precision."""
 BYTES = ("background", "places")
 """Fields stored as whole multiples of 1/127 of their largest absolute value."""
@@ -62,8 +62,6 @@ class Similarity:
     """(embedding,) mean of the background."""
     projection: Vectors
     """(embedding, axes) makes the scatter of a word's recordings about equal along each axis."""
-    spread: Vectors
-    """(axes,) standard deviation of that scatter after the projection; below 1 where shrinkage raised the variance."""
     background: Vectors
     """(utterances, axes) running speech, unit vectors."""
     words: tuple[str, ...]
@@ -76,8 +74,8 @@ class Similarity:
 
     def __post_init__(self) -> None:
         n, axes = self.projection.shape
-        shapes = (self.mean.shape, self.spread.shape, self.background.shape[1:], self.places.shape)
-        if shapes != ((n,), (axes,), (axes,), (len(self.words), axes)) or len(self.background) < N_NEAREST:
+        shapes = (self.mean.shape, self.background.shape[1:], self.places.shape)
+        if shapes != ((n,), (axes,), (len(self.words), axes)) or len(self.background) < N_NEAREST:
             raise BundleError(f"{METADATA} in the bundle does not fit together; make it again with recipes.similarity")
 
     def project(self, embeddings: Vectors) -> Vectors:
@@ -192,7 +190,6 @@ def make_similarity(
     made = Similarity(
         mean=mean,
         projection=projection,
-        spread=np.sqrt(variances / shrunk).astype(np.float32),
         background=unit(((background - mean) @ projection).astype(np.float32)),
         words=tuple(names),
         places=(means - mean) @ projection,
