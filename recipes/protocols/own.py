@@ -238,7 +238,7 @@ class Trials:
             row.forecasts.append((*expected, float(np.mean(missed))))
 
     def lots(self, part: str, source: str, fewest: int, noisy: bool = False) -> dict[str, list[list[Said]]]:
-        """For each word the recordings of each speaker with at least `fewest` of them; `MOST_WORDS` speakers in all."""
+        """For each word the recordings of each speaker with at least `fewest` of them; the `MOST_WORDS` with most."""
         by_speaker: dict[tuple[str, str], list[int]] = defaultdict(list)
         for index in self.recordings.select(part, source):
             recording = self.recordings.recordings[index]
@@ -248,9 +248,10 @@ class Trials:
         if source == "voices":
             many = [key for key in many if key[0] not in self.recognizer.info.words]
         found: dict[str, list[list[Said]]] = defaultdict(list)
-        for n in self.rng.permutation(len(many))[:MOST_WORDS]:
-            chosen = self.rng.permutation(by_speaker[many[n]])[: MOST_HEARD + ENOUGH]
-            found[many[n][0]].append([self.said(int(index), noisy) for index in chosen])
+        drawn = [many[n] for n in self.rng.permutation(len(many))]
+        for key in sorted(drawn, key=lambda key: -len(by_speaker[key]))[:MOST_WORDS]:
+            chosen = self.rng.permutation(by_speaker[key])[: MOST_HEARD + ENOUGH]
+            found[key[0]].append([self.said(int(index), noisy) for index in chosen])
         return dict(sorted(found.items()))
 
 

@@ -188,10 +188,9 @@ class TeachingSession:
 
     def by_doubt(self, waveforms: Sequence[Block]) -> list[Block]:
         """Those that are not recordings of the word yet, the nearest to its threshold first."""
-        known = np.stack(
-            [*self._vectors, *map(self._vector, self.refused), np.zeros(self._similarity.projection.shape[1])]
-        )
-        new = [w for w in waveforms if float((known @ self._vector(w)).max()) < SAME]
+        known = [*self._vectors, *map(self._vector, self.refused)]
+        vectors = map(self._vector, waveforms)
+        new = [w for w, v in zip(waveforms, vectors, strict=True) if all(float(v @ other) < SAME for other in known)]
         least = self._recognizer.thresholds.get(self.name)
         if least is None:
             return new
