@@ -1,6 +1,7 @@
 """One channel from many."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import soundfile
 from speech import listen
 from speech.errors import ConfigError
 from speech.sound.channels import Channel, ChannelSelector, check, parse
+from speech.sound.files import as_mono
 
 RATE = 16000
 BLOCK_S = 0.04
@@ -16,9 +18,10 @@ BLOCK_S = 0.04
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    """Ten words with the noise of a quiet room."""
+    """Five words with the noise of a quiet room."""
     samples, rate = soundfile.read(listen.DEMO, dtype="float32")
     assert rate == RATE
+    samples = samples[: 8 * RATE]
     return samples + noise(len(samples), 0.001, seed=1)
 
 
@@ -133,10 +136,13 @@ def test_a_switch_has_no_seam() -> None:
 
 
 def test_many_channels_cost_little() -> None:
-    """Eight are opened at most: 2 ms of processor a second, and 5 are allowed on a busy machine."""
-    blocks = [noise(640 * 8, 0.01, seed).reshape(-1, 8) for seed in range(10)]
-    selector = ChannelSelector("best", BLOCK_S)
-    begin_s = time.process_time()
-    for n in range(2500):
-        selector.push(blocks[n % 10])
-    assert time.process_time() - begin_s < 100 * 0.005
+    """Eight are opened at most; estimating every noise floor at every block took 28 times as long as the mean."""
+    blocks = [noise(1764 * 8, 0.01, seed).reshape(-1, 8) for seed in range(10)]
+
+    def cost_s(function: Callable[[np.ndarray], object]) -> float:
+        begin_s = time.process_time()
+        for n in range(1000):
+            function(blocks[n % 10])
+        return time.process_time() - begin_s
+
+    assert cost_s(ChannelSelector("best", BLOCK_S).push) < 15 * cost_s(lambda block: as_mono(block[:, 0]))

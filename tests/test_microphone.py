@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from fake_portaudio import FakePortAudio
-from sound_room import DEADLINE_S, SINK, Lines, Listening, Room, needs_sound, wait_for
+from sound_room import DEADLINE_S, Lines, Listening, Room, needs_sound, wait_for
 
 from speech import listen
 from speech.errors import ConfigError, DeviceError
@@ -441,17 +441,12 @@ def test_the_unit_file_of_the_documentation_names_options_that_exist() -> None:
 # From here on: a real sound server, see sound_room.py.
 
 
-def beginning(folder: Path, seconds: float) -> Path:
-    samples, rate = soundfile.read(listen.DEMO)
-    path = folder / f"first {seconds} s.wav"
-    soundfile.write(path, samples[: round(seconds * rate)], rate)
-    return path
-
-
 @pytest.fixture
 def yes_no(tmp_path: Path) -> Path:
     """The first two words of the demo."""
-    return beginning(tmp_path, 3.1)
+    samples, rate = soundfile.read(listen.DEMO)
+    soundfile.write(tmp_path / "yes no.wav", samples[: round(3.1 * rate)], rate)
+    return tmp_path / "yes no.wav"
 
 
 SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
@@ -459,12 +454,16 @@ SPOKEN = ["yes", "no", "up", "down", "left", "right", "stop", "go", "on", "off"]
 
 @needs_sound
 def test_what_is_played_is_printed_recorded_and_agrees_with_the_file(room: Room, tmp_path: Path) -> None:
+    """The words are on the left, and noise is on the right; test_channels has other cases."""
+    speech, rate = soundfile.read(listen.DEMO)
+    hiss = np.random.default_rng(0).normal(0, 0.1, len(speech))
+    soundfile.write(tmp_path / "two.wav", np.stack([speech, hiss], 1), rate)
     for attempt in range(3):
         kept = tmp_path / str(attempt)
         with Listening(room, "--record", str(kept)) as listening:
             started = listening.started
             assert started.startswith("listening on default at 44100 Hz"), "resampled from the device's own rate"
-            listening.hear(listen.DEMO, *SPOKEN)
+            listening.hear(tmp_path / "two.wav", *SPOKEN)
             summary = listening.end()
             live = [json.loads(line) for line in listening.out.seen][-10:]
         if "0 overflows" in summary:
@@ -494,10 +493,9 @@ def test_the_devices_are_listed_for_people_and_programs(room: Room) -> None:
     assert sum(d["is_default"] for d in found) == 1
     assert any("default" in line and line.startswith("*") for line in lines)
     default = next(d for d in found if d["is_default"])
-    for choice in (default["name"], str(default["number"]), f"{default['name']}, {default['host_api']}"):
-        with Listening(room, "--device", choice, "--seconds", "0.5") as listening:
-            assert listening.errors.until("heard").startswith("heard 0.5 s, 0 commands")
-            assert listening.process.wait(DEADLINE_S) == 0
+    with Listening(room, "--device", f"{default['name']}, {default['host_api']}", "--seconds", "0.5") as listening:
+        assert listening.errors.until("heard").startswith("heard 0.5 s, 0 commands")
+        assert listening.process.wait(DEADLINE_S) == 0
 
 
 @needs_sound
@@ -514,19 +512,6 @@ def test_a_device_that_comes_back_is_listened_to_again(room: Room, yes_no: Path)
         lines = [line for line in listening.errors.seen if "default" in line and "warning" not in line]
         assert len(lines) == 3, "listening, lost, back"
         assert not [line for line in listening.errors.seen if "Unable to create stream" in line], "looks are silent"
-
-
-@needs_sound
-def test_a_sound_server_that_dies_and_comes_back_is_listened_to_again(room: Room, yes_no: Path) -> None:
-    with Listening(room) as listening:
-        room.kill()
-        listening.errors.until("'default' stopped delivering audio; waiting for it")
-        time.sleep(1.5)
-        assert listening.process.poll() is None
-        room.start()
-        listening.errors.until("'default' is back, at 44100 Hz")
-        listening.hear(yes_no, "yes", "no")
-        listening.end()
 
 
 TWO_MICROPHONES_AND_AN_OUTPUT = """
@@ -609,61 +594,20 @@ def test_a_sound_server_that_is_not_there_yet_is_waited_for(room: Room, yes_no: 
 
 
 @needs_sound
-def test_without_waiting_a_missing_server_is_one_line(room: Room) -> None:
+def test_a_missing_server_is_one_line_and_an_interrupt_ends_the_wait_for_it(room: Room) -> None:
     room.kill()
     command = [sys.executable, "-m", "speech.listen"]
     done = subprocess.run(command, env=room.environment, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 1
-    assert re.match("error: (no input device|can't record from)", done.stderr.splitlines()[-1])
-    assert "Traceback" not in done.stderr
-
-
-@needs_sound
-def test_an_interrupt_ends_it_while_it_waits(room: Room) -> None:
-    room.kill()
-    command = [sys.executable, "-m", "speech.listen", "--wait"]
-    with subprocess.Popen(command, env=room.environment, stderr=subprocess.PIPE, text=True) as process:
+    (line,) = done.stderr.splitlines()
+    assert re.match("error: (no input device|can't record from)", line), "nothing of the sound libraries before it"
+    with subprocess.Popen([*command, "--wait"], env=room.environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         errors = Lines(process.stderr)
         errors.until("waiting for it")
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE_S) == 0
     assert not [line for line in errors.now() if "Traceback" in line]
-
-
-@needs_sound
-def test_the_channel_that_speaks_is_heard(room: Room, tmp_path: Path) -> None:
-    """Five words on the left, noise on the right; test_channels has the other cases."""
-    speech, rate = soundfile.read(listen.DEMO)
-    speech = speech[: round(6.5 * rate)]
-    hiss = np.random.default_rng(0).normal(0, 0.1, len(speech))
-    soundfile.write(tmp_path / "two.wav", np.stack([speech, hiss], 1), rate)
-    with Listening(room) as listening:
-        listening.hear(tmp_path / "two.wav", *SPOKEN[:5])
-
-
-@needs_sound
-def test_a_muted_source_is_reported_once(room: Room) -> None:
-    room.control("set-source-mute", f"{SINK}.monitor", "1")
-    try:
-        with Listening(room, "--seconds", "12") as listening:
-            room.play(listen.DEMO)
-            listening.errors.until("warning: 'default' has delivered nothing but silence for 5 s: is it muted")
-            listening.errors.until("heard")
-            assert len([line for line in listening.errors.seen if "silence" in line]) == 1
-    finally:
-        room.control("set-source-mute", f"{SINK}.monitor", "0")
-
-
-@needs_sound
-def test_nothing_that_is_played_during_a_pause_is_heard(room: Room, yes_no: Path) -> None:
-    with Listening(room) as listening:
-        for text in ("paused", "listening again"):
-            listening.process.send_signal(signal.SIGUSR1)
-            listening.errors.until(text)
-            if text == "paused":
-                listening.hear(yes_no)
-        listening.hear(yes_no, "yes", "no")
 
 
 @needs_sound
@@ -701,4 +645,4 @@ def test_a_process_that_slept_reports_what_it_missed_and_goes_on(room: Room, yes
         assert re.match(r"warning: audio was lost, \d+ times so far, \d", listening.errors.until("audio was lost"))
         assert listening.process.poll() is None, "it is reported while it runs"
         listening.hear(yes_no, "yes", "no")
-        assert int(re.search(r"(\d+) overflows", listening.end())[1]) >= 1  # type: ignore[index]
+        assert int(re.search(r"(\d+) overflows?", listening.end())[1]) >= 1  # type: ignore[index]
