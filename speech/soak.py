@@ -55,8 +55,6 @@ class Report:
     words_per_period: int
     differing_periods: int
     """Periods with other words than the first, or with a word displaced by more than `SAME_S`."""
-    largest_shift_s: float
-    """Largest displacement of a detection against the first period."""
     more_mb: float
     """Growth of peak memory after the first period."""
     cpu_quiet: float
@@ -74,7 +72,7 @@ class Report:
             [
                 f"{self.hours:g} h of audio, {self.heard_hours:.4f} h counted by the listener",
                 f"{self.words_per_period} detections every {PERIOD_S // 60} min, "
-                f"{self.differing_periods} periods differ, largest shift {1000 * self.largest_shift_s:.1f} ms",
+                f"{self.differing_periods} periods differ",
                 f"memory after the first {PERIOD_S // 60} min: {self.more_mb:+.1f} MB",
                 f"processor: {100 * self.cpu_quiet:.2f} % of a core while nothing is said, "
                 f"{100 * self.cpu_talk:.2f} % while somebody talks",
@@ -134,13 +132,11 @@ class Soak:
             begun_s = now_s
             if not memory_mb and self.listener.heard_s >= PERIOD_S - 1:
                 memory_mb = peak_mb()
-        shifts = [shift_s(found[0], some, n * PERIOD_S) for n, some in enumerate(found)]
         return Report(
             n_periods * PERIOD_S / 3600,
             self.listener.heard_s / 3600,
             len(found[0]),
-            sum(shift is None or shift > SAME_S for shift in shifts),
-            max((shift for shift in shifts if shift is not None), default=0.0),
+            sum(differs(found[0], later, n * PERIOD_S) for n, later in enumerate(found)),
             peak_mb() - memory_mb,
             *(self.cpu_s[kind] / self.audio_s[kind] for kind in ("quiet", "talk")),
         )
@@ -163,11 +159,10 @@ def kind_at(second: float) -> str:
     return "words" if any(at <= second < at + DEMO_S for at in DEMO_AT_S) else "quiet"
 
 
-def shift_s(first: list[Detection], other: list[Detection], later_s: float) -> float | None:
-    """Largest displacement in seconds of `other` from `first` plus `later_s`; None if the words differ."""
-    if [d.word for d in first] != [d.word for d in other]:
-        return None
-    return max((abs(b.start_s - a.start_s - later_s) for a, b in zip(first, other, strict=True)), default=0.0)
+def differs(first: Sequence[Detection], later: Sequence[Detection], later_s: float) -> bool:
+    """Whether the detections of a period are not those of the first, `later_s` later."""
+    shifts_s = [b.start_s - a.start_s - later_s for a, b in zip(first, later, strict=False)]
+    return [d.word for d in first] != [d.word for d in later] or any(abs(shift_s) > SAME_S for shift_s in shifts_s)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

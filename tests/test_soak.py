@@ -37,9 +37,10 @@ def test_what_is_counted_where() -> None:
 def test_a_difference_is_a_failure() -> None:
     first = [Detection("go", 1.0, 1.4, 0.9, 1.5), Detection("up", 3.0, 3.4, 0.9, 3.5)]
     later = [Detection("go", 601.0, 601.4, 0.9, 601.5), Detection("up", 603.02, 603.4, 0.9, 603.5)]
-    assert soak.shift_s(first, later, 600) == pytest.approx(0.02)
-    assert soak.shift_s(first, later[:1], 600) is None
-    good = soak.Report(24, 24, 20, 0, 0.0, 1.0, 0.01, 0.05)
+    assert not soak.differs(first, later, 600)
+    assert soak.differs(first, later[:1], 600)
+    assert soak.differs(first, later, 599.9)
+    good = soak.Report(24, 24, 20, 0, 1.0, 0.01, 0.05)
     assert good.passed
     for field, value in (("differing_periods", 1), ("more_mb", 5.1), ("heard_hours", 23.999), ("words_per_period", 0)):
         bad = soak.Report(**{**good.__dict__, field: value})

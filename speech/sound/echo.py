@@ -28,8 +28,6 @@ SMOOTHING = 0.9
 """Share of the earlier estimate in the power of what is not echo."""
 CONSTRAINED = 4
 """One in so many partitions is made causal again after each `HOP`, as that takes most of the time."""
-MOST_SAMPLES = 10 * RATE_HZ
-"""Reference that is kept."""
 WAIT_S = 0.1
 """Longest wait for the reference to a block."""
 
@@ -65,11 +63,6 @@ class EchoCanceller:
         self._uncertainty = np.repeat(np.exp(-2 * late)[:, None], n_bins, 1)
         self._other_power = np.full(n_bins, 1e-3, np.float32)
         self._last = np.zeros(HOP, np.float32)
-
-    @property
-    def delay_s(self) -> float:
-        """Seconds by which the reference is delayed before it is compared."""
-        return self._delay / RATE_HZ
 
     def filter(self, block: Block, reference: Block) -> Block:
         """Remove the reference from a block.
@@ -195,7 +188,7 @@ class Playback:
             while data := pipe.read(RATE_HZ // 50 * 2):  # 20 ms
                 with self._arrived:
                     samples += data
-                    del samples[: -2 * MOST_SAMPLES]
+                    del samples[: -20 * RATE_HZ]  # the last ten seconds
                     self._arrived.notify_all()
         process.wait()
 
