@@ -21,7 +21,7 @@ from speech.errors import ConfigError, DataError
 from speech.grammar import Grammar, NGram
 from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.results import Detection, Rejection
+from speech.results import Rejection
 from speech.segment import SAMPLE_RATE_HZ
 from speech.settings import read_text
 
@@ -176,6 +176,8 @@ class Answer:
     words: Sequence[str]
     decided_s: Sequence[float] = ()
     """When it decided on each, for readers of a stream."""
+    rejected: Sequence[str] = ()
+    """Why utterances were rejected."""
 
 
 Reader = Callable[[Waveform], Answer]
@@ -295,11 +297,9 @@ class Connected:
 
 
 def read_all(
-    name: str, snr_db: float | None, reader: Reader, mixtures: Sequence[Mixture], audio: Sequence[Waveform],
-    rejections: list[Rejection],
-) -> Row:  # fmt: skip
-    """Let a reader read all mixtures; it appends its rejections to the list, which is emptied before."""
-    rejections.clear()
+    name: str, snr_db: float | None, reader: Reader, mixtures: Sequence[Mixture], audio: Sequence[Waveform]
+) -> Row:
+    """Let a reader read all mixtures."""
     begin = time.process_time()
     answers = [reader(waveform) for waveform in audio]
     cpu_s = time.process_time() - begin
@@ -310,7 +310,7 @@ def read_all(
         [Transcript(mixture.transcript, tuple(answer.words), mixture.gap_s) for mixture, answer in pairs],
         1000 * cpu_s / (sum(map(len, audio)) / SAMPLE_RATE_HZ),
         [x for mixture, answer in pairs for x in latencies(mixture, answer.decided_s)],
-        dict(Counter(rejection.reason.value for rejection in rejections).most_common()),
+        dict(Counter(reason for answer in answers for reason in answer.rejected).most_common()),
     )
 
 
@@ -323,19 +323,18 @@ def latencies(mixture: Mixture, decided_s: Iterable[float]) -> list[float]:
     return found
 
 
-def our_readers(
-    recognizer: Recognizer, commands: Sequence[str], rejections: list[Rejection], model: NGram | None
-) -> dict[str, Reader]:
+def our_readers(recognizer: Recognizer, commands: Sequence[str], model: NGram | None) -> dict[str, Reader]:
     """Our recogniser on whole recordings and through the Listener; only commands are recognised."""
-    these = Grammar.any_of(commands)
+    these, rejections = Grammar.any_of(commands), list[Rejection]()
     listener = Listener(recognizer, commands, rejected=rejections.append, language_model=model)
 
     def whole(waveform: Waveform) -> Answer:
         return Answer([word.word for word in recognizer.transcribe(waveform, SAMPLE_RATE_HZ, these, model)])
 
     def live(waveform: Waveform) -> Answer:
-        found: list[Detection] = list(listener.listen(blocks(waveform)))
-        return Answer([d.word for d in found], [d.at_s for d in found])
+        rejections.clear()
+        found = list(listener.listen(blocks(waveform)))
+        return Answer([d.word for d in found], [d.at_s for d in found], [r.reason.value for r in rejections])
 
     return {WHOLE + LOG * bool(model): whole, LIVE + LOG * bool(model): live}
 
@@ -371,11 +370,10 @@ def evaluate_connected(
             lines is measured too.
         others: other recognisers to measure, by name.
     """
-    rejections: list[Rejection] = []
-    readers = our_readers(recognizer, commands, rejections, None)
+    readers = our_readers(recognizer, commands, None)
     if log:
         model, said = read_log(log, recognizer.info.words)
-        readers |= our_readers(recognizer, commands, rejections, model)
+        readers |= our_readers(recognizer, commands, model)
         mixtures = spoken_mixtures(recordings, part, said[:n], seed=0)
     else:
         mixtures = fixed_mixtures(recordings, part, n, commands, seed=0)
@@ -383,7 +381,7 @@ def evaluate_connected(
     rows = []
     for snr_db in RATIOS_DB if len(recordings.select(part, "noise")) else RATIOS_DB[:1]:
         audio = noisy(mixtures, recordings, part, snr_db)
-        rows += [read_all(name, snr_db, reader, mixtures, audio, rejections) for name, reader in readers.items()]
+        rows += [read_all(name, snr_db, reader, mixtures, audio) for name, reader in readers.items()]
     return Connected(part, rows)
 
 
