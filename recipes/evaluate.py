@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from recipes.data.recordings import PARTS, read_commands
 from recipes.metrics import write_json
 from recipes.protocols.against_pocketsphinx import pocketsphinx_readers
 from recipes.protocols.connected import Connected, evaluate_connected, plot_connected
@@ -25,13 +26,12 @@ from recipes.protocols.scenes import SCENES, Recordings
 from recipes.protocols.speed import evaluate_speed
 from recipes.protocols.words import Evaluation, evaluate_twelve, evaluate_words, plot_confusion, plot_reliability
 from recipes.report import Result, write_report
-from recipes.vocabulary import add_words_option, read_commands
+from recipes.vocabulary import add_words_option
 from speech.bundle import DEFAULT_MODEL
 from speech.errors import ConfigError, exit_status
 from speech.recognizer import Recognizer
 from speech.segment import ListenerConfig
 
-PARTS = ("training", "validation", "testing")
 PROTOCOLS = ("twelve", "words", "live", "connected", "own", "speed")
 
 

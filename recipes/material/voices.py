@@ -22,8 +22,9 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from recipes.data.recordings import read_commands
 from recipes.data.sounds import Waveform, extent
-from recipes.vocabulary import WORDS, read_commands
+from recipes.vocabulary import WORDS
 from speech.errors import ConfigError, DataError, exit_status
 from speech.segment import SAMPLE_RATE_HZ
 from speech.settings import read_text, read_toml

@@ -355,7 +355,7 @@ def read_log(path: Path, words: Sequence[str]) -> tuple[NGram, list[list[str]]]:
 
 def evaluate_connected(
     recognizer: Recognizer,
-    recordings: Recordings | Any,  # or those of the training data
+    recordings: Recordings,
     part: str,
     n: int,
     commands: Sequence[str],

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from recipes.data.recordings import ARCHIVE_FOLDER
 from recipes.data.sounds import Waveform
 from recipes.metrics import Counts, Judged, Share, calibration_error, classes_of, reliability, summarize
 from recipes.protocols.scenes import Recordings
@@ -14,8 +14,6 @@ from speech.bundle import UNKNOWN
 from speech.errors import DataError
 from speech.recognizer import Recognizer
 from speech.sound.files import read
-
-ARCHIVE_FOLDER = Path("speech_commands_test_set_v0.02")
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,7 @@ def evaluate_twelve(recognizer: Recognizer, root: Path, commands: Sequence[str])
     return confuse(recognizer, clips, commands, title, official=True)
 
 
-def evaluate_words(
-    recognizer: Recognizer,
-    recordings: Recordings | Any,  # or those of the training data
-    part: str,
-    commands: Sequence[str],
-) -> Evaluation:
+def evaluate_words(recognizer: Recognizer, recordings: Recordings, part: str, commands: Sequence[str]) -> Evaluation:
     """Evaluate every word of a part of Speech Commands, over all labels of the bundle."""
     chosen = recordings.select(part, "words")
     clips = ((recordings[i], recordings.recordings[i].word, str(recordings.recordings[i].path)) for i in chosen)
