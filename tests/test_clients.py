@@ -8,7 +8,7 @@ import soundfile
 
 from recipes.protocols import clients
 from speech.listen import DEMO
-from speech.own.words import default_folder
+from speech.settings import user_folder
 from speech.sound.files import read
 
 
@@ -16,7 +16,7 @@ def test_a_limit_that_is_missed_is_named_and_the_users_own_words_do_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    damaged = default_folder() / "word-lamp/word.json"
+    damaged = user_folder("data") / "own/word-lamp/word.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")  # a notice on stderr
     assert damaged.is_relative_to(tmp_path)
