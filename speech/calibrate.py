@@ -30,6 +30,7 @@ from speech.console import (
     counted,
     make_recognizer,
     model_name,
+    open_microphone,
     run_program,
 )
 from speech.errors import AudioError, ConfigError
@@ -37,10 +38,7 @@ from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.settings import thresholds_file
-from speech.sound import channels
 from speech.sound.files import Block, audio_files, read_blocks
-from speech.sound.microphone import Microphone
-from speech.sound.sources import number_or_name
 
 FLOOR = 0.3
 """Lowest threshold with `allow_lower`."""
@@ -209,14 +207,13 @@ def from_files(paths: Iterable[str], rate_hz: int, tell: Callable[[str], None]) 
 
 def from_microphone(arguments: argparse.Namespace, rate_hz: int, console: Console) -> Iterator[Block]:
     """Blocks of a microphone for some minutes, or until Ctrl-C; the audio is not stored."""
-    n_heard, minutes = 0, arguments.minutes or MINUTES
-    channel, asked = channels.parse(arguments.channel or "best"), []
+    n_heard, minutes, asked = 0, arguments.minutes or MINUTES, list[bool]()
 
     def ask(*_: object) -> None:  # a second Ctrl-C interrupts as usual
         asked.append(True)
         signal.signal(signal.SIGINT, before)
 
-    with Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel) as microphone:
+    with open_microphone(arguments, console) as microphone:
         console.tell(
             f"listening on {microphone.device.name} for {minutes:g} min; no audio is kept; "
             "say no commands; Ctrl-C ends early"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from speech.recognizer import Recognizer
     from speech.segment import ListenerConfig
     from speech.sound.files import Block
+    from speech.sound.microphone import Microphone
 
 DEMO = Path(__file__).parent / "demo.flac"
 """The recording that ships with the package: ten commands and a sentence."""
@@ -278,6 +279,16 @@ def add_microphone(group: Any, source: Any = None) -> None:
     group.add_argument(
         "--channel", metavar="left|right|N|mix", help="channel of a device with several (default: the best)"
     )
+
+
+def open_microphone(arguments: argparse.Namespace, console: Console, **settings: Any) -> "Microphone":
+    """The microphone of `add_microphone`'s options; further settings as of `Microphone`, which raises ConfigError."""
+    from speech.sound import channels
+    from speech.sound.microphone import Microphone
+    from speech.sound.sources import number_or_name
+
+    channel = channels.parse(arguments.channel or "best")
+    return Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel, **settings)
 
 
 def make_recognizer(arguments: argparse.Namespace, console: Console) -> "Recognizer":

@@ -23,6 +23,7 @@ from speech.console import (
     listener_config,
     make_recognizer,
     model_name,
+    open_microphone,
 )
 from speech.errors import AudioError
 from speech.grammar import NGram
@@ -31,13 +32,11 @@ from speech.pausing import Pauser
 from speech.recorder import Recorder
 from speech.results import Detection, Rejection, as_dict
 from speech.settings import match_name
-from speech.sound import channels
 from speech.sound.containers import RawFormat
 from speech.sound.devices import list_devices
 from speech.sound.echo import Playback, without_echo
 from speech.sound.files import Block, Recording, audio_files, open_recording
-from speech.sound.microphone import Microphone
-from speech.sound.sources import limited, number_or_name, paced, standard_input
+from speech.sound.sources import limited, paced, standard_input
 
 
 def show_devices(as_json: bool, console: Console) -> None:
@@ -95,7 +94,6 @@ class ListeningSession:
         self.pauser = Pauser(self.listener, path=arguments.pause_file, changed=self._note_pause)
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, lambda *_: self.pauser.toggle())
-        self.channel = channels.parse(arguments.channel or "best")
         self.is_live = not arguments.file or arguments.realtime
         self.with_names = False
         self.n_detections, self.n_heard, self.failed = 0, 0, False
@@ -160,9 +158,9 @@ class ListeningSession:
             )
 
     def _microphone(self) -> None:
-        device, reconnect = number_or_name(self.arguments.device), not self.arguments.no_reconnect
+        reconnect, wait = not self.arguments.no_reconnect, self.arguments.wait
         playback = Playback() if self.arguments.echo else None
-        with Microphone(device, reconnect, self.console.tell, self.channel, self.arguments.wait) as microphone:
+        with open_microphone(self.arguments, self.console, reconnect=reconnect, wait=wait) as microphone:
             opened, self.pauser.discard = microphone.device, microphone.discard
             self.console.inform(
                 f"listening on {opened.name} at {opened.sample_rate_hz} Hz, model {self.model}; Ctrl-C ends"

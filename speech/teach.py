@@ -7,13 +7,13 @@ already running.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 from speech.bundle import DEFAULT_MODEL
-from speech.console import Console, Parser, add_microphone, counted, run_program
+from speech.console import Console, Parser, add_microphone, counted, open_microphone, run_program
 from speech.errors import AudioError, ConfigError
 from speech.listener import Listener
 from speech.own.forecast import forecast
@@ -22,20 +22,12 @@ from speech.own.words import MOST_RECORDINGS, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.results import Rejection
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
-from speech.sound import channels
 from speech.sound.files import Block, audio_files, read
-from speech.sound.microphone import Microphone
-from speech.sound.sources import number_or_name
 
 TIMES = 5
 """Default number of recordings of a word."""
 PATIENCE = 3
 """Faults in a row after which a hint about the microphone is printed."""
-
-
-def open_microphone(arguments: argparse.Namespace, console: Console) -> Microphone:
-    channel = channels.parse(arguments.channel or "best")
-    return Microphone(number_or_name(arguments.device), tell=console.tell, channel=channel)
 
 
 def record(session: TeachingSession, arguments: argparse.Namespace, console: Console) -> None:
@@ -204,7 +196,7 @@ def export(own: OwnWords, target: Path, console: Console) -> None:
     console.inform(f"{len(own)} words copied to {target}")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; exits with status 2 on wrong usage."""
     parser = Parser(
         prog="speech-teach", description="Teach a word of your own, from a few recordings of it, in seconds."

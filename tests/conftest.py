@@ -70,12 +70,20 @@ class Done:
         return [one["word"] for one in self.found if "rejected" not in one]
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A program that runs in this process leaves no signal handlers behind."""
+    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
+    yield
+    for kind, handler in handlers.items():
+        signal.signal(kind, handler)
+
+
 @pytest.fixture
 def run_listen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
+) -> Callable[..., Done]:
     """run_listen(*arguments, stdin=b"") in this process: for what is not about processes."""
-    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
 
     def run(*arguments: object, stdin: bytes = b"") -> Done:
         (tmp_path / "stdin").write_bytes(stdin)
@@ -88,9 +96,7 @@ def run_listen(
                 status = end.code
         return Done(status, *capsys.readouterr())
 
-    yield run
-    for kind, handler in handlers.items():
-        signal.signal(kind, handler)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,14 @@ from speech.calibrate import (
     poisson_bound,
     raised,
 )
-from speech.console import SIGNALS, Console
+from speech.console import Console
 from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
 from speech.results import Detection
 from speech.settings import load_thresholds
+from speech.sound import microphone
 from speech.sound.files import read
 
 RATE = 16000
@@ -53,7 +54,7 @@ class Pitches(Recognizer):
     """Names a tone `low` or `high` by its pitch."""
 
     def __init__(self, info: BundleInfo) -> None:
-        self.info = info
+        super().__init__(None, info)
 
     def posteriors(self, waveform: np.ndarray) -> dict[str, float]:
         pitch_hz = np.abs(np.fft.rfft(waveform)).argmax() * RATE / len(waveform)
@@ -376,7 +377,7 @@ def test_what_the_microphone_heard_before_ctrl_c_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     FakeMicrophone.audio = room
-    monkeypatch.setattr(module, "Microphone", FakeMicrophone)
+    monkeypatch.setattr(microphone, "Microphone", FakeMicrophone)
     target = tmp_path / "t.toml"
     arguments = ["--minutes", minutes, "--model", str(tone_bundle), "--budget", "100", "--output", str(target)]
     assert main([*arguments, "--json", "--channel", "right"]) == 0
@@ -390,8 +391,9 @@ def test_what_the_microphone_heard_before_ctrl_c_counts(
 
 def test_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeMicrophone.audio = np.zeros(100 * RATE, np.float32)
-    monkeypatch.setattr(module, "Microphone", FakeMicrophone)
-    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(microphone, "Microphone", FakeMicrophone)
+    before = signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
     blocks = from_microphone(parse(["--channel", "2"]), RATE, Console(quiet=True))
     next(blocks)
     signal.raise_signal(signal.SIGINT)
@@ -410,12 +412,7 @@ def test_ctrl_c_in_files_ends_in_one_line(
 
     monkeypatch.setattr(module, "read_blocks", interrupted)
     arguments = ["--audio", str(wav), "--model", str(tone_bundle), "--output", str(tmp_path / "t.toml")]
-    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
-    try:
-        assert main(arguments) == 1
-    finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
+    assert main(arguments) == 1
     assert capsys.readouterr().err == "interrupted; nothing was saved\n"
 
 

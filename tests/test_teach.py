@@ -15,6 +15,7 @@ from sound_room import DEADLINE_S, Lines, Room, needs_sound
 
 from speech import Listener, OwnWords, Recognizer, listen, teach
 from speech.own.words import MOST_RECORDINGS
+from speech.sound import microphone
 from speech.sound.files import read, resample
 from speech.sound.microphone import Microphone
 
@@ -266,7 +267,7 @@ def test_at_the_microphone_each_recording_is_counted_or_refused_with_a_reason(
     yes, stop = repeated("yes", 3), repeated("stop", 1)[0]
     loud = np.clip(20 * yes[0], -1, 1)
     monkeypatch.setattr(Spoken, "sounds", (yes[0], loud, stop, yes[1], yes[2], yes[0]))
-    monkeypatch.setattr(teach, "Microphone", Spoken)
+    monkeypatch.setattr(microphone, "Microphone", Spoken)
     taught = run("lamp", "--times", "3")
     assert taught.status == 0
     counts = [line.strip() for line in taught.err if line.startswith("  ")]
@@ -290,7 +291,7 @@ def test_a_device_that_is_not_there_is_one_line(run: Run, home: Path) -> None:
 
 def test_ctrl_c_half_way_saves_nothing(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spoken, "sounds", tuple(repeated("yes", 2)))
-    monkeypatch.setattr(teach, "Microphone", Spoken)
+    monkeypatch.setattr(microphone, "Microphone", Spoken)
     stopped = run("lamp")
     assert (stopped.status, stopped.err[-1]) == (1, "interrupted; nothing was saved")
     assert not home.exists()
