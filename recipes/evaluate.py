@@ -97,8 +97,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run the chosen protocols; print and write each result as soon as it is measured."""
     recognizer, commands = Recognizer.load(arguments.model), read_commands(arguments.words)
-    if min(arguments.commands, arguments.mixtures) < len(commands):
-        raise ConfigError(f"--commands and --mixtures must be at least {len(commands)}, one for each command")
+    if arguments.commands < len(commands) or arguments.mixtures < 1:
+        raise ConfigError(f"--commands must be at least {len(commands)}, one of each, and --mixtures at least 1")
     others = pocketsphinx_readers(commands) if arguments.pocketsphinx else {}
     part = arguments.part
 

@@ -1,4 +1,4 @@
-"""Draw a network's activations for an utterance: `python -m recipes.study.inspect FILE`.
+"""Plot a network's activations for an utterance: `python -m recipes.study.inspect FILE`.
 
 The picture shows the waveform, MFCC, the gates of every LSTM layer and direction, the attention, and the posteriors
 that the network would give if the utterance ended at each moment.
@@ -121,8 +121,8 @@ def so_far(recognizer: Recognizer, utterance: Block) -> tuple[Values, Values]:
     return (ends / rate).astype(np.float32), posteriors
 
 
-def draw(inspection: Inspection) -> "Figure":
-    """Draw all panels with a common time axis; the first panel shows a longer recording as a whole."""
+def plot(inspection: Inspection) -> "Figure":
+    """Plot all panels with a common time axis; the first panel shows a longer recording as a whole."""
     from matplotlib.figure import Figure
 
     trace, start_s, end_s = inspection.trace, inspection.start_s, inspection.end_s
@@ -132,17 +132,17 @@ def draw(inspection: Inspection) -> "Figure":
     panels = list(figure.subplots(len(heights), height_ratios=heights))
     if is_longer:
         overview = panels.pop(0)
-        draw_waveform(inspection.recording, inspection.sample_rate_hz, 0.0, overview)
+        plot_waveform(inspection.recording, inspection.sample_rate_hz, 0.0, overview)
         overview.axvspan(start_s, end_s, color="gold", alpha=0.3)
         overview.set_title("the whole recording; the marked utterance is shown below", loc="left", fontsize="medium")
-    draw_waveform(inspection.utterance, inspection.sample_rate_hz, start_s, panels[0])
-    draw_mfcc(inspection, panels[1])
+    plot_waveform(inspection.utterance, inspection.sample_rate_hz, start_s, panels[0])
+    plot_mfcc(inspection, panels[1])
     for gates, panel in zip(trace.gates, panels[2:], strict=False):
-        draw_gates(start_s + trace.step_s, gates, panel)
+        plot_gates(start_s + trace.step_s, gates, panel)
     panels[2].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     if len(trace.attention):
-        draw_attention(inspection, panels[-2])
-    draw_posteriors(inspection, panels[-1])
+        plot_attention(inspection, panels[-2])
+    plot_posteriors(inspection, panels[-1])
     for panel in panels:
         panel.set_xlim(start_s, end_s)
         panel.tick_params(labelbottom=panel is panels[-1])
@@ -151,15 +151,15 @@ def draw(inspection: Inspection) -> "Figure":
     return figure
 
 
-def draw_waveform(waveform: Block, sample_rate_hz: int, start_s: float, panel: "Axes") -> None:
-    """Draw a waveform that begins at `start_s`."""
+def plot_waveform(waveform: Block, sample_rate_hz: int, start_s: float, panel: "Axes") -> None:
+    """Plot a waveform that begins at `start_s`."""
     panel.plot(start_s + np.arange(len(waveform)) / sample_rate_hz, waveform, linewidth=0.5)
     panel.set_ylabel("waveform\n(full scale 1)")
     panel.margins(x=0)
 
 
-def draw_mfcc(inspection: Inspection, panel: "Axes") -> None:
-    """Draw the MFCC; each coefficient is normalised, because the first would dominate the picture."""
+def plot_mfcc(inspection: Inspection, panel: "Axes") -> None:
+    """Plot the MFCC; each coefficient is normalised, because the first would dominate the picture."""
     features, start_s = inspection.trace.features, inspection.start_s
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     numbers = np.arange(features.shape[1])
@@ -168,8 +168,8 @@ def draw_mfcc(inspection: Inspection, panel: "Axes") -> None:
     panel.set_ylabel("MFCC\n(coefficient)")
 
 
-def draw_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
-    """Draw the three gates of one layer and direction, averaged over its units."""
+def plot_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
+    """Plot the three gates of one layer and direction, averaged over its units."""
     for name in ("forget", "input", "output"):
         panel.plot(times, getattr(gates, name).mean(1), marker=".", label=f"{name} gate")
     layer, _, reverse = gates.name.partition("_")
@@ -177,8 +177,8 @@ def draw_gates(times: Values, gates: LayerGates, panel: "Axes") -> None:
     panel.grid(alpha=0.3)
 
 
-def draw_attention(inspection: Inspection, panel: "Axes") -> None:
-    """Draw the attention weight of each step, with the heads stacked."""
+def plot_attention(inspection: Inspection, panel: "Axes") -> None:
+    """Plot the attention weight of each step, with the heads stacked."""
     trace = inspection.trace
     shares = trace.attention / len(trace.attention)
     for head, bottom in zip(shares, np.cumsum(shares, 0) - shares, strict=True):
@@ -186,8 +186,8 @@ def draw_attention(inspection: Inspection, panel: "Axes") -> None:
     panel.set_ylabel("attention\n(share)")
 
 
-def draw_posteriors(inspection: Inspection, panel: "Axes") -> None:
-    """Draw the `TOP` labels with the highest maximum of their posterior."""
+def plot_posteriors(inspection: Inspection, panel: "Axes") -> None:
+    """Plot the `TOP` labels with the highest maximum of their posterior."""
     for label in inspection.posteriors.max(0).argsort()[::-1][:TOP]:
         panel.plot(
             inspection.start_s + inspection.heard_s,
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         rate = Recognizer.load(arguments.model).info.sample_rate_hz
         inspection = inspect(arguments.model, read(arguments.file, rate), arguments.at)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        draw(inspection).savefig(arguments.output, dpi=110)
+        plot(inspection).savefig(arguments.output, dpi=110)
         print(f"{arguments.file}: looked into {inspection.start_s:.2f} to {inspection.end_s:.2f} s")
         print("heard: " + ", ".join(f"{label} {score:.3f}" for label, score in inspection.best(3)))
         print(arguments.output)
