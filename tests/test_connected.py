@@ -53,9 +53,7 @@ def test_a_run_leaves_everything_behind(run: Path) -> None:
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((run / "results.json").read_text())
     assert results["parity"] <= export.TOLERANCE
-    whole = results["validation"]["rows"][0]
-    assert (whole["reader"], whole["snr_db"]) == ("whole", None)
-    assert whole["error_rate"]["value"] < 0.85  # a network that says nothing has 1
+    assert results["validation"]["val/commands"] > 0.15  # a network that says nothing has 0
 
 
 def test_the_bundle_transcribes_and_listens(run: Path) -> None:
