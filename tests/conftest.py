@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a s
 
 FIRST = (
     "test_microphone", "test_notebooks", "test_connected", "test_recipes", "test_ddp", "test_compare", "test_code",
-    "test_installed", "test_features", "test_fuzz",
+    "test_installed", "test_features", "test_fuzz", "test_pages",
 )  # fmt: skip
 """Files with the longest tests.  They start first, so that no process is left alone at the end."""
 APART = ("test_ddp", "test_compare", "test_code", "test_listen", "test_serve_cli")

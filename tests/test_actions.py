@@ -172,19 +172,13 @@ def test_a_command_does_not_read_our_standard_input(reported: list[str]) -> None
         (sh("kill -9 $$"), "ended by signal 9"),
         (sh(r"printf 'a\033[31m\tb\n\n' >&2; exit 1"), "exit status 1: a [31m b"),
         (("sh", "-c", "\0"), "ValueError: embedded null byte"),
+        (sh("printf '%5000s' | tr ' ' x >&2; exit 1"), "exit status 1: ".ljust(module.MESSAGE_LENGTH - 1, "x") + "…"),
     ],
 )
 def test_a_command_that_fails_is_reported_in_one_line(reported: list[str], command: tuple[str, ...], line: str) -> None:
     with Actions({"left": Action(command)}, tell=reported.append) as actions:
         actions(heard())
     assert reported == [f"action left: {line}"]
-
-
-@posix
-def test_a_long_message_is_clipped(reported: list[str]) -> None:
-    with Actions({"left": Action(sh("printf '%5000s' | tr ' ' x >&2; exit 1"))}, tell=reported.append) as actions:
-        actions(heard())
-    assert reported == ["action left: " + "exit status 1: ".ljust(module.MESSAGE_LENGTH - 1, "x") + "…"]
 
 
 @posix
@@ -354,12 +348,6 @@ def test_a_function_that_hangs_holds_up_neither_the_loop_nor_the_end(reported: l
     assert reported == ["action left: still running, skipped", "action left: does not end, left running"]
 
 
-def test_lines_go_to_stderr_by_default(capfd: pytest.CaptureFixture[str]) -> None:
-    with Actions({"left": lambda _: 1 / 0}) as actions:  # type: ignore[arg-type, return-value]
-        actions(heard())
-    assert capfd.readouterr() == ("", "action left: ZeroDivisionError: division by zero\n")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -398,12 +386,6 @@ def test_a_wrong_file_is_refused_in_one_clear_line(tmp_path: Path, content: str,
     with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: {message}")) as refused:
         Actions.load(path, WORDS)
     assert "\n" not in str(refused.value)
-
-
-def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.toml", tmp_path):
-        with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: ")):
-            Actions.load(path, WORDS)
 
 
 def test_python_actions_are_checked_as_well() -> None:
