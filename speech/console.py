@@ -336,23 +336,18 @@ def chosen_words(arguments: argparse.Namespace, known: Sequence[str]) -> list[st
 
 
 def chosen_thresholds(
-    arguments: argparse.Namespace, recognizer: "Recognizer", console: Console, others: Sequence[str] = ()
+    arguments: argparse.Namespace, recognizer: "Recognizer", console: Console
 ) -> float | dict[str, float] | None:
     """What `Listener` takes as `threshold`.  Without options: the thresholds that were calibrated for this bundle.
 
-    Args:
-        others: words of another bundle, which the file may name too.
     Raises:
         ConfigError: the file of `--thresholds` can't be used.
     """
-    words, key = recognizer.words, recognizer.info.key
     if arguments.threshold is not None:
         return float(arguments.threshold)
+    key = recognizer.info.key
     path = arguments.thresholds or calibrated_thresholds(model_name(arguments), key, console)
-    if path is None:
-        return None
-    values = load_thresholds(path, (*words, *others), key, console.tell)
-    return {word: value for word, value in values.items() if word in words}
+    return load_thresholds(path, recognizer.words, key, console.tell) if path else None
 
 
 def calibrated_thresholds(model: str, key: str, console: Console) -> Path | None:
