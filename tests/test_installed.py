@@ -115,6 +115,7 @@ def test_a_frozen_program_finds_its_models(wheel: Path, tmp_path: Path) -> None:
     hears_the_demo(program)
     hears_the_demo(program, "--model", "connected")
     assert "listening to demo.flac" in run(program, "--demo", "--seconds", "1", cwd=tmp_path).stderr
+    run(program, "--list-devices", cwd=tmp_path)  # by the same program, started as the process for PortAudio
 
 
 def interpreter(version: str) -> Path | None:
