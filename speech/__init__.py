@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # each as itself: that exports it to type checkers
     from speech.results import Rejection as Rejection
     from speech.results import SpokenWord as SpokenWord
     from speech.segment import ListenerConfig as ListenerConfig
+    from speech.sound.echo import EchoCanceller as EchoCanceller
     from speech.sound.microphone import Microphone as Microphone
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -42,6 +43,7 @@ _NAMES = {
     "recognizer": ("Recognizer",),
     "results": ("Detection", "Examined", "Prediction", "Reason", "Rejection", "SpokenWord"),
     "segment": ("ListenerConfig",),
+    "sound.echo": ("EchoCanceller",),
     "sound.microphone": ("Microphone",),
 }
 _HOME = {name: f"speech.{module}" for module, names in _NAMES.items() for name in names}
