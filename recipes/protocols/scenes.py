@@ -55,9 +55,6 @@ class Recordings:
         found = index_words(root, HELD_OUT) + index_others(root)
         return cls([r for r in found if part in (None, r.part) or r.source == "rooms"])
 
-    def __len__(self) -> int:
-        return len(self.recordings)
-
     def __getitem__(self, index: int) -> Waveform:
         return self._read(self.recordings[index])
 
