@@ -379,6 +379,6 @@ def test_the_protocol_counts_what_a_listener_would_report(space: Similarity) -> 
     trials.others = [Said("sofa", [one], []) for one in heard(SOFA, 3, 4)]
     trials.run(row, [[Said("lamp", [one], []) for one in heard(LAMP, 1, 11)] + [Said("lamp", [], [])]])
     assert row.alarms == 2, "the one right after talk is rejected"
-    assert row.missed.count(True) == 1, "what is not heard at all is missed"
-    assert row.for_it == [False] * 4
-    assert row.forecasts[0][2] == pytest.approx(1 / len(row.missed))
+    assert row.counts["missed"].count(True) == 1, "what is not heard at all is missed"
+    assert row.counts["others taken for it"] == [False] * 4
+    assert row.forecasts[0][2] == pytest.approx(1 / len(row.counts["missed"]))

@@ -90,7 +90,7 @@ def test_evaluation_prints_and_writes_the_same_figures(
 def test_every_result_has_a_report(run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = Speed(1.0, 2.0, 0.5, 0.4)
     monkeypatch.setattr(evaluate, "evaluate_speed", lambda model: speed)
-    own = Own("testing", 0.5, [], {}, {})
+    own = Own("testing", 0.5, [], {})
     monkeypatch.setattr(evaluate, "evaluate_own", lambda *_: own)
     arguments = ["--model", str(run / "smoke.onnx"), "--data.root", str(root), "--scenes", "clean", "--commands", "10"]
     protocols = [name for name in evaluate.PROTOCOLS if name != "connected"]  # tests/test_connected.py

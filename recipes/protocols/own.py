@@ -64,13 +64,10 @@ class Row:
     kind: str
     k: int
     n_words: int = 0
-    missed: list[bool] = field(default_factory=list)
-    missed_in_noise: list[bool] = field(default_factory=list)
-    for_command: list[bool] = field(default_factory=list)
-    """For each recording of the word: whether it was taken for a word of the bundle."""
-    for_it: list[bool] = field(default_factory=list)
-    """For each recording of another word: whether it was taken for the word."""
     alarms: int = 0
+    counts: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    """For each recording of the word: whether it was missed, also in noise, or taken for a word of the bundle; for each
+    recording of another word: whether it was taken for the word."""
     forecasts: list[tuple[float, float, float]] = field(default_factory=list)
     """For each word: least and largest share of misses that are forecast, and the share measured."""
 
@@ -81,10 +78,8 @@ class Row:
         return Share(sum(inside), len(inside))
 
     def figures(self, hours: float) -> dict[str, Share | Rate]:
-        shares = {name: getattr(self, name) for name in ("missed", "missed_in_noise", "for_command", "for_it")}
-        return {name: Share(sum(values), len(values)) for name, values in shares.items()} | {
-            "alarms": Rate(self.alarms, hours * max(1, self.n_words)), "within": self.within,
-        }  # fmt: skip
+        rates: dict[str, Share | Rate] = {"alarms": Rate(self.alarms, hours * self.n_words), "forecast": self.within}
+        return {name: Share(sum(values), len(values)) for name, values in self.counts.items()} | rates
 
 
 @dataclass(frozen=True)
@@ -93,29 +88,26 @@ class Own:
 
     part: str
     hours: float
+    """Of speech without commands."""
     rows: list[Row]
-    lessons: dict[str, Share]
-    """Lessons of four recordings in which one was taken for another word: with a wrong one, and without."""
-    own_voice: dict[str, Share]
-    """Recordings of a word of the bundle that are missed: without and with five others of the same speaker."""
+    shares: dict[str, Share]
+    """Lessons of four recordings in which one was taken for another word; misses of words of the bundle."""
 
     def __str__(self) -> str:
         lines = [f"own words, {self.part}: some recordings taught, the others heard; {self.hours:.2f} h of speech"]
         for row in self.rows:
             lines.append(f"  {row.kind}, {row.k} recordings each, {row.n_words} words and draws:")
-            lines += [f"    {name.replace('_', ' '):18} {value}" for name, value in row.figures(self.hours).items()]
-        lines += [f"  lessons of four, {name:22} {share}" for name, share in self.lessons.items()]
-        lines += [f"  words of the bundle {name:19} {share}" for name, share in self.own_voice.items()]
-        return "\n".join(lines)
+            lines += [f"    {name:18} {value}" for name, value in row.figures(self.hours).items()]
+        return "\n".join([*lines, *(f"  {name:39} {share}" for name, share in self.shares.items())])
 
     def as_dict(self) -> dict[str, object]:
         rows = [
-            {"kind": r.kind, "k": r.k, "words": r.n_words, "forecasts": r.forecasts}
-            | {name: value.as_dict() for name, value in r.figures(self.hours).items()}
-            for r in self.rows
+            {"kind": row.kind, "k": row.k, "words": row.n_words, "forecasts": row.forecasts}
+            | {name: value.as_dict() for name, value in row.figures(self.hours).items()}
+            for row in self.rows
         ]
-        named = {name: {k: v.as_dict() for k, v in getattr(self, name).items()} for name in ("lessons", "own_voice")}
-        return {"part": self.part, "hours": self.hours, "rows": rows, **named}
+        shares = {name: share.as_dict() for name, share in self.shares.items()}
+        return {"part": self.part, "hours": self.hours, "rows": rows} | shares
 
 
 class Trials:
@@ -226,13 +218,14 @@ class Trials:
         if model is None or not rest:
             return
         missed = [not taken for taken in self.is_taken([said.clean for said in rest], model, name)]
-        row.n_words += 1
-        row.missed += missed
-        row.missed_in_noise += [not t for t in self.is_taken([s.noisy for s in rest if s.noisy], model, name)]
         words = self.words([one for said in rest for one in said.clean], model, name)
-        row.for_command += [word not in ("", name, UNKNOWN, SILENCE) for word in words]
-        row.for_it += self.is_taken([said.clean for said in self.others if said.word != name], model, name)
+        row.n_words += 1
         row.alarms += self.alarms(model, name)
+        row.counts["missed"] += missed
+        row.counts["missed in noise"] += [not t for t in self.is_taken([s.noisy for s in rest if s.noisy], model, name)]
+        row.counts["taken for command"] += [word not in ("", name, UNKNOWN, SILENCE) for word in words]
+        others = [said.clean for said in self.others if said.word != name]
+        row.counts["others taken for it"] += self.is_taken(others, model, name)
         expected = expected_misses(self.similarity, model)
         if expected and len(missed) >= ENOUGH:
             row.forecasts.append((*expected, float(np.mean(missed))))
@@ -255,30 +248,33 @@ class Trials:
         return dict(sorted(found.items()))
 
 
-def check_lessons(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, Share]:
-    """How often a wrong one among four recordings is noticed, and a good lesson is suspected."""
+def check_lessons(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, list[bool]]:
+    """Whether a wrong one among four recordings is noticed, and whether a good lesson is suspected."""
     counts: dict[str, list[bool]] = defaultdict(list)
-    single = [[s.clean[0].vector for s in lot if len(s.clean) == 1] for some in lots.values() for lot in some]
-    words = [word for word, some in lots.items() for _ in some]
-    for word, good in zip(words, single, strict=True):
-        wrong = [vector for other, vectors in zip(words, single, strict=True) for vector in vectors if other != word]
-        if len(good) < 4 or not wrong:
-            continue
-        odd = wrong[int(trials.rng.integers(len(wrong)))]
-        counts["one wrong, noticed"].append(3 not in largest_group(trials.similarity, np.stack([*good[:3], odd])))
-        counts["all right, suspected"].append(len(largest_group(trials.similarity, np.stack(good[:4]))) < 4)
-    return {name: Share(sum(values), len(values)) for name, values in counts.items()}
+    lessons = [
+        (word, [said.clean[0].vector for said in lot if len(said.clean) == 1]) for word in lots for lot in lots[word]
+    ]
+    for word, good in lessons:
+        wrong = [vector for other, vectors in lessons for vector in vectors if other != word]
+        if len(good) >= 4 and wrong:
+            odd = wrong[int(trials.rng.integers(len(wrong)))]
+            group = largest_group(trials.similarity, np.stack([*good[:3], odd]))
+            counts["lessons of four: wrong one noticed"].append(3 not in group)
+            group = largest_group(trials.similarity, np.stack(good[:4]))
+            counts["lessons of four: good one suspected"].append(len(group) < 4)
+    return counts
 
 
-def own_voice(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, Share]:
+def own_voice(trials: Trials, lots: dict[str, list[list[Said]]]) -> dict[str, list[bool]]:
     """Misses of words of the bundle, without and with five recordings of the same speaker."""
     counts: dict[str, list[bool]] = defaultdict(list)
-    for word in set(lots) & set(trials.recognizer.info.words):
+    for word in sorted(set(lots) & set(trials.recognizer.info.words)):
         for lot in lots[word]:
-            model, rest = trials.teach(lot[:5]), [said.clean for said in lot[5:]]
-            for name, taught in (("as shipped", None), ("taught too", model)):
-                counts[name] += [not taken for taken in trials.is_taken(rest, taught, word, hidden=False)]
-    return {name: Share(sum(values), len(values)) for name, values in counts.items()}
+            rest = [said.clean for said in lot[5:]]
+            for name, model in (("as shipped", None), ("taught too", trials.teach(lot[:5]))):
+                taken = trials.is_taken(rest, model, word, hidden=False)
+                counts[f"missed words of the bundle, {name}"] += [not one for one in taken]
+    return counts
 
 
 def evaluate_own(recognizer: Recognizer, recordings: Recordings, part: str) -> Own:
@@ -306,7 +302,8 @@ def evaluate_own(recognizer: Recognizer, recordings: Recordings, part: str) -> O
     rows = [row for row in [*rows, several] if row.n_words]
     if not rows:
         raise DataError("no word has enough recordings by one speaker to teach it")
-    return Own(part, trials.hours, rows, check_lessons(trials, people), own_voice(trials, home))
+    counts = check_lessons(trials, people) | own_voice(trials, home)
+    return Own(part, trials.hours, rows, {name: Share(sum(values), len(values)) for name, values in counts.items()})
 
 
 def plot_own(result: Own, target: Path) -> None:

@@ -201,7 +201,8 @@ def make_similarity(
 
 def _expected(made: Similarity, vectors: Vectors, words: NDArray[np.int64], speakers: NDArray[np.str_]) -> Expectation:
     """Teach each word by one speaker, and each by several, and compare further recordings with these lessons."""
-    good, others, drifts, variances = [np.zeros(0)], [0.0], [0.0], [0.0]
+    good: list[Vectors] = [np.zeros(0, np.float32)]
+    others, drifts, variances = [0.0], [0.0], [0.0]
     for word in range(words.max() + 1):
         here = np.flatnonzero(words == word)
         for speaker in sorted(set(speakers[here])):
