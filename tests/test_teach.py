@@ -98,11 +98,11 @@ def test_list_export_and_forget(run: Run, home: Path, tmp_path: Path) -> None:
     assert listed.out[0].split()[:3] == ["lamp", "3", "recordings"]
     assert run("--export", str(tmp_path / "out")).status == 0
     assert len(list((tmp_path / "out" / "lamp").glob("*.wav"))) == 3
-    (tmp_path / "out" / "lamp" / "mine.wav").write_bytes(b"")
+    (tmp_path / "out" / "lamp" / "mine.txt").write_bytes(b"")
     assert run("lamp", "--files", *files[:2], "--add").status == 0
     assert run("--export", str(tmp_path / "out")).status == 0
     assert len(list((tmp_path / "out" / "lamp").glob("[0-9]*.wav"))) == 5, "not mixed with the older three"
-    assert (tmp_path / "out" / "lamp" / "mine.wav").exists(), "what others put there stays"
+    assert (tmp_path / "out" / "lamp" / "mine.txt").exists(), "what others put there stays"
     assert run("--list").out[0].split()[1] == "5"
     assert run("--forget", "Lamp").status == 0
     assert run("--list").out == []
