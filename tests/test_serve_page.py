@@ -377,20 +377,19 @@ async def ask_without_end(socket: ClientConnection) -> None:
         await socket.send(json.dumps({"type": "start", "rate_hz": DEVICE_HZ, "words": ["x" * 100_000]}))
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("certificate")
-    key, path = folder / "key.pem", folder / "certificate.pem"
-    made = subprocess.run(
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Files with a certificate of this machine, and with its key."""
+    path, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2", "-addext",
          "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:*.home.example", "-keyout", key, "-out", path],
-        capture_output=True,
+        check=True, capture_output=True,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
     return path, key
 
 
-def test_https_with_a_certificate(certificate: tuple[Path, Path]) -> None:
+def test_https_with_a_certificate(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
     assert names_of(certificate[0]) == ("127.0.0.1", "localhost", "*.home.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
