@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import secrets
 import signal
 import ssl
 import sys
@@ -150,7 +151,7 @@ def make_factory(
 def page_server(arguments: argparse.Namespace, console: Console) -> "PageServer":
     """A `PageServer` for the command line.  Raises ConfigError for a certificate or setting that can't be used."""
     from speech.serve.page import PageServer
-    from speech.serve.security import Access, Machines, is_loopback, names_of, new_token
+    from speech.serve.security import Access, Machines, is_loopback, names_of
     from speech.trace import Tracer
 
     certificate, names = None, tuple(arguments.name)
@@ -164,7 +165,7 @@ def page_server(arguments: argparse.Namespace, console: Console) -> "PageServer"
     proxies = Machines(arguments.trusted_proxy, "--trusted-proxy")
     factory = make_factory(arguments, console, has_grammar=True)
     is_private = is_loopback(arguments.host) and not arguments.name and not proxies  # a proxy forwards everybody
-    token = None if is_private else new_token()
+    token = None if is_private else secrets.token_urlsafe(16)
     access = Access(
         arguments.host, arguments.port, token, certificate is not None, names, arguments.base_path, proxies
     )  # fmt: skip
@@ -200,22 +201,29 @@ async def serve(arguments: argparse.Namespace, console: Console) -> None:
     watch_signals(loop, stop)
     async with AsyncExitStack() as opened:
         server = (page_server if arguments.command == "page" else wyoming_server)(arguments, console)
-        server.limits = Limits(arguments.max_clients, 3 * arguments.max_clients)
+        server.limits = Limits(arguments.max_clients)
         if arguments.mqtt:
             broker = Broker(
                 arguments.mqtt, arguments.mqtt_prefix, arguments.mqtt_user, arguments.mqtt_password_file,
                 arguments.mqtt_tls,
             )  # fmt: skip
-            publisher = Publisher(broker, arguments.command, server.words, console.inform)
-            server.publish, server.announce = opened.enter_context(publisher), publisher.announce
+            factories = [server.wake, server.speech] if isinstance(server, WyomingServer) else [server.factory]
+            words = dict.fromkeys(word for factory in factories for word in factory.words)
+            publisher = opened.enter_context(Publisher(broker, arguments.command, list(words), console.inform))
+            server.publish = publisher
+            if not isinstance(server, WyomingServer):
+                server.announce = publisher.announce
         machines = server.allowed if isinstance(server, WyomingServer) else server.access.proxies
         await machines.look_up(console.tell)
         opened.callback(asyncio.create_task(machines.keep_looking_up(console.tell)).cancel)
         await opened.enter_async_context(server)
         if isinstance(server, WyomingServer) and server.host_and_port and not arguments.no_zeroconf:
             host, port = server.host_and_port
-            if not is_loopback(host):
-                await opened.enter_async_context(announced(host, port))
+            try:
+                if not is_loopback(host):
+                    await opened.enter_async_context(announced(host, port))
+            except OSError as error:
+                console.tell(f"note: the server can't be announced in the network: {error}")
         console.tell(f"serving at {server.url}; Ctrl-C ends")
         if arguments.command == "page" and arguments.open:
             await asyncio.to_thread(webbrowser.open, server.url)

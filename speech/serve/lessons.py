@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from speech.errors import BundleError, ConfigError
@@ -76,30 +77,26 @@ class ClientLesson:
             ConfigError: the word can't be saved.
         """
         recognizer = self._recognizer
-        self._session.save(own_words(recognizer))
+        self._session.save(_own_words(recognizer))
         recognizer.look_again()
         assert recognizer.own is not None
         return forecast(recognizer.own[self.word], recognizer.own, recognizer)
 
 
-def own_words(recognizer: Recognizer) -> OwnWords:
-    """The own words in the recogniser's folder: a copy, as other clients are using the present words."""
+def forget(recognizer: Recognizer, word: str) -> None:
+    """Remove an own word and its recordings.  Raises ConfigError if there is none."""
+    _own_words(recognizer).forget(normal_name(word))
+    recognizer.look_again()
+
+
+def _own_words(recognizer: Recognizer) -> OwnWords:
+    """A copy, as other clients are using the present words."""
     assert recognizer.own is not None, "see can_learn"
     return OwnWords.load(recognizer.own.folder)
 
 
-def forget(recognizer: Recognizer, word: str) -> None:
-    """Remove an own word and its recordings.  Raises ConfigError if there is none."""
-    own_words(recognizer).forget(normal_name(word))
-    recognizer.look_again()
-
-
 def can_learn(recognizer: Recognizer) -> bool:
     """Whether words can be taught: not to a bundle of sequences, and not with --no-own."""
-    if recognizer.own is None:
-        return False
-    try:
-        _ = recognizer.similarity
-    except BundleError:
-        return False
-    return True
+    with suppress(BundleError):
+        return recognizer.own is not None and bool(recognizer.similarity)
+    return False

@@ -35,27 +35,17 @@ class Message:
     """Number of recordings."""
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rate_hz": (lambda value: type(value) is int, "an integer"),
-    "channels": (lambda value: type(value) is int, "an integer"),
-    "words": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of words"),
-    "thresholds": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+WHOLE: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is int, "an integer")
+SWITCH: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is bool, "true or false")
+WORD: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "a word")
+NUMBER: tuple[Callable[[Any], bool], str] = (lambda value: type(value) in (int, float), "a number")
+CHECKS = {
+    "words": (lambda value: isinstance(value, list) and all(map(WORD[0], value)), "a list of words"),
+    "thresholds": (lambda value: isinstance(value, dict) and all(map(NUMBER[0], value.values())),
                    "an object with a number for each word"),
-    "after_talk_s": (_is_number, "a number"),
-    "wake": (_is_text, "a word"),
-    "levels": (lambda value: type(value) is bool, "true or false"),
-    "pictures": (lambda value: type(value) is bool, "true or false"),
-    "word": (_is_text, "a word"),
-    "times": (lambda value: type(value) is int, "an integer"),
-}  # fmt: skip
+} | dict.fromkeys(("rate_hz", "channels", "times"), WHOLE) | dict.fromkeys(("levels", "pictures"), SWITCH) \
+  | dict.fromkeys(("wake", "word"), WORD) | {"after_talk_s": NUMBER}  # fmt: skip
+"""Field -> what is true of its values, and how that is said."""
 
 
 def parse_message(text: str) -> Message:

@@ -65,26 +65,16 @@ class Broker:
     @property
     def host_and_port(self) -> tuple[str, int]:
         """Host without brackets, and port 1..65535."""
-        text = self.address if "://" in self.address else f"mqtt://{self.address}"
-        scheme, _, rest = text.partition("://")
-        if rest.count(":") > 1 and not rest.startswith("["):
-            text = f"{scheme}://[{rest}]"
+        place = re.sub("^mqtts?://", "", self.address)
         try:
-            url = urlsplit(text)
-            host, port = url.hostname or "", url.port
+            url = urlsplit(f"//[{place}]" if place.count(":") > 1 and place[0] != "[" else f"//{place}")
+            host, port = url.hostname or "", url.port or (TLS_PORT if self.encrypts else PORT)
             host.encode("idna")
-        except ValueError:  # UnicodeError is one
-            host, port = "", 0
-        default = TLS_PORT if self.encrypts else PORT
-        if (
-            scheme not in ("mqtt", "mqtts")
-            or not host
-            or port == 0
-            or url.netloc != text.partition("://")[2]
-            or "@" in text
-        ):
-            raise ConfigError(f"--mqtt expects HOST, HOST:PORT or mqtt://HOST:PORT, got {self.address!r}")
-        return host, port or default
+            if not host or url.port == 0 or url.path or "@" in place:
+                raise ValueError
+        except ValueError as error:  # UnicodeError is one
+            raise ConfigError(f"--mqtt expects HOST, HOST:PORT or mqtt://HOST:PORT, got {self.address!r}") from error
+        return host, port
 
     @property
     def password(self) -> str | None:
@@ -117,6 +107,7 @@ class Publisher:
         machine = platform.node() or "unknown"
         self._id = re.sub(r"[^\w-]", "_", f"speech-{machine}-{server}", flags=re.ASCII)
         self._about = f"Speech commands, {machine}, {server}"
+        self._availability, self._events = (f"{broker.prefix}/{self._id}/{name}" for name in ("availability", "event"))
         self._is_away = self._is_closed = False
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
@@ -127,14 +118,6 @@ class Publisher:
             self._client.username_pw_set(broker.user, broker.password)
         if broker.encrypts:
             self._client.tls_set_context(ssl.create_default_context())
-
-    @property
-    def _availability(self) -> str:
-        return f"{self._broker.prefix}/{self._id}/availability"
-
-    @property
-    def _events(self) -> str:
-        return f"{self._broker.prefix}/{self._id}/event"
 
     @property
     def discovery(self) -> dict[str, Any]:
@@ -164,6 +147,8 @@ class Publisher:
     def __call__(self, detection: Detection) -> None:
         """Publish a detection; returns at once."""
         if self._client.is_connected():
+            if detection.word not in self._words:  # taught by another program
+                self.announce([*self._words, detection.word])
             found = as_dict(detection)
             self._client.publish(self._broker.topic(detection.word), json.dumps(found))
             self._client.publish(self._events, json.dumps({"event_type": detection.word} | found))

@@ -213,11 +213,6 @@ class PageServer:
         return self.access.url
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The words offered."""
-        return self.factory.words
-
-    @property
     def can_learn(self) -> bool:
         """Whether clients may teach words."""
         return self.factory.chosen is None and can_learn(self.factory.recognizer)
@@ -233,7 +228,7 @@ class PageServer:
 
     def words_changed(self, by: ServerConnection) -> None:
         """Tell everybody but the client that changed the words, which has its own answer."""
-        self.announce(self.words)
+        self.announce(self.factory.words)
         broadcast(self._clients - {by}, json.dumps({"type": "offered"} | self.offered))
 
     async def __aenter__(self) -> "PageServer":
@@ -301,7 +296,7 @@ class PageServer:
             return Response(HTTPStatus.OK, "OK", Headers(self._page_headers), self._page)
         if path != "/socket":
             return plain(HTTPStatus.NOT_FOUND, "not found: only / and /socket are served")
-        if origins and not (len(origins) == 1 and access.is_same_origin(origins[0], scheme, host)):
+        if origins and [origin.lower() for origin in origins] != [f"{scheme}://{host}"]:
             return plain(HTTPStatus.FORBIDDEN, "wrong Origin: only this server's own page may open the socket; a proxy "
                          "must be named with --trusted-proxy, and forward the host and the scheme")  # fmt: skip
         if not access.accepts(shown_tokens(request.headers)):

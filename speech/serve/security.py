@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import ipaddress
 import re
-import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ from urllib.parse import urlsplit
 
 from speech.errors import ConfigError
 
-TOKEN_BYTES = 16
 TOKEN_PREFIX = "token."
 """A page can't set headers of its WebSocket, so it offers the token as a subprotocol with this prefix."""
 RESOLVE_S = 60.0
@@ -30,8 +28,6 @@ class Limits:
 
     max_clients: int = 32
     """Most clients at once."""
-    max_connections: int = 96
-    """Most connections at once, including those without a finished handshake."""
     max_message_bytes: int = 1 << 18
     """Largest size of one message; 2.7 s of audio at 48 kHz."""
     handshake_s: float = 5.0
@@ -41,10 +37,10 @@ class Limits:
     send_s: float = 5.0
     """Longest time for a client to receive an event; a slower client is dropped."""
 
-
-def new_token() -> str:
-    """A token that can't be guessed, safe in a URL."""
-    return secrets.token_urlsafe(TOKEN_BYTES)
+    @property
+    def max_connections(self) -> int:
+        """Most connections at once, including those without a finished handshake."""
+        return 3 * self.max_clients
 
 
 def is_loopback(host: str) -> bool:
@@ -137,18 +133,14 @@ class Access:
     """Machines whose X-Forwarded-Host and X-Forwarded-Proto are believed."""
 
     @property
-    def is_behind_proxy(self) -> bool:
-        return bool(self.proxies)
-
-    @property
     def url(self) -> str:
         """Address to open in a browser, which never sends the fragment with the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         place = f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
-        named = [name for name in self.names if not name.startswith("*")]
+        named = next((name for name in self.names if not name.startswith("*") and not is_address(name)), "")
         if named:
-            place = named[0] if self.is_behind_proxy or ":" in named[0] else f"{named[0]}:{self.port}"
-        scheme = "https" if self.is_tls or (named and self.is_behind_proxy) else "http"
+            place = named if self.proxies or ":" in named else f"{named}:{self.port}"
+        scheme = "https" if self.is_tls or (named and self.proxies) else "http"
         return f"{scheme}://{place}{self.base_path}/" + (f"#{self.token}" if self.token else "")
 
     def asked(self, peer: str, header: Callable[[str], Sequence[str]]) -> tuple[str, str]:
@@ -159,7 +151,7 @@ class Access:
             header: a header's name -> its values.
         """
         hosts, scheme = header("Host"), "https" if self.is_tls else "http"
-        if self.is_behind_proxy and is_address(peer) and peer in self.proxies:
+        if self.proxies and is_address(peer) and peer in self.proxies:
             hosts = header("X-Forwarded-Host") or hosts
             scheme = (header("X-Forwarded-Proto") or [scheme])[-1].strip().lower()
         return scheme, hosts[0].strip().lower() if len(hosts) == 1 else ""
@@ -173,11 +165,6 @@ class Access:
             return True
         machine = socket.gethostname().lower()
         return not is_loopback(self.host) and (is_address(name) or name == machine or name.startswith(f"{machine}."))
-
-    @staticmethod
-    def is_same_origin(origin: str, scheme: str, host: str) -> bool:
-        """Whether the page that sends the request came from the server that it asks for."""
-        return hmac.compare_digest(origin.lower().encode(), f"{scheme}://{host}".encode())
 
     def accepts(self, shown: Sequence[str]) -> bool:
         """Whether one of the tokens that a client sends is right; compared in constant time."""
@@ -198,7 +185,7 @@ def host_name(host: str) -> str:
 
 def _is_called(name: str, known: str) -> bool:
     """Whether a name is the known one; *.example.org stands for names with one more part."""
-    return name == known.lower() or (known.startswith("*.") and name.partition(".")[2] == known[2:].lower())
+    return name == known or (known.startswith("*.") and name.partition(".")[2] == known[2:])
 
 
 def names_of(certificate: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import platform
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,6 @@ from wyoming.event import Eventable, async_read_event, async_write_event
 from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info, WakeModel, WakeProgram
 from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
-from zeroconf import InterfaceChoice
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from speech import __version__, results
@@ -89,31 +88,32 @@ class TextStream:
     """
 
     def __init__(self, server: "WyomingServer", *audio_format: int) -> None:
-        wake, own = server.wake, server.wake.recognizer.own
-        words = [word for word in wake.words if word in own] if own else []
+        wake, own = server.wake, server.wake.recognizer.own or ()
+        words = [word for word in wake.words if word in own]
         listeners = [partial(server.speech.listener, after_talk_s=0.0, wake="")]
         if words:
             listeners.append(partial(wake.listener, words=words, after_talk_s=0.0, wake=""))
-        self._server, self._decoders = server, [PcmDecoder(*audio_format) for _ in listeners]
-        self._streams = list(map(ClientStream, self._decoders, listeners))
-        self._heard: list[list[results.Detection]] = [[] for _ in listeners]
+        self._server, self._heard = server, [list[results.Detection]() for _ in listeners]
+        self._streams = [ClientStream(PcmDecoder(*audio_format), listener) for listener in listeners]
 
     def feed(self, audio: bytes, _: int | None) -> list[Eventable]:
         """Process the next samples.  Returns nothing.  Raises ClientError if they are too many."""
-        for stream, heard in zip(self._streams, self._heard, strict=True):
-            heard += [one for utterance in stream.feed(audio) for one in utterance.detections]
-        if self._decoders[0].heard_s > MAX_SPEECH_S:
+        self._collect(stream.feed(audio) for stream in self._streams)
+        if self._streams[0].decoder.heard_s > MAX_SPEECH_S:
             raise ClientError(f"a recording of more than {MAX_SPEECH_S:.0f} s")
         return []
 
     def finish(self) -> list[Eventable]:
         """End the stream.  Returns the text."""
-        for stream, heard in zip(self._streams, self._heard, strict=True):
-            heard += [one for utterance in stream.finish() for one in utterance.detections]
+        self._collect(stream.finish() for stream in self._streams)
         words = merged(*self._heard)
         for detection in words:
             self._server.publish(detection)
         return [transcript(*(detection.word for detection in words))]
+
+    def _collect(self, found: Iterable[Sequence[Examined]]) -> None:
+        for heard, utterances in zip(self._heard, found, strict=True):
+            heard += [one for utterance in utterances for one in utterance.detections]
 
 
 def merged(commands: Sequence[results.Detection], own: Sequence[results.Detection] = ()) -> list[results.Detection]:
@@ -247,8 +247,6 @@ class WyomingServer:
     """Machines that clients may connect from, besides this one."""
     publish: Callable[[results.Detection], None] = lambda _: None
     """Called with each detection, in any thread."""
-    announce: Callable[[Sequence[str]], None] = lambda _: None
-    """Called with the words offered whenever they have changed."""
 
     def __post_init__(self) -> None:
         self._address = parse_uri(self.uri)
@@ -258,11 +256,6 @@ class WyomingServer:
                 "may connect, as in --allow 192.168.1.7"
             )
         self._clients: set[asyncio.Task[None]] = set()
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words of both bundles."""
-        return tuple(dict.fromkeys([*self.wake.words, *self.speech.words]))
 
     def info(self) -> Info:
         """The answer to `describe`."""
@@ -296,10 +289,8 @@ class WyomingServer:
 
     @property
     def host_and_port(self) -> tuple[str, int] | None:
-        """With the actual port if port 0 was asked for; None for the path of a socket."""
-        if isinstance(self._address, Path):
-            return None
-        return self._address[0], self._server.sockets[0].getsockname()[1]
+        """As they are bound; None for the path of a socket."""
+        return None if isinstance(self._address, Path) else self._server.sockets[0].getsockname()[:2]
 
     @property
     def url(self) -> str:
@@ -316,28 +307,23 @@ class WyomingServer:
             logger.info("client refused: %s", "too many" if is_welcome else f"{peer[0]} is not allowed")
             writer.transport.abort()
             return
-        keep_asking(writer.get_extra_info("socket"))
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a silent client may be gone
+        if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_S)
         task = asyncio.create_task(Client(self, reader, writer).run())
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
 
-def keep_asking(connection: socket.socket) -> None:
-    """Let TCP find out whether a silent client is still there."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_S)
-
-
 @asynccontextmanager
 async def announced(host: str, port: int) -> AsyncIterator[None]:
     """Let Home Assistant find the server by multicast DNS, until the end of the block."""
-    everywhere = host in ("0.0.0.0", "::")
     addresses = [host]
-    if everywhere:
+    if host in ("0.0.0.0", "::"):
         every = (address.ip for adapter in ifaddr.get_adapters() for address in adapter.ips if address.is_IPv4)
         addresses = [str(ip) for ip in every if not is_loopback(str(ip))]
-    zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if everywhere else addresses)
+    zeroconf = AsyncZeroconf(interfaces=addresses)
     name = f"{NAME} on {platform.node() or 'a machine'}"[:63]
     service = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", port=port, parsed_addresses=addresses)
     try:
