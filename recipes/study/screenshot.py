@@ -26,6 +26,7 @@ N_WORDS = 5
 def chromium(microphone: Path, size: str = "1280,1000") -> Iterator[webdriver.Chrome]:
     """Chromium (Debian: chromium-driver) whose microphone begins the recording when it is opened."""
     options = webdriver.ChromeOptions()
+    options.accept_insecure_certs = True
     options.binary_location = str(shutil.which("chromium"))
     for flag in (*FLAGS, f"window-size={size}", f"use-file-for-fake-audio-capture={microphone}%noloop"):
         options.add_argument(f"--{flag}")
