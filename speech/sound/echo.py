@@ -26,6 +26,10 @@ MEMORY = 0.9995
 """Share of the state that stays after each `HOP`; the rest is what a changing room makes uncertain."""
 SMOOTHING = 0.9
 """Share of the earlier estimate in the power of what is not echo."""
+BANDS = slice(6, 64), slice(64, 256)
+"""Frequencies from 94 to 1000 and to 4000 Hz; the one in which the echo is weaker counts."""
+RESIDUAL, LEAST_LEVEL = 2.0, 0.1
+"""What is left is made quieter, at most to this share, when it is no more than so many times the expected residual."""
 CONSTRAINED = 4
 """One in so many partitions is made causal again after each `HOP`, as that takes most of the time."""
 WAIT_S = 0.1
@@ -41,7 +45,8 @@ class EchoCanceller:
             listener.feed(canceller.filter(block, reference=reference))
 
     An adaptive filter in partitions of the frequency domain, whose step is a Kalman gain: it keeps still while somebody
-    speaks, because then the error is not echo.  The delay between both is found by correlation, once a second.
+    speaks, because then the error is not echo.  Where hardly more is left than the filter expects to miss, that is made
+    quiet.  The delay between both is found by correlation, once a second.
 
     Source: Kuech, Mabande, Enzner: State-space architecture of the partitioned-block-based acoustic echo controller,
     ICASSP 2014, with a diagonal state covariance; Knapp, Carter: The generalized correlation method for estimation of
@@ -62,7 +67,7 @@ class EchoCanceller:
         late = np.arange(n_partitions, dtype=np.float32) / n_partitions
         self._uncertainty = np.repeat(np.exp(-2 * late)[:, None], n_bins, 1)
         self._other_power = np.full(n_bins, 1e-3, np.float32)
-        self._last = np.zeros(HOP, np.float32)
+        self._last, self._level = np.zeros(HOP, np.float32), 1.0
 
     def filter(self, block: Block, reference: Block) -> Block:
         """Remove the reference from a block.
@@ -117,7 +122,8 @@ class EchoCanceller:
         error = np.fft.rfft(np.concatenate([np.zeros(HOP, np.float32), rest]))
         self._other_power += (1 - SMOOTHING) * (np.abs(error) ** 2 - self._other_power)
         power = np.abs(self._played) ** 2
-        gain = self._uncertainty / ((power * self._uncertainty).sum(0) + 2 * self._other_power + 1e-10)
+        residual = (power * self._uncertainty).sum(0)
+        gain = self._uncertainty / (residual + 2 * self._other_power + 1e-10)
         self._filter += gain * self._played.conj() * error
         some = slice(self._n_hops % CONSTRAINED, None, CONSTRAINED)
         taps = np.fft.irfft(self._filter[some], axis=1)
@@ -126,7 +132,10 @@ class EchoCanceller:
         self._filter *= MEMORY
         kept = np.maximum(1 - gain * power / 2, 0) * self._uncertainty
         self._uncertainty = MEMORY**2 * kept + (1 - MEMORY**2) * np.abs(self._filter) ** 2
-        return rest
+        error_power = np.abs(error) ** 2
+        other = max(1 - RESIDUAL * residual[band].sum() / (error_power[band].sum() + 1e-10) for band in BANDS)
+        before, self._level = self._level, max(LEAST_LEVEL, other)
+        return rest * np.linspace(before, self._level, HOP, dtype=np.float32)
 
 
 class Playback:
