@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from speech.console import Console, Parser, add_microphone, counted, open_microp
 from speech.errors import AudioError, ConfigError
 from speech.listener import Listener
 from speech.own.forecast import forecast
-from speech.own.lesson import TeachingSession, takes, takes_of_file
+from speech.own.lesson import TakeCutter, TeachingSession, takes_of_file
 from speech.own.words import MOST_RECORDINGS, OwnWords, check_name
 from speech.recognizer import Recognizer
 from speech.results import Rejection
-from speech.segment import SAMPLE_RATE_HZ, ListenerConfig
+from speech.segment import SAMPLE_RATE_HZ
 from speech.sound.files import Block, audio_files, read
 
 TIMES = 5
@@ -38,26 +38,18 @@ def record(session: TeachingSession, arguments: argparse.Namespace, console: Con
             f'Say "{session.name}" {arguments.times} times with pauses between, the way you will say it later.  '
             "Ctrl-C saves nothing."
         )
-        n_faults = 0
-
-        def with_status() -> Iterator[Block]:
-            for block in microphone.blocks(SAMPLE_RATE_HZ):
-                console.sign = f'say "{session.name}"  {session.count}'
-                console.heard(block)
-                yield block
-
-        with closing(takes(with_status(), ListenerConfig())) as found:
-            for take in found:
-                if take is None:
-                    continue
+        n_faults, cutter = 0, TakeCutter()
+        for block in microphone.blocks(SAMPLE_RATE_HZ):
+            console.sign = f'say "{session.name}"  {session.count}'
+            console.heard(block)
+            for take in cutter.push(block):
                 fault = session.take(take)
                 n_faults = n_faults + 1 if fault else 0
                 console.inform(f"  {session.count}" + (f", not this one: {fault}" if fault else ""))
                 if n_faults == PATIENCE:
                     console.inform("  (wrong microphone? speech-listen --list-devices shows all, --device N chooses)")
                 if session.is_over:
-                    break
-    console.clear()
+                    return
 
 
 def utterances_in(paths: Iterable[str], console: Console) -> Iterator[tuple[Path, Block]]:
@@ -130,6 +122,7 @@ def teach(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
                 console.tell(f"note: {path} is left out: {fault}")
     else:
         record(session, arguments, console)
+        console.clear()
     if not session.has_news:
         raise AudioError(f"no usable recording of {session.name!r}; nothing was saved")
     if session.odd_ones:

@@ -1,6 +1,5 @@
 """A lesson: what spoils a recording is reported, and those of another word are found."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,20 +9,19 @@ import pytest
 from tunes import RATE, LoudIsSpeech, embed, make_space, tune
 
 from speech.errors import ConfigError
-from speech.own.lesson import Fault, Take, TeachingSession, fault_of, largest_group, takes
+from speech.own.lesson import Fault, Take, TakeCutter, TeachingSession, fault_of, largest_group
 from speech.own.similarity import Similarity
 from speech.own.words import MOST_RECORDINGS, OwnWords
-from speech.segment import ListenerConfig, Utterance
+from speech.segment import Utterance
 
 LAMP, SOFA = (500.0, 2500.0, 900.0), (3000.0, 700.0, 1800.0)
 
 
-def heard(stream: np.ndarray, size: int = 1600, is_file: bool = False) -> list[Take]:
-    def blocks() -> Iterator[np.ndarray]:
-        for begin in range(0, len(stream), size):
-            yield stream[begin : begin + size]
-
-    return [take for take in takes(blocks(), ListenerConfig(), LoudIsSpeech(), is_file) if take]
+def heard(stream: np.ndarray, size: int = 1600, is_file: bool = False, voice: Any = None) -> list[Take]:
+    cutter, found = TakeCutter(voice or LoudIsSpeech(), is_file), []
+    for begin in range(0, len(stream), size):
+        found += cutter.push(stream[begin : begin + size])
+    return found + cutter.finish()
 
 
 def stream_of(*parts: np.ndarray) -> np.ndarray:
@@ -76,7 +74,7 @@ def test_a_whisper_is_too_quiet() -> None:
             return float(np.abs(hop).max() > 0.0005)
 
     stream = np.concatenate([np.zeros(8000), word(level=0.002), np.zeros(8000)]).astype(np.float32)
-    found = [take for take in takes([stream], ListenerConfig(), Sharp()) if take]
+    found = heard(stream, voice=Sharp())
     assert [take.fault for take in found] == [Fault.TOO_QUIET]
 
 
@@ -91,7 +89,7 @@ def test_a_noisy_room_is_reported() -> None:
             self.now += 1
             return float(8000 <= self.now * 512 < 16000)
 
-    found = [take for take in takes([noise.astype(np.float32)], ListenerConfig(), OnlyTheWord()) if take]
+    found = heard(noise.astype(np.float32), voice=OnlyTheWord())
     assert [take.fault for take in found] == [Fault.NOISY]
 
 

@@ -1,6 +1,6 @@
 """A lesson: recordings of a word are cut from a stream, checked for faults, and compared with one another."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -83,38 +83,50 @@ def fault_of(utterance: Utterance, raw: Block, is_file: bool = False) -> Fault |
     return Fault.NOISY if len(margins) and level_dbfs(margins) > speech - LEAST_SNR_DB else None
 
 
-def takes(
-    blocks: Iterable[Block], config: ListenerConfig, voice: SpeechDetector | None = None, is_file: bool = False
-) -> Generator[Take | None]:
-    """Yield each utterance of a stream at `SAMPLE_RATE_HZ` as soon as it has ended, and None after each block."""
-    segmenter = Segmenter(config, config.max_word_s, voice)
-    raw, begin, now = np.zeros(0, np.float32), 0, 0  # the audio kept, where it begins, where the next hop begins
+class TakeCutter:
+    """Cuts a stream at `SAMPLE_RATE_HZ` into utterances, each checked for faults.
 
-    def take(utterance: Utterance) -> Take:
-        cut = raw[max(0, utterance.begin - begin) : utterance.closed - begin] if len(utterance.waveform) else raw[:0]
-        return Take(utterance.waveform, fault_of(utterance, cut, is_file))
+    Args:
+        voice: the voice activity detector; default: Silero VAD.
+        is_file: see `fault_of`.
+    """
 
-    for block in blocks:
-        raw = np.concatenate([raw, block])
-        while now + HOP <= begin + len(raw):
-            utterance = segmenter.push(raw[now - begin : now - begin + HOP])
-            now += HOP
-            if utterance:
-                yield take(utterance)
-        dropped = max(0, len(raw) - round(MEMORY_S * SAMPLE_RATE_HZ))
-        raw, begin = raw[dropped:], begin + dropped
-        yield None
-    rest = raw[now - begin :]
-    last = segmenter.push(np.pad(rest, (0, HOP - len(rest)))) or segmenter.finish()
-    if last:
-        yield take(last)
+    def __init__(self, voice: SpeechDetector | None = None, is_file: bool = False) -> None:
+        config = ListenerConfig()
+        self._segmenter, self._is_file = Segmenter(config, config.max_word_s, voice), is_file
+        self._raw, self._begin, self._now = (
+            np.zeros(0, np.float32),
+            0,
+            0,
+        )  # audio kept, its begin, the next hop
+
+    def push(self, block: Block) -> list[Take]:
+        """Take the next samples (time,).  Returns the utterances that end in them."""
+        self._raw, found = np.concatenate([self._raw, block]), list[Take]()
+        while self._now + HOP <= self._begin + len(self._raw):
+            utterance = self._segmenter.push(self._raw[self._now - self._begin :][:HOP])
+            self._now += HOP
+            found += [self._take(utterance)] if utterance else []
+        dropped = max(0, len(self._raw) - round(MEMORY_S * SAMPLE_RATE_HZ))
+        self._raw, self._begin = self._raw[dropped:], self._begin + dropped
+        return found
+
+    def finish(self) -> list[Take]:
+        """End the stream.  Returns its last utterance, if any."""
+        rest = self._raw[self._now - self._begin :]
+        last = self._segmenter.push(np.pad(rest, (0, HOP - len(rest)))) or self._segmenter.finish()
+        return [self._take(last)] if last else []
+
+    def _take(self, utterance: Utterance) -> Take:
+        begin = max(0, utterance.begin - self._begin)
+        raw = self._raw[begin : utterance.closed - self._begin] if len(utterance.waveform) else self._raw[:0]
+        return Take(utterance.waveform, fault_of(utterance, raw, self._is_file))
 
 
 def takes_of_file(waveform: Block) -> list[Take]:
     """The utterances of a recording (time,) at `SAMPLE_RATE_HZ`, which may begin and end with the word."""
-    silence = np.zeros(round(PAD_S * SAMPLE_RATE_HZ), np.float32)
-    blocks = [np.concatenate([silence, waveform, silence])]
-    return [take for take in takes(blocks, ListenerConfig(), is_file=True) if take]
+    cutter, silence = TakeCutter(is_file=True), round(PAD_S * SAMPLE_RATE_HZ)
+    return cutter.push(np.pad(waveform, silence)) + cutter.finish()
 
 
 class TeachingSession:

@@ -1,19 +1,15 @@
 """Teaching by a client: its stream is cut into recordings, and these become a word for all clients."""
 
-from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from speech.errors import BundleError, ConfigError
 from speech.own.forecast import Forecast, forecast
-from speech.own.lesson import Fault, TeachingSession, takes
+from speech.own.lesson import Fault, TakeCutter, TeachingSession
 from speech.own.words import OwnWords
 from speech.recognizer import Recognizer
-from speech.segment import ListenerConfig
 from speech.serve.streams import PcmDecoder
 from speech.settings import normal_name
-from speech.sound.files import Block
 
 FEWEST, MOST = 1, 20
 """Bounds of the number of recordings that a client may ask for."""
@@ -50,20 +46,12 @@ class ClientLesson:
         self.decoder, self._recognizer = decoder, recognizer
         self._session = TeachingSession(recognizer, word, wanted)
         self.word, self.wanted, self.is_over = self._session.name, wanted, False
-        self._blocks: deque[Block] = deque()
-        self._takes = takes(self._queued(), ListenerConfig())
-
-    def _queued(self) -> Iterator[Block]:
-        while True:
-            yield self._blocks.popleft()
+        self._cutter = TakeCutter()
 
     def feed(self, data: bytes) -> list[Recorded]:
         """Process the next bytes.  Returns the utterances that end in them."""
-        self._blocks.append(self.decoder.decode(data))
         found: list[Recorded] = []
-        for take in self._takes:
-            if take is None:  # end of the block
-                break
+        for take in self._cutter.push(self.decoder.decode(data)):
             if not self.is_over:
                 fault = self._session.take(take)
                 found.append(Recorded(len(self._session.recordings), self.wanted, fault))
