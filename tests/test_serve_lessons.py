@@ -15,7 +15,7 @@ import soundfile
 
 pytest.importorskip("websockets", reason="needs the extra `serve`")
 
-from serving import run
+from serving import factory, run
 from test_serve_browser import PATIENCE_S, chromium, needs_chromium, opened, served_in_thread, text
 from test_serve_page import next_event, send_all, served, socket_of, words_of
 
@@ -25,6 +25,7 @@ from speech.serve.lessons import ClientLesson, can_learn
 from speech.serve.messages import TIMES
 from speech.serve.security import Access
 from speech.serve.streams import ListenerFactory, PcmDecoder
+from speech.serve.wyoming import TextStream, WyomingServer
 from speech.sound.files import pcm, resample
 
 RATE_HZ = 48000
@@ -192,6 +193,23 @@ def test_clients_that_teach_at_once_both_teach(recognizer: Recognizer) -> None:
     assert [found.word for found in forecasts] == list(names)
     recognizer.look_again()
     assert set(names) < set(recognizer.words)
+
+
+def test_a_text_of_home_assistant_holds_own_words(recognizer: Recognizer) -> None:
+    lesson = ClientLesson(recognizer, OWN, 3, PcmDecoder(RATE_HZ))
+    lesson.feed(pcm(recording(*[OWN] * 3)))
+    lesson.learn()
+    published: list[str] = []
+    server = WyomingServer(
+        "tcp://127.0.0.1:0", ListenerFactory(recognizer), factory("connected"),
+        publish=lambda detection: published.append(detection.word),
+    )  # fmt: skip
+    stream = TextStream(server, RATE_HZ, 2, 1)
+    assert stream.feed(pcm(recording("left", OWN)), None) == []
+    (answer,) = stream.finish()
+    assert answer.event().data["text"].split() == published
+    assert published.count(OWN) == 1
+    assert published[-1] == OWN
 
 
 @needs_chromium
