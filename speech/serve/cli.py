@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech.bundle import MODELS
+from speech.bundle import DEFAULT_MODEL
 from speech.console import (
     SIGNALS,
     Console,
@@ -48,10 +48,6 @@ MICROPHONE = (
 MAX_THREADS = 4
 """Threads that recognise; onnxruntime releases the GIL while it works.  A job is one message, and each client has at
 most one job at a time, so a client waits for at most one message of each other client."""
-PAGE_PORT = 8765
-WYOMING_URI = "tcp://127.0.0.1:10400"
-SPEECH_MODEL = "connected"
-"""Default bundle of Wyoming's speech to text."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     page = commands.add_parser("page", help="a web page, and a WebSocket for programs")
     add = page.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, this machine only)")
-    add("--port", type=int, default=PAGE_PORT, help=f"(default: {PAGE_PORT})")
+    add("--port", type=int, default=8765, help="(default: %(default)s)")
     add("--open", action="store_true", help="open the page in the browser")
     add("--certificate", type=Path, metavar="PEM", help="serve https, with --key")
     add("--key", type=Path, metavar="PEM", help="private key of --certificate")
@@ -72,12 +68,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "X-Forwarded-Proto are believed; may be repeated")  # fmt: skip
     wyoming = commands.add_parser("wyoming", help="the protocol of Home Assistant's voice satellites")
     add = wyoming.add_argument
-    add("--uri", default=WYOMING_URI, help=f"tcp://HOST:PORT or unix:///PATH (default: {WYOMING_URI})")
+    add("--uri", default="tcp://127.0.0.1:10400", help="tcp://HOST:PORT or unix:///PATH (default: %(default)s)")
     add("--allow", action="append", default=[], metavar="HOST", help="other machines that may connect, such as "
         "homeassistant.local, 192.168.1.7 or 192.168.1.0/24; may be repeated")  # fmt: skip
     add("--no-zeroconf", action="store_true", help="do not announce the server in the network; one that only this "
         "machine can reach is never announced")  # fmt: skip
-    add("--speech-model", default=SPEECH_MODEL, metavar="PATH", help=f"bundle for text (default: {SPEECH_MODEL})")
+    add("--speech-model", default="connected", metavar="PATH", help="bundle for text (default: %(default)s)")
     for command in (page, wyoming):
         add_common(command)
     arguments = parser.parse_args(argv)
@@ -104,20 +100,20 @@ def add_common(command: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse contradictory options."""
-    if arguments.wake_for is not None and not arguments.wake:
-        parser.error("--wake-for belongs to --wake")
-    if not arguments.max_clients > 0:
-        parser.error("--max-clients must be positive")
-    if arguments.command == "page":
-        if (arguments.certificate is None) != (arguments.key is None):
-            parser.error("--certificate and --key belong together")
-        if not 0 <= arguments.port < 65536:
-            parser.error("--port must lie in 0..65535")
+    page = arguments.command == "page"
+    if page:
         arguments.base_path = arguments.base_path.rstrip("/")
-        if arguments.base_path and not arguments.base_path.startswith("/"):
-            parser.error("--base-path must begin with /")
-    if not arguments.mqtt and (arguments.mqtt_user or arguments.mqtt_password_file or arguments.mqtt_tls):
-        parser.error("--mqtt-user, --mqtt-password-file and --mqtt-tls belong to --mqtt")
+    for is_wrong, message in (
+        (arguments.wake_for is not None and not arguments.wake, "--wake-for belongs to --wake"),
+        (arguments.max_clients < 1, "--max-clients must be positive"),
+        (page and bool(arguments.certificate) != bool(arguments.key), "--certificate and --key belong together"),
+        (page and not 0 <= arguments.port < 65536, "--port must lie in 0..65535"),
+        (page and arguments.base_path[:1] not in ("", "/"), "--base-path must begin with /"),
+        (not arguments.mqtt and (arguments.mqtt_user or arguments.mqtt_password_file or arguments.mqtt_tls),
+         "--mqtt-user, --mqtt-password-file and --mqtt-tls belong to --mqtt"),
+    ):  # fmt: skip
+        if is_wrong:
+            parser.error(message)
 
 
 def make_factory(
@@ -171,8 +167,7 @@ def page_server(arguments: argparse.Namespace, console: Console) -> "PageServer"
     )  # fmt: skip
     tracer = None
     with suppress(BundleError):  # other graphs are served without pictures of the network
-        path = Path(arguments.model or model_name(arguments))
-        tracer = Tracer(path if path.is_file() else MODELS / f"{path}.onnx")
+        tracer = Tracer(Path(arguments.model or DEFAULT_MODEL))
     if not is_loopback(arguments.host) and not certificate and not proxies:
         console.tell(MICROPHONE)
     return PageServer(factory, access, model=model_name(arguments), tracer=tracer, certificate=certificate)

@@ -45,21 +45,16 @@ class Limits:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
-    return host == "localhost" or (is_address(host) and _plain(host).is_loopback)
+    ip = address_of(host)
+    return host == "localhost" or (ip is not None and ip.is_loopback)
 
 
-def is_address(name: str) -> bool:
-    """Whether a host is an IP address, which DNS can't redirect."""
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address without a scope, as IPv4 if it is mapped; None for a name, which DNS may redirect."""
     try:
-        _plain(name)
+        ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
-    return True
-
-
-def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address without a scope, as IPv4 if it is mapped.  Raises ValueError for anything else."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
+        return None
     return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
@@ -90,17 +85,16 @@ class Machines:
         return bool(self._networks or self._found)
 
     def __contains__(self, address: str) -> bool:
-        ip = _plain(address)
-        return any(ip in network for network in self._networks) or any(
-            str(ip) in addresses for addresses in self._found.values()
-        )
+        ip = address_of(address)
+        is_near = ip is not None and any(ip in network for network in self._networks)
+        return is_near or any(str(ip) in addresses for addresses in self._found.values())
 
     async def look_up(self, tell: Callable[[str], None]) -> None:
         """Look up the names; a name that is not found keeps the addresses that it had."""
         for name in self._found:
             try:
                 found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
-                self._found[name] = frozenset(str(_plain(str(address[4][0]))) for address in found)
+                self._found[name] = frozenset(str(address_of(str(address[4][0]))) for address in found)
             except (OSError, UnicodeError) as error:
                 if not self._found[name]:
                     tell(f"note: {name} is not found ({error}); it is looked up again each minute")
@@ -137,7 +131,7 @@ class Access:
         """Address to open in a browser, which never sends the fragment with the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         place = f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
-        named = next((name for name in self.names if not name.startswith("*") and not is_address(name)), "")
+        named = next((name for name in self.names if not name.startswith("*") and address_of(name) is None), "")
         if named:
             place = named if self.proxies or ":" in named else f"{named}:{self.port}"
         scheme = "https" if self.is_tls or (named and self.proxies) else "http"
@@ -151,7 +145,7 @@ class Access:
             header: a header's name -> its values.
         """
         hosts, scheme = header("Host"), "https" if self.is_tls else "http"
-        if self.proxies and is_address(peer) and peer in self.proxies:
+        if peer in self.proxies:
             hosts = header("X-Forwarded-Host") or hosts
             scheme = (header("X-Forwarded-Proto") or [scheme])[-1].strip().lower()
         return scheme, hosts[0].strip().lower() if len(hosts) == 1 else ""
@@ -164,7 +158,8 @@ class Access:
         if is_loopback(name) or name == self.host or any(_is_called(name, host_name(one)) for one in self.names):
             return True
         machine = socket.gethostname().lower()
-        return not is_loopback(self.host) and (is_address(name) or name == machine or name.startswith(f"{machine}."))
+        is_here = address_of(name) or name == machine or name.startswith(f"{machine}.")
+        return not is_loopback(self.host) and bool(is_here)
 
     def accepts(self, shown: Sequence[str]) -> bool:
         """Whether one of the tokens that a client sends is right; compared in constant time."""

@@ -156,16 +156,13 @@ class ClientStream:
 
     def feed(self, data: bytes) -> list[Examined]:
         """Process the next bytes.  Returns the utterances that end in them, with the decisions."""
+        self._found.clear()
         self._listener.feed(self.decoder.decode(data))
-        return self._taken()
+        return self._found.copy()
 
     def finish(self) -> list[Examined]:
         """End the stream.  Returns its last utterances, with the decisions."""
+        self._found.clear()
         self._listener.feed(self.decoder.decode(b"", is_last=True))
         self._listener.flush()
-        return self._taken()
-
-    def _taken(self) -> list[Examined]:
-        found = self._found.copy()
-        self._found.clear()
-        return found
+        return self._found.copy()
