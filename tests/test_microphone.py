@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from speech.errors import ConfigError, DeviceError
 from speech.listen import parse
 from speech.sound import devices, microphone
 from speech.sound.channels import Channel
+from speech.sound.devices import NoPortAudio
 from speech.sound.microphone import Microphone
 
 RATE = 16000
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -362,6 +365,17 @@ def test_a_sound_system_that_hangs_holds_up_neither_the_start_nor_the_end(
     assert time.monotonic() - begin < 5
 
 
+def test_what_lies_in_the_working_folder_is_not_imported_by_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place or str(ROOT) for place in sys.path])  # as of an installed program
+    monkeypatch.setattr(devices, "OPEN_S", DEADLINE_S)
+    with suppress(NoPortAudio):  # the library is not installed here
+        assert isinstance(devices.list_devices(), list)
+
+
 class Losses:
     """Blocks of 40 ms that come when a test says so."""
 
@@ -430,7 +444,7 @@ def test_a_backlog_that_is_full_drops_and_counts_once(portaudio: FakePortAudio, 
 
 
 def test_the_unit_file_of_the_documentation_names_options_that_exist() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "systemd.md").read_text()
+    page = (ROOT / "docs" / "systemd.md").read_text()
     command = re.search(r"^ExecStart=\S*/speech-listen (.*)$", page, re.MULTILINE)
     assert command
     arguments = parse(command[1].split())

@@ -96,7 +96,7 @@ class Process:
     """
 
     def __init__(self, request: Request | None) -> None:
-        start = [FROZEN_FLAG] if getattr(sys, "frozen", False) else ["-c", f"from {__name__} import main; main()"]
+        start = [FROZEN_FLAG] if getattr(sys, "frozen", False) else ["-P", "-c", f"from {__name__} import main; main()"]
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)  # where this package was found
         pipe = subprocess.PIPE
         try:
