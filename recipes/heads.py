@@ -142,7 +142,7 @@ class TrainedCTC(TrainedHead):
     def count(self, counters: Any, logits: Tensor, plan: Plan, group: Tensor, labels: Sequence[str]) -> None:
         log_probs = logits.float().log_softmax(2).cpu().numpy()
         for row, tokens, n in zip(log_probs, plan.label, plan.extra, strict=True):
-            heard = [span.label for span in greedy(row, labels) if span.label != UNKNOWN]
+            heard = [found.word for found in greedy(row, labels) if found.word != UNKNOWN]
             said = [word for token in tokens[:n] if (word := labels[token]) != UNKNOWN]
             counters["errors"].update(edit_distance(said, heard))
             counters["said"].update(len(said))

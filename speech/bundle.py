@@ -15,11 +15,34 @@ MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS / "commands.onnx"
 UNKNOWN, SILENCE, BLANK = "_unknown_", "_silence_", "_blank_"
 """Labels that are not words: other speech, no speech, and a CTC step without a new token."""
+HEADS = {"classification": (UNKNOWN, SILENCE), "ctc": (UNKNOWN, BLANK)}
+"""What the scores mean: posteriors of one word for each utterance, or CTC posteriors of tokens for each step; and the
+labels that a bundle of the kind needs in addition to its words."""
 LONGEST_S = 60.0
 """Largest `window_s` and `offset_s` of a bundle; no network was trained on longer waveforms."""
 
 _PREFIX = "speech."
 _LATER = ("thresholds", "step_s", "offset_s")  # fields that a bundle may lack
+
+
+def bundle_path(model: str | Path | None) -> Path:
+    """The file of a model: a path, or the name of a shipped one (`commands`, `connected`); default: `commands`.
+
+    Raises:
+        BundleError: there is no such file.
+    """
+    path = DEFAULT_MODEL if model is None else Path(model)
+    shipped = MODELS / f"{path}.onnx"
+    if not path.is_file() and path.name == str(path) and shipped.is_file():
+        return shipped
+    if not path.is_file():
+        raise BundleError(f"no model at {path}")
+    return path
+
+
+def _check(is_right: bool, fault: str) -> None:
+    if not is_right:
+        raise BundleError(f"bundle with {fault}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +52,7 @@ class BundleInfo:
     format: int
     """Version of the bundle format."""
     head: str
-    """Name of the head in `speech.heads.HEADS`; it defines what the scores mean."""
+    """One of `HEADS`."""
     labels: tuple[str, ...]
     """The classes, in the order of the scores."""
     sample_rate_hz: int
@@ -57,27 +80,28 @@ class BundleInfo:
                 f"bundle format {self.format}, but this version reads format {FORMAT}: use the version of this package "
                 "that it was made with, a shipped bundle, or export its checkpoint again"
             )
-        if not all(isinstance(label, str) and label for label in self.labels):
-            raise BundleError(f"bundle labels {list(self.labels)} must be text")
-        if len(set(self.labels)) != len(self.labels):
-            raise BundleError(f"bundle labels {list(self.labels)} must be distinct")
-        if not self.words:
-            raise BundleError("bundle without words")
+        texts = all(isinstance(label, str) and label for label in self.labels)
+        is_distinct = texts and len(set(self.labels)) == len(self.labels)
+        _check(is_distinct, f"labels {list(self.labels)}; expected distinct texts")
+        _check(self.head in HEADS, f"head {self.head!r}; this version supports {', '.join(HEADS)}")
+        missing = [label for label in HEADS[self.head] if label not in self.labels]
+        _check(not missing, f"labels {list(self.labels)}, without {', '.join(missing)}")
+        _check(bool(self.words), "no words among its labels")
         for name in ("features", "training", "figures", "thresholds"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise BundleError(f"bundle with {name}={getattr(self, name)!r}; expected a table")
-        if not (self.sample_rate_hz > 0 and self.window_s <= LONGEST_S and self.window > 0 and 0 < self.threshold <= 1):
-            raise BundleError("bundle with a sample rate, window or threshold out of range")
-        if not 0 <= self.offset_s <= LONGEST_S:
-            raise BundleError(f"bundle with offset_s={self.offset_s}")
-        self._check_thresholds()
+            _check(isinstance(getattr(self, name), Mapping), f"{name}={getattr(self, name)!r}; expected a table")
+        is_usual = self.sample_rate_hz > 0 and self.window_s <= LONGEST_S and self.window > 0
+        _check(is_usual and 0 < self.threshold <= 1, "a sample rate, window or threshold out of range")
+        _check(0 <= self.offset_s <= LONGEST_S, f"offset_s={self.offset_s}")
+        _check(not self.has_steps or 0 < self.step_s <= self.window_s, f"head 'ctc' and step_s={self.step_s}")
+        strange = sorted(set(self.thresholds) - set(self.words))
+        _check(not strange, f"thresholds of words it lacks: {', '.join(strange)}")
+        within = all(0 < value <= 1 for value in self.thresholds.values())
+        _check(within, f"thresholds out of range: {dict(self.thresholds)}")
 
-    def _check_thresholds(self) -> None:
-        strange = set(self.thresholds) - set(self.words)
-        if strange:
-            raise BundleError(f"bundle with thresholds of words it lacks: {', '.join(sorted(strange))}")
-        if any(not 0 < value <= 1 for value in self.thresholds.values()):
-            raise BundleError(f"bundle with thresholds out of range: {dict(self.thresholds)}")
+    @property
+    def has_steps(self) -> bool:
+        """Whether the bundle recognises sequences: one row of scores for each step, not for the utterance."""
+        return self.head == "ctc"
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ def make_recognizer(arguments: argparse.Namespace, console: Console) -> "Recogni
     from speech.recognizer import Recognizer
 
     recognizer, folder = Recognizer.load(arguments.model), arguments.own
-    if arguments.no_own or (folder is None and recognizer.head.has_steps):
+    if arguments.no_own or (folder is None and recognizer.info.has_steps):
         return recognizer
     try:
         own = OwnWords.load(folder or None)

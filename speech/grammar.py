@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.errors import ConfigError
-from speech.settings import read_text
+from speech.settings import match_name, read_text
 
 START, END = "_start_", "_end_"
 """Tokens that an n-gram model sees before the first word and predicts after the last."""
@@ -197,9 +197,11 @@ class _Parser:
             raise self._error("expected a word or '(' " + (f"before {self._next!r}" if self._next else "at the end"))
         if self._next in "?*+":
             raise self._error(f"{self._next!r} needs a word or ')' before it")
-        if self._next not in self._words:
+        word = match_name(self._next, self._words)
+        if word not in self._words:
             raise self._error(f"{self._next!r} is not a word of the model; it knows {', '.join(self._words)}")
-        self._places.append(self._lexemes.popleft()[0])
+        self._lexemes.popleft()
+        self._places.append(word)
         self._follow.append(set())
         place = frozenset({len(self._places) - 1})
         return _Part(False, place, place)
@@ -292,7 +294,7 @@ class NGram:
         """
         sequences = []
         for number, line in enumerate(read_text(path).splitlines(), 1):
-            sequence = line.split()
+            sequence = [match_name(word, words) for word in line.split()]
             try:
                 _check_words(sequence, words)
             except ConfigError as error:

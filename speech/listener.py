@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speech.decide import Decision
+from speech.decide import Decision, make_reader
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Rejection
 from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, SpeechDetector, Utterance
+from speech.settings import match_keys, match_name
 from speech.sound.files import Block, Samples, as_array, as_mono
 
 
@@ -22,8 +23,8 @@ class Listener:
         threshold: lowest posterior that is accepted, 0..1, one for all words or one for each; default: the bundle's.
         config: the settings.
         grammar: for a bundle with a CTC head: the sentences that are accepted.
-        rejected: called with each utterance that is not reported, and the reason.
-        examined: called with each utterance, its audio, scores and result.
+        on_rejection: called with each utterance that is not reported, and the reason.
+        on_utterance: called with each utterance, its audio, scores and result.
         voice: the voice activity detector; default: Silero VAD.
         wake: a wake word: commands are accepted only within `config.wake_for_s` after it.
         language_model: for a bundle with a CTC head: probabilities of words that follow each other within an
@@ -44,8 +45,8 @@ class Listener:
         threshold: float | Mapping[str, float] | None = None,
         config: ListenerConfig = ListenerConfig(),  # noqa: B008 - frozen
         grammar: Grammar | None = None,
-        rejected: Callable[[Rejection], None] | None = None,
-        examined: Callable[[Examined], None] | None = None,
+        on_rejection: Callable[[Rejection], None] | None = None,
+        on_utterance: Callable[[Examined], None] | None = None,
         voice: SpeechDetector | None = None,
         wake: str | None = None,
         language_model: NGram | None = None,
@@ -55,17 +56,16 @@ class Listener:
                 f"the bundle takes {recognizer.info.sample_rate_hz} Hz; a Listener needs {SAMPLE_RATE_HZ} Hz"
             )
         self.recognizer, self.config = recognizer, config
-        if wake is not None and words is not None and wake not in words:
-            words = [*words, wake]
+        if wake is not None:
+            (wake,) = thresholds_for(recognizer, [wake], None)
+            words = None if words is None else [*words, wake]
         self.thresholds = thresholds_for(recognizer, words, threshold)
         self._own, self._follows = recognizer.own, words is None
         self._usual = threshold if isinstance(threshold, float | int) else None
-        if wake is not None and wake not in self.thresholds:
-            thresholds_for(recognizer, [wake], None)  # raises ConfigError, which lists the known words
-        reader = recognizer.head.reader(recognizer, self.thresholds, config, grammar, language_model)
+        reader = make_reader(recognizer, self.thresholds, config, grammar, language_model, wake)
         self._segmenter = Segmenter(config, reader.max_s, voice)
         self._decision = Decision(reader, config, wake)
-        self._rejected, self._examined = rejected, examined
+        self._on_rejection, self._on_utterance = on_rejection, on_utterance
         self._is_paused = False
         self.reset()
 
@@ -160,10 +160,10 @@ class Listener:
             return []
         self._follow_own_words()
         examined = self._decision.decide(utterance, self._fed)
-        if self._examined:
-            self._examined(examined)
-        if self._rejected and examined.rejection:
-            self._rejected(examined.rejection)
+        if self._on_utterance:
+            self._on_utterance(examined)
+        if self._on_rejection and examined.rejection:
+            self._on_rejection(examined.rejection)
         return list(examined.detections)
 
     def _follow_own_words(self) -> None:
@@ -185,14 +185,16 @@ def thresholds_for(
 
     Args:
         recognizer: the loaded bundle.
-        words: the words to report; None: all.
+        words: the words to report, in any spelling with the same normal form; None: all.
         threshold: one for all words, or one for some words; None or a missing word: the bundle's.
     Raises:
         ConfigError: a word that the model does not know, or a threshold out of range.
     """
     known = recognizer.thresholds
-    words = list(known) if words is None else list(words)
-    if not isinstance(threshold, Mapping):
+    words = list(known) if words is None else [match_name(word, known) for word in words]
+    if isinstance(threshold, Mapping):
+        threshold = match_keys(threshold, known)
+    else:
         threshold = {} if threshold is None else dict.fromkeys(words, threshold)
     strange = [word for word in [*words, *threshold] if word not in known]
     if strange or not words:

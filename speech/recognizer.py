@@ -9,22 +9,29 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from speech.bundle import DEFAULT_MODEL, MODELS, SILENCE, UNKNOWN, BundleInfo
+from speech.bundle import BLANK, SILENCE, UNKNOWN, BundleInfo, bundle_path
 from speech.errors import BundleError
 from speech.grammar import Grammar, NGram
-from speech.heads import HEADS, Head, head_of, log_of
 from speech.own.matching import WordModel, learn, with_own_words
 from speech.own.similarity import Similarity, Vectors
 from speech.own.words import OwnWord, OwnWords
 from speech.results import Prediction, SpokenWord
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, high_pass, utterances_of
-from speech.sequences import beam_search
+from speech.sequences import beam_search, confidences, log_of
 from speech.sound.files import Block, Samples, as_mono, resample
 
 SHORTEST_S = 0.2
 """Shorter waveforms are padded with silence to this length, because the network needs a few steps."""
 WHOLE_S = 2.0
 """Recordings up to this length are classified whole; longer ones are cut into utterances first."""
+
+
+def open_session(model: str | bytes) -> onnxruntime.InferenceSession:
+    """Open a model, by its path or its content, on one CPU thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class Recognizer:
@@ -48,22 +55,13 @@ class Recognizer:
         Raises:
             BundleError: the file is missing, is not ONNX or not a bundle of this format; it can't recognise own words.
         """
-        path = DEFAULT_MODEL if path is None else Path(path)
-        shipped = MODELS / f"{path}.onnx"
-        if not path.is_file() and path.name == str(path) and shipped.is_file():
-            path = shipped
-        if not path.is_file():
-            raise BundleError(f"no model at {path}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        path = bundle_path(path)
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = open_session(str(path))
         except Exception as error:  # onnxruntime's errors share no base class of their own
             raise BundleError(f"{path} is not an ONNX model that can be opened") from error
         try:
             info = BundleInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
-            head_of(info)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
@@ -95,7 +93,7 @@ class Recognizer:
         It only looks at the folder unless that has changed; all threads that share a recogniser may do so.
         """
         with self._looking:
-            if self.own is not None and not self.head.has_steps and self.own.has_changed:
+            if self.own is not None and not self.info.has_steps and self.own.has_changed:
                 self.hear_also(OwnWords.load(self.own.folder))
 
     @cached_property
@@ -103,14 +101,9 @@ class Recognizer:
         """The bundle's data for comparing embeddings.  Raises BundleError if it has none."""
         found = Similarity.from_metadata(self._session.get_modelmeta().custom_metadata_map)
         if found is None or "embedding" not in [output.name for output in self._session.get_outputs()]:
-            kind = "recognises sequences" if self.head.has_steps else "was exported without recipes.similarity"
+            kind = "recognises sequences" if self.info.has_steps else "was exported without recipes.similarity"
             raise BundleError(f"this bundle {kind}, so it can't learn own words; --model commands can")
         return found
-
-    @property
-    def head(self) -> Head:
-        """The head, which defines what the scores mean."""
-        return HEADS[self.info.head]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -146,7 +139,9 @@ class Recognizer:
         if self.models:
             return self._with_own(self.models, waveform)
         scores = self.scores(self._long_enough(waveform)[None])[0]
-        return dict(zip(self.info.classes, self.head.posteriors(scores, self.info).tolist(), strict=True))
+        if self.info.has_steps:
+            scores = confidences(log_of(scores), self.info.labels.index(BLANK)).astype(np.float32)
+        return dict(zip(self.info.classes, scores.tolist(), strict=True))
 
     def _with_own(self, models: Mapping[OwnWord, WordModel], waveform: Block) -> dict[str, float]:
         scores, embedding = self.read(waveform)
@@ -211,22 +206,21 @@ class Recognizer:
             language_model: probabilities of words that follow each other.
             threshold: words with a lower confidence are dropped, 0..1; default: the bundle's.
             weight: weight of the language model beside the audio, at least 0.  The Listener's is lower
-                (`SequenceReader.WEIGHT`) because one doubtful token rejects a whole utterance there.
+                (`speech.decide.SequenceReader.WEIGHT`) because one doubtful token rejects a whole utterance there.
         Raises:
             AudioError: the recording is empty or holds NaN or infinity.
             BundleError: the bundle has another head.
         """
         info = self.info
-        if not self.head.has_steps:
+        if not info.has_steps:
             raise BundleError(f"a bundle with head {info.head!r} recognises single words; sequences need head 'ctc'")
         mono = high_pass(resample(as_mono(waveform), sample_rate, info.sample_rate_hz))
         threshold = info.threshold if threshold is None else threshold
-        log_probs = log_of(self.steps(mono))
-        spans = beam_search(
-            log_probs, info.labels, grammar=grammar, language_model=language_model, weight=weight, threshold=threshold
-        )
-        spoken = [span for span in spans if span.label != UNKNOWN]
-        return [SpokenWord(s.label, self.time_s(s.start), self.time_s(s.end), s.confidence) for s in spoken]
+        tokens = beam_search(
+            log_of(self.steps(mono)), info.labels, grammar=grammar, language_model=language_model,
+            weight=weight, threshold=threshold, time_s=self.time_s,
+        )  # fmt: skip
+        return [token for token in tokens if token.word != UNKNOWN]
 
     def time_s(self, step: int) -> float:
         """Start of a step of a CTC head, in seconds."""
@@ -237,10 +231,8 @@ class Recognizer:
 
         The network was trained on a few seconds; one pass over minutes would be outside its training conditions.
         """
-        step, window = (
-            round(self.info.step_s * self.info.sample_rate_hz),
-            round(2 * self.info.window_s * self.info.sample_rate_hz),
-        )
+        rate_hz = self.info.sample_rate_hz
+        step, window = round(self.info.step_s * rate_hz), round(2 * self.info.window_s * rate_hz)
         mono = self._long_enough(mono)
         if len(mono) <= window:
             return self.scores(mono[None])[0]

@@ -30,16 +30,22 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Detection:
-    """A recognised command."""
+class SpokenWord:
+    """A word of a recording or of a stream, with the bounds of its sound or, within a sequence, of its CTC token."""
 
     word: str
     start_s: float
-    """Start of its sound, in seconds since the stream began."""
+    """Seconds since the recording or the stream began; the sound of a token may begin earlier."""
     end_s: float
-    """End of its sound."""
+    """End; the sound of a token may end later."""
     confidence: float
-    """Posterior of the word, 0..1."""
+    """Posterior of the word, 0..1; of a token: see `speech.sequences.confidences`."""
+
+
+@dataclass(frozen=True)
+class Detection(SpokenWord):
+    """A recognised command."""
+
     at_s: float
     """Seconds of audio fed when it was decided; `at_s - end_s` is the latency."""
 
@@ -65,18 +71,35 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Examined:
-    """An utterance, its scores, and the decision."""
+    """An utterance, what was read in it, and the decision."""
 
     waveform: NDArray[np.float32]
     """(time,) at the bundle's rate, with margins before and after the speech; empty for talk."""
     start_s: float
     """Start of the waveform, in seconds since the stream began."""
     at_s: float
+    """Seconds of audio fed when it was decided."""
     scores: dict[str, float]
     """Posterior of each label, for a classification head; empty otherwise."""
-    detections: tuple[Detection, ...]
-    rejection: Rejection | None
-    """None if and only if there are detections."""
+    words: tuple[SpokenWord, ...]
+    """The words found; never empty, but "" for talk and a label that is no word for noise."""
+    reason: Reason | None
+    """Why they are rejected; None if they are accepted."""
+
+    @property
+    def detections(self) -> tuple[Detection, ...]:
+        """The accepted words; empty if they are rejected."""
+        if self.reason:
+            return ()
+        return tuple(Detection(w.word, w.start_s, w.end_s, w.confidence, self.at_s) for w in self.words)
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """The rejected words as one; None if they are accepted."""
+        if not self.reason:
+            return None
+        words, confidence = " ".join(w.word for w in self.words), min(w.confidence for w in self.words)
+        return Rejection(self.reason, words, self.words[0].start_s, self.words[-1].end_s, confidence, self.at_s)
 
 
 @dataclass(frozen=True)
@@ -89,19 +112,6 @@ class Prediction:
     """Its posterior, 0..1."""
     scores: dict[str, float]
     """Posterior of each label; they sum to one."""
-
-
-@dataclass(frozen=True)
-class SpokenWord:
-    """A word of a sequence."""
-
-    word: str
-    start_s: float
-    """Start of its CTC token in seconds; the sound of the word may begin earlier."""
-    end_s: float
-    """End of its token; the sound may end later."""
-    confidence: float
-    """Probability of the word against all alternatives, 0..1; see `ctc.confidences`."""
 
 
 def as_dict(found: Detection | Rejection) -> dict[str, Any]:

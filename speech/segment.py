@@ -4,6 +4,7 @@ The stream is processed in hops of `HOP` samples.  Time is counted in samples; n
 """
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +22,18 @@ HOP_S = HOP / SAMPLE_RATE_HZ
 CUTOFF_HZ = 100.0
 """Cutoff of the high-pass, which removes a constant offset and mains hum (50 Hz by 24 dB).  Speech needs no lower
 frequencies."""
+SPEECH_PROBABILITY = 0.7
+"""Speech probability at which an utterance begins."""
 SILENCE_PROBABILITY = 0.35
 """Speech probability below which a hop counts as silence within an utterance."""
+PRE_ROLL_S = 0.3
+"""Audio kept before the detected speech, so that a weak "f" or "s" is not lost."""
+GATE_DB = 3.0
+"""Level that a sound must have above the quietest tenth of the last two seconds to open the gate."""
+GATE_FLOOR_DBFS = -75.0
+"""Level that a sound must have to open the gate."""
+GATE_HOLD_S = 0.8
+"""Time that the gate stays open after the last such sound."""
 LONG_AGO = -(10**9)
 """A position before all streams, in samples or hops."""
 
@@ -36,38 +47,22 @@ REACH = 4 * HOP
 class ListenerConfig:
     """How a stream is cut into utterances, and which of them are recognised."""
 
-    speech_probability: float = 0.7
-    """Speech probability at which an utterance begins, 0..1."""
     min_silence_s: float = 0.25
     """Silence that ends an utterance; most of the latency."""
-    pre_roll_s: float = 0.3
-    """Audio kept before the detected speech, so that a weak "f" or "s" is not lost."""
     max_word_s: float = 1.4
     """Longest utterance for a bundle of single words; a longer one counts as talk."""
     max_sequence_s: float = 8.0
     """The same for a bundle of sequences."""
     after_talk_s: float = 1.8
     """Time after talk in which commands are rejected, because a television pauses around single words."""
-    gate_db: float = 3.0
-    """Level that a sound must have above the quietest tenth of the last two seconds to open the gate."""
-    gate_floor_dbfs: float = -75.0
-    """Level that a sound must have to open the gate."""
-    gate_hold_s: float = 0.8
-    """Time that the gate stays open after the last such sound."""
     wake_for_s: float = 5.0
     """Time after the wake word, if any, in which a command may begin."""
 
     def __post_init__(self) -> None:
-        if not SILENCE_PROBABILITY <= self.speech_probability < 1:
-            raise ConfigError(f"speech_probability={self.speech_probability} must lie in {SILENCE_PROBABILITY}..1")
-        for field in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"):
-            if not HOP_S <= getattr(self, field) <= 60:
-                raise ConfigError(f"{field}={getattr(self, field)} must lie in {HOP_S}..60")
-        for field, most in (("pre_roll_s", 2), ("after_talk_s", 3600), ("gate_db", 60), ("wake_for_s", 3600)):
-            if not 0 <= getattr(self, field) <= most:
-                raise ConfigError(f"{field}={getattr(self, field)} must lie in 0..{most}")
-        if not self.gate_floor_dbfs <= 0:
-            raise ConfigError(f"gate_floor_dbfs={self.gate_floor_dbfs} must be at most 0")
+        for field in self.__dataclass_fields__:
+            low, high = (0, 3600) if field in ("after_talk_s", "wake_for_s") else (HOP_S, 60)
+            if not low <= getattr(self, field) <= high:
+                raise ConfigError(f"{field}={getattr(self, field)} must lie in {low}..{high}")
 
 
 def n_hops(seconds: float) -> int:
@@ -113,20 +108,18 @@ class HighPass:
 
 def high_pass(waveform: Block) -> Block:
     """Filter a whole recording (time,) with `HighPass`."""
-    hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
-    filtered = HighPass()
-    return np.concatenate([filtered.push(hop) for hop in hops])[: len(waveform)]
+    return np.concatenate([*map(HighPass().push, hops_of([waveform])), waveform[:0]])[: len(waveform)]
 
 
-class Gate:
+class EnergyGate:
     """Skips silence: the gate is open while a sound is above the noise floor, and for a time after it."""
 
     MEMORY = n_hops(2.0)
     """Hops from which the noise floor is estimated."""
 
-    def __init__(self, config: ListenerConfig) -> None:
-        self._ratio, self._least = 10 ** (config.gate_db / 10), 10 ** (config.gate_floor_dbfs / 10)
-        self._hold = n_hops(config.gate_hold_s)
+    def __init__(self) -> None:
+        self._ratio, self._least = 10 ** (GATE_DB / 10), 10 ** (GATE_FLOOR_DBFS / 10)
+        self._hold = n_hops(GATE_HOLD_S)
         self.reset()
 
     def reset(self) -> None:
@@ -225,7 +218,7 @@ class Utterance:
 class Endpointer:
     """Cuts a stream into utterances, by the speech probability of each hop.
 
-    An utterance begins at `speech_probability`, and ends after `min_silence_s` below `SILENCE_PROBABILITY`.  One that
+    An utterance begins at `SPEECH_PROBABILITY`, and ends after `min_silence_s` below `SILENCE_PROBABILITY`.  One that
     is too long is returned as soon as it is, once.
 
     Args:
@@ -234,8 +227,7 @@ class Endpointer:
     """
 
     def __init__(self, config: ListenerConfig, max_s: float) -> None:
-        self._open_from = config.speech_probability
-        self._silence, self._pre_roll = n_hops(config.min_silence_s), n_hops(config.pre_roll_s)
+        self._silence, self._pre_roll = n_hops(config.min_silence_s), n_hops(PRE_ROLL_S)
         self._longest = n_hops(max_s)
         self._recent: deque[Block] = deque(maxlen=self._pre_roll + self._longest + self._silence)
         self.reset()
@@ -255,7 +247,7 @@ class Endpointer:
         """Take the next hop (HOP,) and its speech probability.  Returns the utterance that ends here, if any."""
         self._recent.append(hop)
         self._now += 1
-        if probability >= (SILENCE_PROBABILITY if self.is_open else self._open_from):
+        if probability >= (SILENCE_PROBABILITY if self.is_open else SPEECH_PROBABILITY):
             if not self.is_open:
                 # The pre-roll does not reach into the previous utterance.
                 self._begin, self._start = max(self._now - 1 - self._pre_roll, self._end), self._now - 1
@@ -294,9 +286,9 @@ class Segmenter:
     """
 
     def __init__(self, config: ListenerConfig, max_s: float, voice: SpeechDetector | None = None) -> None:
-        self._high_pass, self._gate, self._voice = HighPass(), Gate(config), voice or VoiceActivity()
+        self._high_pass, self._gate, self._voice = HighPass(), EnergyGate(), voice or VoiceActivity()
         self._endpointer = Endpointer(config, max_s)
-        self._skipped: deque[Block] = deque(maxlen=n_hops(config.pre_roll_s))
+        self._skipped: deque[Block] = deque(maxlen=n_hops(PRE_ROLL_S))
         self.reset()
 
     def reset(self) -> None:
@@ -337,10 +329,35 @@ class Segmenter:
 
 def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list[Utterance]:
     """All utterances of a recording (time,) at 16 kHz, cut in the same way as a stream."""
-    segmenter = Segmenter(config, max_s)
-    hops = np.pad(waveform, (0, -len(waveform) % HOP)).reshape(-1, HOP)
-    found = [segmenter.push(hop) for hop in hops] + [segmenter.finish()]
-    return [utterance for utterance in found if utterance]
+    return list(utterances_in([waveform], Segmenter(config, max_s)))
+
+
+def utterances_in(blocks: Iterable[Block], segmenter: Segmenter) -> Iterator[Utterance]:
+    """Cut consecutive blocks (time,) of a stream at 16 kHz; the last hop is filled up with silence."""
+    yield from filter(None, map(segmenter.push, hops_of(blocks)))
+    last = segmenter.finish()
+    if last:
+        yield last
+
+
+def hops_of(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Consecutive blocks (time,) -> hops (HOP,); the last is filled up with silence."""
+    rest = np.zeros(0, np.float32)
+    for block in blocks:
+        samples = np.concatenate([rest, block])
+        n_whole = len(samples) // HOP * HOP
+        yield from samples[:n_whole].reshape(-1, HOP)
+        rest = samples[n_whole:]
+    if len(rest):
+        yield np.pad(rest, (0, HOP - len(rest)))
+
+
+def levels(waveform: Block) -> tuple[int, NDArray[np.float32]]:
+    """The samples of a step, and the level of each step with its neighbours after pre-emphasis: (time,) -> (steps,)."""
+    step = SAMPLE_RATE_HZ // 100
+    sharp = waveform - 0.9 * np.pad(waveform, (1, 0))[:-1]
+    power = np.square(sharp[: len(sharp) // step * step].reshape(-1, step)).mean(1)
+    return step, np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
 
 
 def sound_bounds(utterance: Utterance) -> tuple[int, int]:
@@ -349,10 +366,7 @@ def sound_bounds(utterance: Utterance) -> tuple[int, int]:
     They refine the bounds of the speech, which are whole hops, by at most `REACH`.  Pre-emphasis raises the weak ends
     of "off" and "left" above the noise; a click is too short to count as the peak.
     """
-    step = SAMPLE_RATE_HZ // 100
-    sharp = utterance.waveform - 0.9 * np.pad(utterance.waveform, (1, 0))[:-1]
-    power = np.square(sharp[: len(sharp) // step * step].reshape(-1, step)).mean(1)
-    level = np.sqrt(np.convolve(power, np.ones(3) / 3, "same"))
+    step, level = levels(utterance.waveform)
     floor, peak = np.quantile(level, [0.1, 0.95])
     loud = np.flatnonzero(level > max(OVER_FLOOR * floor, OVER_PEAK * peak)) * step
     start, end = utterance.start - utterance.begin, utterance.end - utterance.begin

@@ -6,7 +6,7 @@ the words, FILLER for other speech, and BLANK.
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise, repeat, starmap
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from speech.bundle import BLANK, UNKNOWN
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
+from speech.results import SpokenWord
 
 FILLER = UNKNOWN
 """The token for other speech."""
@@ -31,28 +32,20 @@ Scores = tuple[float, float]
 """Log probability of a prefix over the paths that end in blank, and over those that end in its last token."""
 
 
-@dataclass(frozen=True)
-class Span:
-    """A token and the frames that it occupies."""
-
-    label: str
-    """A word, or FILLER."""
-    start: int
-    """Its first frame."""
-    end: int
-    """The frame after its last."""
-    confidence: float
-    """See `confidences`, 0..1."""
+def log_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Natural logarithm of posteriors, at most 0; finite for a posterior of 0."""
+    logs: NDArray[np.float32] = np.log(scores + np.float32(1e-12))
+    return np.minimum(logs, 0)
 
 
-def greedy(log_probs: NDArray[np.floating[Any]], labels: Sequence[str]) -> list[Span]:
+def greedy(log_probs: NDArray[np.floating[Any]], labels: Sequence[str]) -> list[SpokenWord]:
     """The best token of each frame, with repetitions merged and blanks removed.
 
     Args:
         log_probs: (frames, tokens).
         labels: names of the tokens.
     Returns:
-        words and fillers in order of time.
+        words and fillers in order of time; their times are frames.
     Raises:
         ConfigError: NaN, positive values, or a shape that does not fit the labels.
     Source: Graves et al. (2006), "Connectionist temporal classification", section 3.2, best path decoding.
@@ -61,7 +54,7 @@ def greedy(log_probs: NDArray[np.floating[Any]], labels: Sequence[str]) -> list[
     best = log_probs.argmax(1)
     changes = np.flatnonzero(np.diff(best, prepend=-1, append=-1)).tolist()
     runs = [(start, end) for start, end in pairwise(changes) if best[start] != blank]
-    return _spans(log_probs, labels, [int(best[start]) for start, _ in runs], runs)
+    return _placed(log_probs, labels, [int(best[start]) for start, _ in runs], runs)
 
 
 def beam_search(
@@ -73,7 +66,8 @@ def beam_search(
     weight: float = 1.0,
     insertion: float = 0.0,
     threshold: float = 0.0,
-) -> list[Span]:
+    time_s: Callable[[int], float] = float,
+) -> list[SpokenWord]:
     """The most probable token sequence, summed over all its alignments.
 
     Sequences are ranked by log P(tokens | audio) + weight * log gain(words) + insertion * number of words.  The gain
@@ -93,8 +87,9 @@ def beam_search(
         threshold: confidence below which a word is dropped, 0..1.  With a grammar, words that no longer fit a
             sentence are dropped too.  A grammar alone would replace a forbidden word with the nearest allowed one;
             the confidence compares a word with all words.
+        time_s: the start of a frame in seconds; by default times are frames.
     Returns:
-        words and fillers in order of time.
+        words and fillers in order of time; `end_s` is the start of the frame after the last.
     Raises:
         ConfigError: NaN, positive values, a shape that does not fit the labels, or a setting out of range.
     Source: Hannun et al. (2014), "First-pass large vocabulary continuous speech recognition using bi-directional
@@ -107,8 +102,8 @@ def beam_search(
         raise ConfigError(f"the grammar uses {', '.join(sorted(grammar.words - set(labels)))}, not among the labels")
     search = _Search(tuple(labels), blank, beam, grammar, language_model, weight, insertion)
     tokens = search.best(log_probs)
-    spans = _spans(log_probs, labels, tokens, align(log_probs, tokens, blank), search.priors(tokens))
-    return _confident(spans, threshold, grammar)
+    runs = align(log_probs, tokens, blank)
+    return _confident(_placed(log_probs, labels, tokens, runs, search.priors(tokens), time_s), threshold, grammar)
 
 
 def align(log_probs: NDArray[np.floating[Any]], tokens: Sequence[int], blank: int) -> list[tuple[int, int]]:
@@ -196,13 +191,14 @@ def _blank(labels: Sequence[str]) -> int:
     return list(labels).index(BLANK)
 
 
-def _spans(
+def _placed(
     log_probs: LogProbs,
     labels: Sequence[str],
     tokens: Sequence[int],
     runs: Sequence[tuple[int, int]],
     priors: Iterable[NDArray[np.float64] | float] = repeat(0.0),
-) -> list[Span]:
+    time_s: Callable[[int], float] = float,
+) -> list[SpokenWord]:
     """Each token with its confidence; `priors`: one for each token, see `confidences`.
 
     The confidence covers the token's frames and those around it, up to its neighbours and to the next frame on
@@ -212,23 +208,23 @@ def _spans(
     blank = _blank(labels)
     ends, starts = [0, *(end for _, end in runs)], [*(start for start, _ in runs[1:]), len(log_probs)]
     loud = np.array([-1, *np.flatnonzero(log_probs.argmax(1) != blank), len(log_probs)])
-    spans = []
+    found = []
     for token, (start, end), low, high, prior in zip(tokens, runs, ends, starts, priors, strict=False):
         low = max(low, int(loud[np.searchsorted(loud, start) - 1]) + 1)
         high = min(high, int(loud[np.searchsorted(loud, end)]))
         confidence = float(confidences(log_probs[low:high], blank, prior)[token])
-        spans.append(Span(labels[token], start, end, confidence))
-    return spans
+        found.append(SpokenWord(labels[token], time_s(start), time_s(end), confidence))
+    return found
 
 
-def _confident(spans: list[Span], threshold: float, grammar: Grammar | None) -> list[Span]:
+def _confident(tokens: list[SpokenWord], threshold: float, grammar: Grammar | None) -> list[SpokenWord]:
     """Drop words below the threshold and, with a grammar, words that then fit no sentence."""
-    spans = [span for span in spans if span.label == FILLER or span.confidence >= threshold]
+    tokens = [token for token in tokens if token.word == FILLER or token.confidence >= threshold]
     if grammar is None:
-        return spans
-    words = [i for i, span in enumerate(spans) if span.label != FILLER]
-    kept = {words[k] for k in grammar.longest_sentence(spans[i].label for i in words)}
-    return [span for i, span in enumerate(spans) if span.label == FILLER or i in kept]
+        return tokens
+    words = [i for i, token in enumerate(tokens) if token.word != FILLER]
+    kept = {words[k] for k in grammar.longest_sentence(tokens[i].word for i in words)}
+    return [token for i, token in enumerate(tokens) if token.word == FILLER or i in kept]
 
 
 @dataclass(eq=False, slots=True)

@@ -56,7 +56,7 @@ def make_listener(arguments: argparse.Namespace, console: Console, **callbacks: 
     """The Listener that the options of speech.listen describe.
 
     Args:
-        callbacks: `rejected`, `examined` of `Listener`.
+        callbacks: `on_rejection`, `on_utterance` of `Listener`.
     Raises:
         SpeechError: the bundle, or a setting, can't be used.
     """
@@ -82,7 +82,7 @@ class ListeningSession:
 
     def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
         self.arguments, self.console = arguments, console
-        self.listener = make_listener(arguments, console, rejected=self._reject)
+        self.listener = make_listener(arguments, console, on_rejection=self._reject)
         self.rate, self.model = self.listener.recognizer.info.sample_rate_hz, model_name(arguments)
         self.actions = self.recorder = None
         if arguments.actions:

@@ -145,7 +145,7 @@ def check(arguments: argparse.Namespace, recognizer: Recognizer, own: OwnWords, 
             console.tell(f"  ({rejection.word} {rejection.confidence:.2f}: {rejection.reason})")
 
     recognizer.hear_also(own)
-    listener = Listener(recognizer, rejected=nearly)
+    listener = Listener(recognizer, on_rejection=nearly)
     with open_microphone(arguments, console) as microphone:
         words = " and ".join([*own, "the model's words"])
         console.inform(f"listening on {microphone.device.name} for {words}; Ctrl-C ends")

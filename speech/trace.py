@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
-from speech.bundle import DEFAULT_MODEL, MODELS, BundleInfo
+from speech.bundle import DEFAULT_MODEL, BundleInfo, bundle_path
 from speech.errors import BundleError
-from speech.recognizer import Recognizer
+from speech.recognizer import Recognizer, open_session
 
 Values = NDArray[np.float32]
 
@@ -64,7 +63,7 @@ class Tracer:
             BundleError: the file is not a bundle of this format, or has no LSTM.
         """
         self.info: BundleInfo = Recognizer.load(path).info
-        model = onnx.load(str(path if path.is_file() else MODELS / f"{path}.onnx"))
+        model = onnx.load(bundle_path(path))
         self._names = [output.name for output in model.graph.output]
         layers = [[*node.input[:4], node.output[0]] for node in model.graph.node if node.op_type == "LSTM"]
         readings = len(self.info.training.get("speeds", [1]))  # the first is at the speed of the waveform
@@ -73,11 +72,7 @@ class Tracer:
             raise BundleError(f"{path} has no LSTM layers to examine")
         inside = {name for layer in self._layers for name in layer}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(inside))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        self._session = open_session(model.SerializeToString())
 
     def trace(self, waveform: Values) -> Trace:
         """Run the network on one utterance.

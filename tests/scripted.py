@@ -45,6 +45,9 @@ class ScriptedRecognizer(Recognizer):
         self.info, self._script = info, iter(script)
         self.heard: list[np.ndarray] = []
 
+    def look_again(self) -> None:
+        """Nothing is taught."""
+
     def posteriors(self, waveform: np.ndarray) -> Mapping[str, float]:
         self.heard.append(waveform)
         label, posterior = next(self._script)

@@ -8,25 +8,27 @@ import soundfile
 from scipy import signal
 from scripted import LoudVoice, sound
 
+from speech import segment
 from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.segment import (
     HOP,
     HOP_S,
     Endpointer,
-    Gate,
+    EnergyGate,
     HighPass,
     ListenerConfig,
     Segmenter,
     Utterance,
     VoiceActivity,
     high_pass,
+    hops_of,
     sound_bounds,
     utterances_of,
 )
 
 RATE = 16000
-HOPS_OF_SPEECH = ListenerConfig(min_silence_s=3 * HOP_S, pre_roll_s=2 * HOP_S)
+HOPS_OF_SPEECH = ListenerConfig(min_silence_s=3 * HOP_S)
 LONGEST_S = 6 * HOP_S
 
 
@@ -78,7 +80,7 @@ def test_a_reset_high_pass_remembers_nothing(demo: np.ndarray) -> None:
 # Gate
 
 
-def passes(gate: Gate, *amplitudes: float) -> list[bool]:
+def passes(gate: EnergyGate, *amplitudes: float) -> list[bool]:
     """Whether the gate is open in hops of a tone of these amplitudes."""
     tone = np.sin(2 * np.pi * np.arange(HOP) / 16).astype(np.float32)
     return [gate.push(np.float32(amplitude) * tone) for amplitude in amplitudes]
@@ -91,30 +93,28 @@ def db(level: float) -> float:
 
 @pytest.mark.parametrize(("raised_db", "is_open"), [(2.5, False), (3.5, True), (20, True)])
 def test_the_gate_opens_for_what_stands_out(raised_db: float, is_open: bool) -> None:
-    gate = Gate(ListenerConfig())
+    gate = EnergyGate()
     assert not any(passes(gate, *[db(-50)] * 100))
     assert passes(gate, db(-50 + raised_db)) == [is_open]
 
 
 @pytest.mark.parametrize(("level_db", "is_open"), [(-76, False), (-74, True)])
 def test_below_a_floor_nothing_stands_out(level_db: float, is_open: bool) -> None:
-    assert passes(Gate(ListenerConfig()), 0, db(level_db)) == [False, is_open]
+    assert passes(EnergyGate(), 0, db(level_db)) == [False, is_open]
 
 
-@pytest.mark.parametrize(("hold_s", "n_open"), [(0.8, 25), (0.4, 12), (1.6, 50)])
-def test_the_gate_is_held_open(hold_s: float, n_open: int) -> None:
-    opened = passes(Gate(ListenerConfig(gate_hold_s=hold_s)), 0, 0.5, *[0] * 99)
-    assert opened == [False] + [True] * n_open + [False] * (100 - n_open)
+def test_the_gate_is_held_open() -> None:
+    assert passes(EnergyGate(), 0, 0.5, *[0] * 99) == [False] + [True] * 25 + [False] * 75
 
 
 def test_noise_that_stays_is_the_new_quiet() -> None:
     """A tenth of two seconds, six hops, are the quietest that count; after that the sound is one of them."""
-    opened = passes(Gate(ListenerConfig(gate_hold_s=HOP_S)), *[db(-60)] * 100, *[db(-40)] * 100)
-    assert opened == [False] * 100 + [True] * 55 + [False] * 45
+    opened = passes(EnergyGate(), *[db(-60)] * 100, *[db(-40)] * 100)
+    assert opened == [False] * 100 + [True] * (55 + 24) + [False] * 21, "and the gate is held"
 
 
 def test_a_reset_gate_remembers_nothing() -> None:
-    gate = Gate(ListenerConfig())
+    gate = EnergyGate()
     passes(gate, 0, 0.5)
     gate.reset()
     assert passes(gate, 0.2, 0.5) == [False, True]
@@ -143,6 +143,12 @@ def test_overdriven_samples_are_clipped(demo: np.ndarray) -> None:
 # Endpointer
 
 
+@pytest.fixture
+def two_hops_of_pre_roll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "PRE_ROLL_S", 2 * HOP_S)
+
+
+@pytest.mark.usefixtures("two_hops_of_pre_roll")
 @pytest.mark.parametrize(
     ("probabilities", "expected"),
     [  # a hop each, in tenths; of each utterance: begin, start, end, closed, in hops
@@ -187,6 +193,7 @@ def places(utterance: Utterance) -> tuple[int, ...]:
     return tuple(place // HOP for place in (utterance.begin, utterance.start, utterance.end, utterance.closed))
 
 
+@pytest.mark.usefixtures("two_hops_of_pre_roll")
 @pytest.mark.parametrize("rest", ["", "9", "99..9...", "9" * 999])
 def test_talk_is_returned_once_as_soon_as_it_is_too_long(rest: str) -> None:
     (long,) = utterances("...9999999" + rest, HOPS_OF_SPEECH)
@@ -202,16 +209,9 @@ def test_an_utterance_knows_when_talk_ended_before_it() -> None:
     assert second.talk_end == third.talk_end == 16 * HOP
 
 
-def test_margins_may_be_none() -> None:
-    first, second = utterances("..9.99...", replace(HOPS_OF_SPEECH, pre_roll_s=0.0, min_silence_s=HOP_S))
-    assert places(first) == (2, 2, 3, 4)
-    assert places(second) == (4, 4, 6, 7)
-
-
 def test_the_pre_roll_holds_nothing_of_the_utterance_before() -> None:
-    config = replace(HOPS_OF_SPEECH, pre_roll_s=5 * HOP_S)
-    first, second = utterances(".......99...9...", config)
-    assert (places(first), places(second)) == ((2, 7, 9, 12), (9, 12, 13, 16))
+    first, second = utterances("...........99...9...", HOPS_OF_SPEECH)
+    assert (places(first), places(second)) == ((2, 11, 13, 16), (13, 16, 17, 20))
 
 
 def test_an_hour_of_talk_is_not_kept() -> None:
@@ -255,10 +255,10 @@ def test_the_detector_first_hears_what_led_up_to_a_sound() -> None:
 
 def test_the_detector_hears_each_hop_once_and_nothing_of_the_stream_before() -> None:
     voice = LoudVoice()
-    segmenter = Segmenter(ListenerConfig(gate_hold_s=HOP_S), 1.4, voice)
-    for hop in hops(sound((20 * HOP_S, 0.0), (4 * HOP_S, 1.0), (4 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
+    segmenter = Segmenter(ListenerConfig(), 1.4, voice)
+    for hop in hops(sound((20 * HOP_S, 0.0), (4 * HOP_S, 1.0), (30 * HOP_S, 0.0), (4 * HOP_S, 1.0))):
         segmenter.push(hop)
-    assert voice.n_pushed == 9 + 4 + 4 + 4, "the pre-roll and all from there on, though the gate shut in between"
+    assert voice.n_pushed == 9 + 4 + 30 + 4, "the pre-roll and all from there on, though the gate shut in between"
     for hop in hops(sound((20 * HOP_S, 0.0))):
         segmenter.push(hop)
     segmenter.reset()
@@ -293,6 +293,14 @@ def test_the_utterances_of_a_recording(demo: np.ndarray) -> None:
         np.testing.assert_array_equal(u.waveform, np.pad(high_pass(demo), (0, HOP))[u.begin : u.closed])
     (last,) = utterances_of(demo[: found[0].end], ListenerConfig(), 1.4)
     assert abs(last.end - found[0].end) <= HOP, "the end of the recording ends it"
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1000), (512, 512), (513, 1, 510), (0, 5), (3000,)])
+def test_blocks_of_any_size_are_one_stream(sizes: tuple[int, ...]) -> None:
+    stream = np.arange(sum(sizes), dtype=np.float32)
+    cut = list(hops_of(np.split(stream, np.cumsum(sizes)[:-1])))
+    assert {len(hop) for hop in cut} == {HOP}
+    np.testing.assert_array_equal(np.concatenate(cut), np.pad(stream, (0, -len(stream) % HOP)))
 
 
 # Bounds of a word
@@ -346,16 +354,13 @@ def test_a_sound_that_is_all_noise_lasts_as_long_as_the_speech() -> None:
 # Settings
 
 
+LENGTHS = ("min_silence_s", "max_word_s", "max_sequence_s")
+TIMES = ("after_talk_s", "wake_for_s")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        *[("speech_probability", v) for v in (0.34, 1.0, float("nan"))],
-        *[(f, v) for f in ("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s") for v in (0.03, 61.0)],
-        *[("pre_roll_s", v) for v in (-0.1, 2.1)],
-        *[("after_talk_s", v) for v in (-0.1, 3601.0, float("nan"))],
-        *[("gate_db", v) for v in (-0.1, 61.0)],
-        *[("gate_floor_dbfs", v) for v in (0.1, float("nan"))],
-    ],
+    [*((f, v) for f in LENGTHS for v in (0.03, 61.0)), *((f, v) for f in TIMES for v in (-0.1, 3601.0, float("nan")))],
 )
 def test_a_setting_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field}={value}"):
@@ -363,10 +368,6 @@ def test_a_setting_out_of_range_is_named(field: str, value: float) -> None:
 
 
 def test_settings_at_the_ends_of_their_ranges_are_taken() -> None:
-    few = dict.fromkeys(("min_silence_s", "max_word_s", "max_sequence_s", "gate_hold_s"), HOP_S)
-    low = ListenerConfig(speech_probability=0.35, **few, pre_roll_s=0, after_talk_s=0, gate_db=0, gate_floor_dbfs=-999)
-    high = ListenerConfig(
-        speech_probability=0.99, **dict.fromkeys(few, 60.0), pre_roll_s=2, after_talk_s=3600, gate_db=60,
-        gate_floor_dbfs=0,
-    )  # fmt: skip
-    assert len(asdict(low)) == len(asdict(high)) <= 10
+    for length_s, time_s in ((HOP_S, 0), (60.0, 3600)):
+        config = ListenerConfig(**dict.fromkeys(LENGTHS, length_s), **dict.fromkeys(TIMES, time_s))
+        assert set(asdict(config)) == {*LENGTHS, *TIMES}

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
-from speech.sequences import BLANK, FILLER, Span, align, beam_search, confidences, greedy
+from speech.results import SpokenWord
+from speech.sequences import BLANK, FILLER, align, beam_search, confidences, greedy
 
 LABELS = ("left", "right", "stop", FILLER, BLANK)
 SMALL = ("a", BLANK, "b", FILLER)
@@ -39,8 +40,8 @@ def spoken(*labels: str, p: float = 0.96) -> Array:
     return frames(*({label: p} for word in labels for label in (word, word, BLANK)))
 
 
-def words(spans: list[Span]) -> list[str]:
-    return [span.label for span in spans if span.label != FILLER]
+def words(spans: list[SpokenWord]) -> list[str]:
+    return [span.word for span in spans if span.word != FILLER]
 
 
 def collapse(path: tuple[int, ...], blank: int) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ def test_the_search_finds_the_most_probable_sequence(grammar: str | None, with_m
         )
         scores[tokens] = math.log(probability) + 0.8 * bonus + 0.3 * len(sentence)
     found = beam_search(log_probs, SMALL, 1000, rules, model, weight=0.8, insertion=0.3)
-    assert scores[tuple(SMALL.index(span.label) for span in found)] == pytest.approx(max(scores.values()), abs=1e-9)
+    assert scores[tuple(SMALL.index(span.word) for span in found)] == pytest.approx(max(scores.values()), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=40)
@@ -84,9 +85,9 @@ def test_the_search_finds_the_most_probable_sequence(grammar: str | None, with_m
 def test_tokens_lie_in_order_within_the_frames(logits: Array, beam: int) -> None:
     log_probs = log_softmax(3 * logits)
     for spans in (greedy(log_probs, SMALL), beam_search(log_probs, SMALL, beam)):
-        edges = [frame for span in spans for frame in (span.start, span.end)]
+        edges = [frame for span in spans for frame in (span.start_s, span.end_s)]
         assert edges == sorted(edges)
-        assert all(0 <= span.start < span.end <= len(logits) and 0 <= span.confidence <= 1 for span in spans)
+        assert all(0 <= span.start_s < span.end_s <= len(logits) and 0 <= span.confidence <= 1 for span in spans)
 
 
 @settings(deadline=None, max_examples=40)
@@ -94,13 +95,13 @@ def test_tokens_lie_in_order_within_the_frames(logits: Array, beam: int) -> None
 def test_greedy_is_the_best_path(logits: Array) -> None:
     log_probs = log_softmax(logits)
     best = collapse(tuple(log_probs.argmax(1)), SMALL.index(BLANK))
-    assert [span.label for span in greedy(log_probs, SMALL)] == [SMALL[token] for token in best]
+    assert [span.word for span in greedy(log_probs, SMALL)] == [SMALL[token] for token in best]
 
 
 def test_clear_words_have_their_times_and_high_confidence() -> None:
     log_probs = spoken("left", FILLER, "stop", "stop", p=0.99)
     for spans in (greedy(log_probs, LABELS), beam_search(log_probs, LABELS), beam_search(log_probs, LABELS, beam=1)):
-        assert [(s.label, s.start, s.end) for s in spans] == [
+        assert [(s.word, s.start_s, s.end_s) for s in spans] == [
             ("left", 0, 2), (FILLER, 3, 5), ("stop", 6, 8), ("stop", 9, 11),
         ]  # fmt: skip
         assert all(span.confidence > 0.98 for span in spans)
@@ -116,8 +117,8 @@ def test_impossible_tokens_and_float32_are_fine() -> None:
     with np.errstate(divide="ignore"):
         log_probs = np.log(np.eye(len(LABELS), dtype=np.float32)[[4, 0, 4, 0, 1, 4, 4, 3]])
     for spans in (greedy(log_probs, LABELS), beam_search(log_probs, LABELS)):
-        assert [s.label for s in spans] == ["left", "left", "right", FILLER]
-        assert [s.start for s in spans] == [1, 3, 4, 7]
+        assert [s.word for s in spans] == ["left", "left", "right", FILLER]
+        assert [s.start_s for s in spans] == [1, 3, 4, 7]
         assert min(s.confidence for s in spans) > 0.999
 
 
@@ -184,7 +185,7 @@ def test_frames_before_the_last_word_do_not_count_against_the_next() -> None:
 def test_a_word_outside_the_grammar_does_not_count_against_the_one_before() -> None:
     log_probs = np.concatenate([spoken("left"), frames(*[{"stop": 0.98, BLANK: 0.019}] * 2, {BLANK: 0.96})])
     (left,) = beam_search(log_probs, LABELS, grammar=Grammar.parse("left | right", LABELS[:3]))
-    assert (left.label, left.start, left.end) == ("left", 0, 2)
+    assert (left.word, left.start_s, left.end_s) == ("left", 0, 2)
     assert left.confidence > 0.95
 
 
@@ -220,7 +221,7 @@ def test_without_a_threshold_a_grammar_forces_its_nearest_word() -> None:
     log_probs = frames({"stop": 0.9, "left": 0.08, "right": 0.01, FILLER: 0.005})
     rules = Grammar.parse("left | right", LABELS[:3])
     (forced,) = beam_search(log_probs, LABELS, grammar=rules)
-    assert forced.label == "left"
+    assert forced.word == "left"
     assert forced.confidence == pytest.approx(0.08)
     assert beam_search(log_probs, LABELS, grammar=rules, threshold=0.1) == []
 
@@ -247,7 +248,7 @@ def test_a_language_model_that_has_counted_nothing_changes_nothing() -> None:
     log_probs = frames({"left": 0.4, "right": 0.35, BLANK: 0.24}, {BLANK: 0.97}, {"stop": 0.3, FILLER: 0.3, BLANK: 0.3})
     nothing = NGram.train([], LABELS[:3])
     found, same = beam_search(log_probs, LABELS), beam_search(log_probs, LABELS, language_model=nothing)
-    assert [(s.label, s.start, s.end) for s in same] == [(s.label, s.start, s.end) for s in found]
+    assert [(s.word, s.start_s, s.end_s) for s in same] == [(s.word, s.start_s, s.end_s) for s in found]
     assert [s.confidence for s in same] == pytest.approx([s.confidence for s in found])
 
 
@@ -258,7 +259,7 @@ def test_the_confidence_counts_the_language_model(said: tuple[str, ...]) -> None
     model = NGram.train([["left", "right"]] * 6 + [["right"]] * 3, LABELS[:3])
     *_, plain = beam_search(log_probs, LABELS, grammar=Grammar.parse("left right", LABELS[:3]))
     *before, second = beam_search(log_probs, LABELS, language_model=model, weight=0.7)
-    assert (*(span.label for span in before), second.label) == (*said, "right")
+    assert (*(span.word for span in before), second.word) == (*said, "right")
     posteriors = np.exp(log_probs[-1])
     gains = [4 * math.exp(model.log_prob(("left",), word)) for word in LABELS[:3]]
     weighed = posteriors * [*(gain**0.7 for gain in gains), 1, 1]
@@ -281,7 +282,7 @@ def test_few_frames() -> None:
         assert decode(frames(*[{BLANK: 0.9}] * 20), LABELS) == []
         assert decode(frames({BLANK: 0.9}), LABELS) == []
         (span,) = decode(frames({"stop": 0.9}), LABELS)
-        assert (span.label, span.start, span.end) == ("stop", 0, 1)
+        assert (span.word, span.start_s, span.end_s) == ("stop", 0, 1)
 
 
 def test_wrong_input_is_refused() -> None:

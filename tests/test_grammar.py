@@ -120,7 +120,7 @@ def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
     [
         ("go left trun", "grammar, line 1, column 9: 'trun' is not a word of the model; it knows left, right, go, .*: "
          "go left >>trun<<$"),
-        ("left |\n  Right", "line 2, column 3: 'Right' is not a word of the model"),
+        ("left |\n  Rigt", "line 2, column 3: 'Rigt' is not a word of the model"),
         ("go (one | two", r"line 1, column 4: '\(' without '\)': go >>\(<<one \| two$"),
         ("go one) | left", r"line 1, column 7: '\)' without '\('"),
         ("left | ? right", r"column 8: '\?' needs a word or '\)' before it: left \| >>\?<< right$"),
@@ -187,7 +187,7 @@ def test_a_log_is_counted_line_by_line(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"go one\n\nleft lfet\n", "log.txt, line 3: 'lfet' is not a word of the model; it knows "),
-        (b"Go", "log.txt, line 1: 'Go' is not a word"),
+        (b"gone", "log.txt, line 1: 'gone' is not a word"),
         (b"", "log.txt: no words; expected a line for each past utterance"),
         (b" \n\n", "log.txt: no words"),
         (b"go \xff", "log.txt: not UTF-8 from byte 3"),

@@ -48,7 +48,7 @@ def demo() -> np.ndarray:
 def examined(bundle: Path, recording: np.ndarray) -> list[Examined]:
     """What the live loop reads, talk left out."""
     found: list[Examined] = []
-    listener = Listener(Recognizer.load(bundle), examined=found.append)
+    listener = Listener(Recognizer.load(bundle), on_utterance=found.append)
     listener.feed(recording)
     listener.flush()
     return [one for one in found if len(one.waveform)]

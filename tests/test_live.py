@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from recipes.protocols.live import (
     read_stream,
     run_live,
     score,
-    whole_hops,
     without_commands,
 )
 from recipes.protocols.scenes import Placed, Recordings, blocks
@@ -39,8 +37,8 @@ from speech.errors import ConfigError
 from speech.listen import DEMO
 from speech.listener import Listener, thresholds_for
 from speech.recognizer import Recognizer
-from speech.results import Detection, Examined, Reason, Rejection
-from speech.segment import HOP, ListenerConfig, utterances_of
+from speech.results import Examined, Reason, SpokenWord
+from speech.segment import ListenerConfig, utterances_of
 from speech.sound.files import read
 
 RATE = 16000
@@ -49,13 +47,11 @@ NO_AUDIO = np.zeros(0, np.float32)
 
 
 def heard(word: str, at_s: float) -> Examined:
-    detection = Detection(word, at_s - 0.5, at_s - 0.2, 0.9, at_s)
-    return Examined(NO_AUDIO, at_s - 0.8, at_s, {}, (detection,), None)
+    return Examined(NO_AUDIO, at_s - 0.8, at_s, {}, (SpokenWord(word, at_s - 0.5, at_s - 0.2, 0.9),), None)
 
 
 def rejected(reason: Reason, start_s: float, end_s: float) -> Examined:
-    rejection = Rejection(reason, "go", start_s, end_s, 0.4, end_s + 0.25)
-    return Examined(NO_AUDIO, start_s, end_s + 0.25, {}, (), rejection)
+    return Examined(NO_AUDIO, start_s, end_s + 0.25, {}, (SpokenWord("go", start_s, end_s, 0.4),), reason)
 
 
 @pytest.mark.parametrize(
@@ -87,17 +83,9 @@ def test_hits_misses_and_false_alarms(
 
 
 def test_a_command_that_is_decided_too_late_is_missed() -> None:
-    late = Examined(NO_AUDIO, 2.9, 4.2, {}, (Detection("no", 3.0, 3.4, 0.9, 4.2),), None)
+    late = Examined(NO_AUDIO, 2.9, 4.2, {}, (SpokenWord("no", 3.0, 3.4, 0.9),), None)
     assert score(PLACED, [late], "clean").causes == {LATE: 1, NO_UTTERANCE: 2}
     assert score(PLACED, [heard("no", 3.4 + 0.74)], "clean").misses.hits == 2
-
-
-@pytest.mark.parametrize("sizes", [(1, 2, 1000), (512, 512), (513, 1, 510), (0, 5), (3000,)])
-def test_pieces_of_any_size_are_one_stream(sizes: Sequence[int]) -> None:
-    stream = np.arange(sum(sizes), dtype=np.float32)
-    pieces = list(whole_hops(np.split(stream, np.cumsum(sizes)[:-1])))
-    np.testing.assert_array_equal(np.concatenate(pieces), stream)
-    assert all(len(piece) % HOP == 0 for piece in pieces[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +110,7 @@ def test_decisions_are_those_of_a_listener(stream: np.ndarray, model: str) -> No
         config = ListenerConfig(after_talk_s=after_talk_s)
         thresholds = dict.fromkeys(KEYWORDS, threshold)
         reported: list[Examined] = []
-        listener = Listener(recognizer, KEYWORDS, threshold, config, examined=reported.append)
+        listener = Listener(recognizer, KEYWORDS, threshold, config, on_utterance=reported.append)
         detections = list(listener.listen(blocks(stream)))
         examined = decide(once, thresholds, config)
         assert [d for e in examined for d in e.detections] == detections

@@ -71,7 +71,9 @@ def test_no_word_is_made_of_a_half(demo: np.ndarray, heard: list[Detection]) -> 
     """A pause that begins or ends within a word takes all of it, and leaves no trace in callbacks."""
     reported: list[float] = []
     listener = Listener(
-        recognizer(), rejected=lambda r: reported.append(r.start_s), examined=lambda e: reported.append(e.start_s)
+        recognizer(),
+        on_rejection=lambda r: reported.append(r.start_s),
+        on_utterance=lambda e: reported.append(e.start_s),
     )
     left = heard[4]
     middle_s = (left.start_s + left.end_s) / 2

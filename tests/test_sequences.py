@@ -76,7 +76,8 @@ def test_the_grammar_rejects_what_it_does_not_hold(recognizer: Recognizer, strea
 
 def listener_to(recognizer: Recognizer, rejected: list[Rejection] | None = None, **arguments: object) -> Listener:
     """A listener that takes loud hops for speech."""
-    return Listener(recognizer, rejected=([] if rejected is None else rejected).append, voice=LoudVoice(), **arguments)  # type: ignore[arg-type]
+    into = [] if rejected is None else rejected
+    return Listener(recognizer, on_rejection=into.append, voice=LoudVoice(), **arguments)  # type: ignore[arg-type]
 
 
 def test_only_the_words_asked_for(recognizer: Recognizer, stream: np.ndarray, words_only: np.ndarray) -> None:

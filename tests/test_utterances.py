@@ -7,10 +7,9 @@ import pytest
 from scripted import ScriptedRecognizer
 
 from speech.bundle import FORMAT, BundleInfo
-from speech.decide import Decision
+from speech.decide import Decision, SequenceReader, WordReader, make_reader
 from speech.errors import ConfigError
 from speech.grammar import Grammar, NGram
-from speech.heads import SequenceReader, WordReader
 from speech.results import Examined, Reason
 from speech.segment import ListenerConfig, Utterance
 
@@ -154,7 +153,7 @@ def decide(info: BundleInfo, case: Case) -> list[Examined]:
     grammar = Grammar.parse(case.grammar, info.words) if case.grammar else None
     recognizer = ScriptedRecognizer(info, [said.heard for said in case.said if not said.is_long])
     model = NGram.train([line.split() for line in case.log], info.words) if case.log else None
-    reader = recognizer.head.reader(recognizer, case.thresholds, case.config, grammar, model)
+    reader = make_reader(recognizer, case.thresholds, case.config, grammar, model)
     decision = Decision(reader, case.config)
     utterances = [said.utterance() for said in case.said]
     return [decision.decide(utterance, fed=utterance.closed) for utterance in utterances]
@@ -251,10 +250,10 @@ def test_times_end_with_the_stream() -> None:
 @pytest.mark.parametrize(("info", "longest_s"), [(WORDS, 1.4), (SEQUENCES, 8.0)])
 def test_each_head_has_its_longest_utterance(info: BundleInfo, longest_s: float) -> None:
     recognizer = ScriptedRecognizer(info, [])
-    reader = recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), None)
+    reader = make_reader(recognizer, {"low": 0.6}, ListenerConfig(), None)
     assert reader.max_s == longest_s
     halved = ListenerConfig(max_word_s=0.7, max_sequence_s=4.0)
-    assert recognizer.head.reader(recognizer, {"low": 0.6}, halved, None).max_s == longest_s / 2
+    assert make_reader(recognizer, {"low": 0.6}, halved, None).max_s == longest_s / 2
 
 
 def test_a_decision_that_is_reset_remembers_neither_talk_nor_sentence() -> None:
@@ -277,9 +276,9 @@ def test_grammar_and_language_model_need_a_head_that_hears_sequences() -> None:
     grammar, language_model = Grammar.parse("low", WORDS.words), NGram.train([["low"]], WORDS.words)
     recognizer = ScriptedRecognizer(WORDS, [])
     with pytest.raises(ConfigError, match="a grammar needs a bundle that recognises sequences"):
-        recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), grammar)
+        make_reader(recognizer, {"low": 0.6}, ListenerConfig(), grammar)
     with pytest.raises(ConfigError, match="a language model needs a bundle that recognises sequences"):
-        recognizer.head.reader(recognizer, {"low": 0.6}, ListenerConfig(), None, language_model)
+        make_reader(recognizer, {"low": 0.6}, ListenerConfig(), None, language_model)
 
 
 def test_a_language_model_knows_all_words_of_the_bundle() -> None:
@@ -294,7 +293,7 @@ def test_how_much_a_language_model_counts(weight: float | None, outcome: str) ->
     recognizer, model = ScriptedRecognizer(SEQUENCES, ["..h.."]), NGram.train([["low"]] * 20_000, WORDS.words)
     thresholds = {"low": 0.3, "high": 0.8}
     if weight is None:
-        reader = recognizer.head.reader(recognizer, thresholds, DEFAULT, None, model)
+        reader = make_reader(recognizer, thresholds, DEFAULT, None, model)
     else:
         reader = SequenceReader(recognizer, thresholds, DEFAULT, language_model=model, weight=weight)
     found = Decision(reader, DEFAULT).decide(Said(1, 0.5, "..h..").utterance(), 2 * RATE)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from tunes import LoudIsSpeech
 
-from speech.decide import Decision
+from speech.decide import Decision, examined
 from speech.errors import ConfigError
-from speech.heads import Reading, Word
+from speech.listen import DEMO
 from speech.listener import Listener
 from speech.recognizer import Recognizer
-from speech.results import Reason, Rejection
+from speech.results import Examined, Reason, Rejection, SpokenWord
 from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Utterance
+from speech.sound.files import read
 
 Tone = Callable[[float, float], np.ndarray]
 
@@ -29,9 +30,9 @@ class Script:
     def reset(self) -> None:
         self.n_resets += 1
 
-    def read(self, utterance: Utterance) -> Reading:
-        words = tuple(Word(word, 0, 100, 0.9) for word in self.said[utterance.start / SAMPLE_RATE_HZ].split())
-        return Reading(words, Reason.ANOTHER_WORD if words[0].word == "?" else None, {})
+    def read(self, utterance: Utterance) -> Examined:
+        words = [SpokenWord(word, 0.0, 0.1, 0.9) for word in self.said[utterance.start / SAMPLE_RATE_HZ].split()]
+        return examined(utterance, words, Reason.ANOTHER_WORD if words[0].word == "?" else None)
 
 
 def decided(said: dict[float, str], config: ListenerConfig, wake: str | None = "computer") -> list[str]:
@@ -40,9 +41,8 @@ def decided(said: dict[float, str], config: ListenerConfig, wake: str | None = "
     for start_s in said:
         start, end = round(start_s * SAMPLE_RATE_HZ), round((start_s + 0.5) * SAMPLE_RATE_HZ)
         utterance = Utterance(np.zeros(end - start, np.float32), start, start, end, end + 8000, False)
-        examined = decision.decide(utterance, end + 8000)
-        accepted = " ".join(d.word for d in examined.detections)
-        outcomes.append(f"{examined.rejection.reason}" if examined.rejection else accepted)
+        decided_on = decision.decide(utterance, end + 8000)
+        outcomes.append(str(decided_on.reason or " ".join(word.word for word in decided_on.words)))
     return outcomes
 
 
@@ -78,7 +78,7 @@ def test_the_listener_says_whether_it_is_awake(tone_bundle: Path, tone: Tone) ->
         Recognizer.load(tone_bundle),
         ["high"],
         config=config,
-        rejected=rejected.append,
+        on_rejection=rejected.append,
         voice=LoudIsSpeech(),
         wake="low",
     )
@@ -107,3 +107,33 @@ def test_a_wake_word_that_nobody_taught_is_an_error(tone_bundle: Path) -> None:
             Listener(Recognizer.load(tone_bundle), words, wake="computer")
     with pytest.raises(ConfigError, match="wake_for_s=-1"):
         ListenerConfig(wake_for_s=-1)
+
+
+@pytest.fixture(scope="module")
+def demo() -> np.ndarray:
+    return read(DEMO, SAMPLE_RATE_HZ)
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 0.1])
+@pytest.mark.parametrize(("first", "second"), [("left", "stop"), ("stop", "down"), ("yes", "left")])
+def test_wake_word_and_command_in_one_breath(demo: np.ndarray, first: str, second: str, gap_s: float) -> None:
+    """Two words of the demo, cut out at their bounds and set together."""
+    recognizer = Recognizer.load()
+    alone = Listener(recognizer).listen([demo[: 13 * SAMPLE_RATE_HZ]])
+    place = {d.word: slice(round(d.start_s * SAMPLE_RATE_HZ), round(d.end_s * SAMPLE_RATE_HZ)) for d in alone}
+    quiet = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    gap = np.zeros(round(gap_s * SAMPLE_RATE_HZ), np.float32)
+    stream = np.concatenate([quiet, demo[place[first]], gap, demo[place[second]], quiet])
+    stream += (1e-4 * np.random.default_rng(0).standard_normal(len(stream))).astype(np.float32)
+    found = list(Listener(recognizer, [second], wake=first).listen([stream]))
+    assert [d.word for d in found] == [first, second]
+    assert found[0].start_s < found[0].end_s == found[1].start_s < found[1].end_s
+    assert [d.word for d in Listener(recognizer, [second], wake="go").listen([stream])] == []
+
+
+def test_a_command_between_other_words_is_not_one_breath(demo: np.ndarray) -> None:
+    rejected: list[Rejection] = []
+    listener = Listener(Recognizer.load(), ["left"], wake="yes", on_rejection=rejected.append)
+    talk = demo[216_000:256_000]
+    assert list(listener.listen([talk])) == []
+    assert [r.reason for r in rejected] == [Reason.TOO_LONG]

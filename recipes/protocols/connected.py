@@ -326,7 +326,7 @@ def latencies(mixture: Mixture, decided_s: Iterable[float]) -> list[float]:
 def our_readers(recognizer: Recognizer, commands: Sequence[str], model: NGram | None) -> dict[str, Reader]:
     """Our recogniser on whole recordings and through the Listener; only commands are recognised."""
     these, rejections = Grammar.any_of(commands), list[Rejection]()
-    listener = Listener(recognizer, commands, rejected=rejections.append, language_model=model)
+    listener = Listener(recognizer, commands, on_rejection=rejections.append, language_model=model)
 
     def whole(waveform: Waveform) -> Answer:
         return Answer([word.word for word in recognizer.transcribe(waveform, SAMPLE_RATE_HZ, these, model)])

@@ -5,7 +5,7 @@ decision, so many thresholds cost little more than one.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import numpy as np
 from recipes.data.sounds import Waveform
 from recipes.metrics import Rate, Share
 from recipes.protocols.scenes import SCENES, Placed, Recordings, Stage
-from speech.decide import Decision
+from speech.decide import Decision, make_reader
 from speech.errors import ConfigError
-from speech.heads import Reading
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
-from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_in
 
 LATE_S = 0.75
 """A word counts as recognised if it is reported between its start and this time after its end."""
@@ -46,7 +45,7 @@ class ReadStream:
 
     utterances: tuple[Utterance, ...]
     """Without their audio."""
-    readings: Mapping[int, Reading]
+    readings: Mapping[int, Examined]
     """The reading of each utterance, by `Utterance.begin`; utterances that are too long have none."""
     n_samples: int
     max_s: float
@@ -67,7 +66,7 @@ class ReadBefore:
     def reset(self) -> None:
         """A new stream begins."""
 
-    def read(self, utterance: Utterance) -> Reading:
+    def read(self, utterance: Utterance) -> Examined:
         reading = self._readings[utterance.begin]
         if reading.reason is None and any(word.confidence < self._thresholds[word.word] for word in reading.words):
             return replace(reading, reason=Reason.UNSURE)
@@ -82,33 +81,15 @@ def read_stream(
     Args:
         pieces: consecutive pieces of the stream, (time,) each.
     """
-    reader = recognizer.head.reader(recognizer, dict.fromkeys(commands, LEAST), config, None)
-    segmenter = Segmenter(config, reader.max_s)
-    n_samples, utterances, readings = 0, [], {}
-
-    def found() -> Iterator[Utterance | None]:
-        nonlocal n_samples
-        for piece in whole_hops(pieces):
-            n_samples += len(piece)
-            yield from map(segmenter.push, np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP))
-        yield segmenter.finish()
-
-    for utterance in filter(None, found()):
-        utterances.append(replace(utterance, waveform=np.zeros(0, np.float32)))
+    reader = make_reader(recognizer, dict.fromkeys(commands, LEAST), config)
+    lengths, nothing = list[int](), np.zeros(0, np.float32)
+    utterances, readings = list[Utterance](), dict[int, Examined]()
+    counted = (lengths.append(len(piece)) or piece for piece in pieces)
+    for utterance in utterances_in(counted, Segmenter(config, reader.max_s)):
+        utterances.append(replace(utterance, waveform=nothing))
         if not utterance.is_long:
-            readings[utterance.begin] = reader.read(utterance)
-    return ReadStream(tuple(utterances), readings, n_samples, reader.max_s)
-
-
-def whole_hops(pieces: Iterable[Waveform]) -> Iterator[Waveform]:
-    """Regroup a stream into pieces of whole hops; only the last piece may end within a hop."""
-    rest = np.zeros(0, np.float32)
-    for piece in pieces:
-        samples = np.concatenate([rest, piece])
-        n_whole = len(samples) // HOP * HOP
-        yield samples[:n_whole]
-        rest = samples[n_whole:]
-    yield rest
+            readings[utterance.begin] = replace(reader.read(utterance), waveform=nothing)
+    return ReadStream(tuple(utterances), readings, sum(lengths), reader.max_s)
 
 
 def decide(stream: ReadStream, thresholds: Mapping[str, float], config: ListenerConfig) -> list[Examined]:

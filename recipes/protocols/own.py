@@ -13,7 +13,6 @@ import numpy as np
 
 from recipes.data.sounds import Waveform, set_level
 from recipes.metrics import Rate, Share
-from recipes.protocols.live import whole_hops
 from recipes.protocols.scenes import Recordings
 from speech.bundle import SILENCE, UNKNOWN
 from speech.decide import Decision
@@ -23,7 +22,7 @@ from speech.own.lesson import largest_group
 from speech.own.matching import WordModel, fit, with_own_words
 from speech.own.similarity import Vectors
 from speech.recognizer import Recognizer
-from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, utterances_of
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, utterances_in, utterances_of
 
 MOST_WORDS = 40
 """Largest number of words of each kind."""
@@ -151,14 +150,15 @@ class Trials:
     def _speech(self) -> tuple[list[Heard], list[tuple[int, int, int]], float]:
         """Utterances of speech without commands, start, end and position of each (-1: too long), and hours."""
         config = ListenerConfig()
-        segmenter, heard, times, n_samples = Segmenter(config, config.max_word_s), list[Heard](), [], 0
-        for piece in whole_hops(self.recordings[int(n)] for n in self.recordings.select(self.part, "speech")):
-            n_samples += len(piece)
-            for utterance in map(segmenter.push, np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP)):
-                if utterance:
-                    times.append((utterance.start, utterance.end, -1 if utterance.is_long else len(heard)))
-                    heard += [] if utterance.is_long else [self._read(utterance.waveform)]
-        return heard, times, n_samples / SAMPLE_RATE_HZ / 3600
+        heard, times, lengths = list[Heard](), list[tuple[int, int, int]](), list[int]()
+        pieces = (self.recordings[int(n)] for n in self.recordings.select(self.part, "speech"))
+        counted = (lengths.append(len(piece)) or piece for piece in pieces)
+        for utterance in utterances_in(counted, Segmenter(config, config.max_word_s)):
+            if times and times[-1][2] < 0:  # talk, which may have gone on
+                times[-1] = (times[-1][0], max(times[-1][1], utterance.talk_end), -1)
+            times.append((utterance.start, utterance.end, -1 if utterance.is_long else len(heard)))
+            heard += [] if utterance.is_long else [self._read(utterance.waveform)]
+        return heard, times, sum(lengths) / SAMPLE_RATE_HZ / 3600
 
     def teach(self, taught: Iterable[Said]) -> WordModel | None:
         """Learn from the recordings that are one utterance; None if there are none."""

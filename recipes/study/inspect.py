@@ -83,14 +83,14 @@ def inspect(model: Path, recording: Block, at_s: float | None = None) -> Inspect
     else:
         start_s, utterance = find(recognizer, recording, at_s)
     trace = tracer.trace(utterance)
-    heard_s, posteriors = (trace.step_s, trace.scores) if recognizer.head.has_steps else so_far(recognizer, utterance)
+    heard_s, posteriors = (trace.step_s, trace.scores) if recognizer.info.has_steps else so_far(recognizer, utterance)
     return Inspection(recognizer.info.classes, rate, recording, start_s, utterance, trace, heard_s, posteriors)
 
 
 def find(recognizer: Recognizer, recording: Block, at_s: float | None) -> tuple[float, Block]:
     """Find the utterance described in `inspect`; return its start in seconds and its waveform."""
     examined: list[Examined] = []
-    listener = Listener(recognizer, examined=examined.append)
+    listener = Listener(recognizer, on_utterance=examined.append)
     listener.feed(recording)
     listener.flush()
     spans = {

@@ -202,7 +202,7 @@ class Network(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    """Name of the head, as in `speech.heads`."""
+    """Name of the head, as in `speech.bundle.HEADS`."""
     window_s: ClassVar[float]
     """Length of the training waveforms, in seconds."""
     axes: ClassVar[Mapping[str, Mapping[int, str]]]

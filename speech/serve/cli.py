@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech.bundle import DEFAULT_MODEL
+from speech.bundle import bundle_path
 from speech.console import (
     SIGNALS,
     Console,
@@ -167,7 +167,7 @@ def page_server(arguments: argparse.Namespace, console: Console) -> "PageServer"
     )  # fmt: skip
     tracer = None
     with suppress(BundleError):  # other graphs are served without pictures of the network
-        tracer = Tracer(Path(arguments.model or DEFAULT_MODEL))
+        tracer = Tracer(bundle_path(arguments.model))
     if not is_loopback(arguments.host) and not certificate and not proxies:
         console.tell(MICROPHONE)
     return PageServer(factory, access, model=model_name(arguments), tracer=tracer, certificate=certificate)

@@ -89,7 +89,7 @@ class ListenerFactory:
         if wake:
             wanted = self.thresholds([wake], changed) | wanted
         return Listener(
-            self.recognizer, tuple(wanted), wanted, config, self.grammar, examined=on_utterance, wake=wake or None
+            self.recognizer, tuple(wanted), wanted, config, self.grammar, on_utterance=on_utterance, wake=wake or None
         )
 
 
