@@ -15,13 +15,12 @@ import onnx
 
 from recipes.data.recordings import Recording, index_others, index_words
 from recipes.data.sounds import extent
-from recipes.protocols.live import whole_hops
 from speech.bundle import DEFAULT_MODEL
 from speech.decide import Decision
 from speech.errors import DataError, exit_status
 from speech.own.similarity import METADATA, N_TAUGHT, Similarity, make_similarity
 from speech.recognizer import Recognizer
-from speech.segment import HOP, SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, high_pass
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, high_pass, utterances_in
 from speech.sound.files import Block, read
 
 PER_WORD = 24
@@ -69,14 +68,14 @@ def cut_speech(root: Path) -> tuple[list[Block], float, float]:
         the utterances that are not too long, the share of them that does not follow talk, and the hours of speech.
     """
     config = ListenerConfig()
-    segmenter, found, n_samples = Segmenter(config, config.max_word_s), list[Utterance](), 0
+    lengths = list[int]()
     paths = [r.path for r in index_others(root) if (r.source, r.part) == ("speech", "training")]
-    for piece in whole_hops(read(path, SAMPLE_RATE_HZ) for path in paths):
-        found += filter(None, map(segmenter.push, np.pad(piece, (0, -len(piece) % HOP)).reshape(-1, HOP)))
-        n_samples += len(piece)
+    pieces = (read(path, SAMPLE_RATE_HZ) for path in paths)
+    counted = (lengths.append(len(piece)) or piece for piece in pieces)
+    found = list(utterances_in(counted, Segmenter(config, config.max_word_s)))
     if not found:
         raise DataError(f"no training speech under {root}; it is needed as the background")
-    return [u.waveform for u in found if not u.is_long], share_alone(found), n_samples / SAMPLE_RATE_HZ / 3600
+    return [u.waveform for u in found if not u.is_long], share_alone(found), sum(lengths) / SAMPLE_RATE_HZ / 3600
 
 
 def share_alone(utterances: Sequence[Utterance]) -> float:
@@ -84,7 +83,9 @@ def share_alone(utterances: Sequence[Utterance]) -> float:
     talk_end, n_alone, n_short = -float("inf"), 0, 0
     for utterance in utterances:
         n_short += not utterance.is_long
-        n_alone += not utterance.is_long and utterance.start - talk_end >= ListenerConfig.after_talk_s * SAMPLE_RATE_HZ
+        n_alone += not utterance.is_long and (
+            utterance.start - max(talk_end, utterance.talk_end) >= ListenerConfig.after_talk_s * SAMPLE_RATE_HZ
+        )
         if utterance.end - utterance.start > Decision.TALK_S * SAMPLE_RATE_HZ:
             talk_end = utterance.end
     return n_alone / max(1, n_short)

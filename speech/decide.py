@@ -59,7 +59,7 @@ class WordReader:
     """Places at which an utterance is cut in two, the quietest ones."""
     SHORTEST = SAMPLE_RATE_HZ // 5
     """Shortest sound of a part, in samples."""
-    OVERLAP = 480
+    OVERLAP = 960
     """Samples after the cut that still belong to the wake word, whose weak end may lie there."""
 
     def __init__(
@@ -97,28 +97,29 @@ class WordReader:
         return Reason.UNSURE if scores[word] < self._thresholds[word] else None
 
     def read_in_two(self, utterance: Utterance) -> Examined | None:
-        """The wake word and a command in one breath, at the best cut; None if no cut gives both."""
+        """The wake word and a command in one breath; None if no cut of the utterance gives both.
+
+        The earliest cut counts: a late one makes "up" of "stop".
+        """
         first, last = sound_bounds(utterance)
-        best: Examined | None = None
         for cut in self._cuts(utterance.waveform, first, last):
             wake, before = self._best(utterance.waveform[: cut + self.OVERLAP])
             if wake != self._wake or self._objection(wake, before):
                 continue
             command, after = self._best(utterance.waveform[cut:])
-            if self._objection(command, after) or (best and after[command] < best.words[1].confidence):
-                continue
-            parts = (wake, first, cut, before[wake]), (command, cut, last, after[command])
-            best = examined(utterance, [spoken(utterance, *part) for part in parts], None, after)
-        return best
+            if not self._objection(command, after):
+                parts = (wake, first, cut, before[wake]), (command, cut, last, after[command])
+                return examined(utterance, [spoken(utterance, *part) for part in parts], None, after)
+        return None
 
     def _cuts(self, waveform: Block, first: int, last: int) -> list[int]:
-        """The deepest minima of the level, `SHORTEST` from the ends of the sound, in samples; the deepest first."""
+        """The deepest minima of the level, `SHORTEST` from the ends of the sound, in samples and in order of time."""
         step, level = levels(waveform)
         smooth = np.convolve(level, np.ones(5) / 5, "same")
         low, high = (first + self.SHORTEST) // step, (last - self.SHORTEST) // step
         inner = range(max(low, 1), min(high, len(smooth) - 1))
         minima = [n for n in inner if smooth[n - 1] >= smooth[n] < smooth[n + 1]]
-        return [step * n + step // 2 for n in sorted(minima, key=smooth.__getitem__)[: self.MOST_CUTS]]
+        return [step * n + step // 2 for n in sorted(sorted(minima, key=smooth.__getitem__)[: self.MOST_CUTS])]
 
 
 class SequenceReader:
@@ -288,7 +289,8 @@ class Decision:
         """
         read = too_long(utterance) if utterance.is_long else self._reader.read(utterance)
         reason = read.reason or self._objection(utterance, read)
-        if reason and self._wake and isinstance(self._reader, WordReader):
+        may_hold_both = reason not in (None, Reason.AFTER_TALK) or read.words[0].word == self._wake
+        if may_hold_both and self._wake and isinstance(self._reader, WordReader):
             parts = None if utterance.is_long else self._reader.read_in_two(utterance)
             if parts:
                 read, reason = parts, self._objection(utterance, parts)
