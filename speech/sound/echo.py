@@ -28,8 +28,12 @@ SMOOTHING = 0.9
 """Share of the earlier estimate in the power of what is not echo."""
 BANDS = slice(6, 64), slice(64, 256)
 """Frequencies from 94 to 1000 and to 4000 Hz; the one in which the echo is weaker counts."""
-RESIDUAL, LEAST_LEVEL = 2.0, 0.1
-"""What is left is made quieter, at most to this share, when it is no more than so many times the expected residual."""
+DECAY, LEARN = 0.9, 0.02
+"""For each `HOP`: decay of the power that was played; change of the share of it that is left, towards its median."""
+LEAST_PLAYED = 0.5
+"""Power of a band, as of -60 dB relative to full scale, from which on that share is learnt."""
+RESIDUAL, LEAST_LEVEL = 4.0, 0.03
+"""What is left is made quieter, at most to this share, where it is no more than so many times the expected residual."""
 CONSTRAINED = 4
 """One in so many partitions is made causal again after each `HOP`, as that takes most of the time."""
 WAIT_S = 0.1
@@ -68,6 +72,7 @@ class EchoCanceller:
         self._uncertainty = np.repeat(np.exp(-2 * late)[:, None], n_bins, 1)
         self._other_power = np.full(n_bins, 1e-3, np.float32)
         self._last, self._level = np.zeros(HOP, np.float32), 1.0
+        self._reverberant, self._leak = np.zeros(len(BANDS)), np.full(len(BANDS), 1e-3)
 
     def filter(self, block: Block, reference: Block) -> Block:
         """Remove the reference from a block.
@@ -132,10 +137,19 @@ class EchoCanceller:
         self._filter *= MEMORY
         kept = np.maximum(1 - gain * power / 2, 0) * self._uncertainty
         self._uncertainty = MEMORY**2 * kept + (1 - MEMORY**2) * np.abs(self._filter) ** 2
-        error_power = np.abs(error) ** 2
-        other = max(1 - RESIDUAL * residual[band].sum() / (error_power[band].sum() + 1e-10) for band in BANDS)
+        self._reverberant = np.maximum(DECAY * self._reverberant, in_bands(power[0]))
+        left = in_bands(np.abs(error) ** 2)
+        expected = np.maximum(in_bands(residual), self._leak * self._reverberant)
+        change = np.where(left > self._leak * self._reverberant, 1 + LEARN, 1 - LEARN)
+        self._leak *= np.where(self._reverberant > LEAST_PLAYED, change, 1)
+        other = float((1 - RESIDUAL * expected / (left + 1e-10)).max())
         before, self._level = self._level, max(LEAST_LEVEL, other)
         return rest * np.linspace(before, self._level, HOP, dtype=np.float32)
+
+
+def in_bands(power: NDArray[np.floating]) -> NDArray[np.floating]:
+    """(bins,) -> (bands,)"""
+    return np.array([power[band].sum() for band in BANDS])
 
 
 class Playback:
