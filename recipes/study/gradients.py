@@ -26,28 +26,26 @@ def make_network(
     kind: Literal["rnn", "lstm"], hidden: int, generator: torch.Generator, forget_bias: float = 1.0
 ) -> nn.LSTM | nn.RNN:
     """A one-layer network for inputs (batch, steps, 2); weights are uniform within +-1 / sqrt(hidden), as in torch."""
-    network = {"rnn": nn.RNN, "lstm": nn.LSTM}[kind](2, hidden, batch_first=True)
-    for weight in network.parameters():
+    network = nn.LSTM(2, hidden, batch_first=True) if kind == "lstm" else nn.RNN(2, hidden, batch_first=True)
+    for name, weight in network.named_parameters():
         nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5, generator=generator)
-    if kind == "lstm":
-        forget = slice(hidden, 2 * hidden)  # the rows of the second of four gates
-        nn.init.constant_(network.bias_ih_l0.data[forget], forget_bias)
-        nn.init.zeros_(network.bias_hh_l0.data[forget])
+        if kind == "lstm" and "bias" in name:  # the rows of the second of four gates; both biases are added
+            weight.data[hidden : 2 * hidden] = forget_bias if name == "bias_ih_l0" else 0.0
     return network
 
 
-def make_exploding(steps: int, hidden: int, radius: float, generator: torch.Generator) -> nn.RNN:
+def make_exploding(steps: int, hidden: int, radius: float, generator: torch.Generator) -> nn.LSTM | nn.RNN:
     """A plain RNN with orthogonal recurrent weights times `radius`, its spectral radius, and no bias.
 
     The input weights are so small that tanh stays in its linear part.  The gradient of the last output with respect to
     x_t then grows as radius**distance, except for the random direction of the few inputs in the hidden space.
     """
     network = make_network("rnn", hidden, generator)
-    nn.init.orthogonal_(network.weight_hh_l0, gain=radius, generator=generator)
-    with torch.no_grad():
-        network.weight_ih_l0.mul_(0.01 * max(1.0, radius) ** -steps)
-    nn.init.zeros_(network.bias_ih_l0)
-    nn.init.zeros_(network.bias_hh_l0)
+    weights = {name: weight.data for name, weight in network.named_parameters()}
+    nn.init.orthogonal_(weights["weight_hh_l0"], gain=radius, generator=generator)
+    weights["weight_ih_l0"].mul_(0.01 * max(1.0, radius) ** -steps)
+    weights["bias_ih_l0"].zero_()
+    weights["bias_hh_l0"].zero_()
     return network
 
 
