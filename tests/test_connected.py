@@ -174,6 +174,10 @@ def test_errors_are_substitutions_deletions_and_insertions() -> None:
         Transcript(("go", "go"), ("go", "up", "go")),
     ]
     assert [t.errors for t in transcripts] == [1, 1, 1]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        said, found = (tuple(rng.choice(KEYWORDS[:3], n).tolist()) for n in rng.integers(0, 7, 2))
+        assert Transcript(said, found).errors == edit_distance(said, found)
     assert error_rate(transcripts).value == pytest.approx(3 / 5)
     many = error_rate([Transcript(("yes",), ("up",) * 7)] * 10)
     assert (many.value, many.high) == (7, 7), "more errors than commands"

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torchaudio.functional import edit_distance
 
 from recipes.data.sounds import SPEECH_DB, Waveform, extent, set_level
 from recipes.metrics import Estimate, Share, estimate
@@ -194,8 +193,14 @@ class Transcript:
 
     @property
     def errors(self) -> int:
-        """Substitutions, deletions and insertions."""
-        return int(edit_distance(self.said, self.found))
+        """Fewest substitutions, deletions and insertions.  Source: Levenshtein 1966, by Wagner and Fischer 1974."""
+        costs = list(range(len(self.found) + 1))
+        for n, word in enumerate(self.said, 1):
+            diagonal, costs[0] = costs[0], n
+            for m, other in enumerate(self.found, 1):
+                best = min(costs[m] + 1, costs[m - 1] + 1, diagonal + (word != other))
+                diagonal, costs[m] = costs[m], best
+        return costs[-1]
 
 
 def counts(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
