@@ -106,8 +106,8 @@ def test_a_client_chooses_words_and_thresholds() -> None:
             reasons = {event["word"]: event["reason"] for event in some if event["type"] == "rejection"}
             assert reasons["on"] == "unsure"
             assert reasons["yes"] == "not asked for"
-            awake = await heard(server, DEMO_PCM, wake="down")
-            assert words_of(awake) == ["down", "left", "right", "stop", "go"], "within five seconds of the wake word"
+            awake = words_of(await heard(server, DEMO_PCM, wake="down"))
+            assert [word for word in awake if word in TEN[:6]] == ["down", "left", "right"], "after the wake word only"
             assert words_of(await heard(server, DEMO_PCM)) == TEN, "the settings of one client are its own"
 
     run(check)
