@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from speech.errors import ConfigError
 from speech.settings import match_name, read_text
@@ -338,17 +337,3 @@ class NGram:
     def most_gain(self) -> float:
         """The `log_gain` of a word with probability 1."""
         return math.log(len(self._known))
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads; ready for JSON."""
-        counts = [[list(history), after] for history, after in self._counts.items()]
-        return {"words": list(self.words), "order": self.order, "counts": counts}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "NGram":
-        """Raises ConfigError when a field is missing or malformed."""
-        try:
-            counts = {tuple(history): Counter(after) for history, after in values["counts"]}
-            return cls(tuple(values["words"]), int(values["order"]), counts)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"damaged language model: {error!r}") from error

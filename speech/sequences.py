@@ -64,13 +64,12 @@ def beam_search(
     grammar: Grammar | None = None,
     language_model: NGram | None = None,
     weight: float = 1.0,
-    insertion: float = 0.0,
     threshold: float = 0.0,
     time_s: Callable[[int], float] = float,
 ) -> list[SpokenWord]:
     """The most probable token sequence, summed over all its alignments.
 
-    Sequences are ranked by log P(tokens | audio) + weight * log gain(words) + insertion * number of words.  The gain
+    Sequences are ranked by log P(tokens | audio) + weight * log gain(words).  The gain
     is the language model's probability over that of equally likely words: the network's posteriors include equal
     chances already, and without this ratio each word would cost log probability, so that fewer words were found.
     Fillers are tokens like the words, but the grammar and the language model ignore them.
@@ -83,7 +82,6 @@ def beam_search(
         language_model: must know all words among the labels.  It changes the confidence too.  The end of a sequence
             is not scored: a stream has none.
         weight: weight of the language model, at least 0.
-        insertion: log score added for each word; above 0 more words are found, below 0 fewer.
         threshold: confidence below which a word is dropped, 0..1.  With a grammar, words that no longer fit a
             sentence are dropped too.  A grammar alone would replace a forbidden word with the nearest allowed one;
             the confidence compares a word with all words.
@@ -100,7 +98,7 @@ def beam_search(
         raise ConfigError(f"expected beam >= 1, weight >= 0, threshold in 0..1; got {beam=}, {weight=}, {threshold=}")
     if grammar and not grammar.words <= set(labels):
         raise ConfigError(f"the grammar uses {', '.join(sorted(grammar.words - set(labels)))}, not among the labels")
-    search = _Search(tuple(labels), blank, beam, grammar, language_model, weight, insertion)
+    search = _Search(tuple(labels), blank, beam, grammar, language_model, weight)
     tokens = search.best(log_probs)
     runs = align(log_probs, tokens, blank)
     return _confident(_placed(log_probs, labels, tokens, runs, search.priors(tokens), time_s), threshold, grammar)
@@ -238,7 +236,7 @@ class _Prefix:
     history: tuple[str, ...]
     """The last words, for the language model."""
     bonus: float
-    """Log score added by the language model and `insertion`."""
+    """Log score added by the language model."""
     children: dict[int, "_Prefix"] = field(default_factory=dict)
     """Longer prefixes that a beam has kept, by token; looked up here so that no sequence is in the beam twice."""
 
@@ -260,7 +258,6 @@ class _Search:
     grammar: Grammar | None
     language_model: NGram | None
     weight: float
-    insertion: float
 
     def best(self, log_probs: LogProbs) -> list[int]:
         """Tokens of the best prefix whose words form a sentence of the grammar or are empty."""
@@ -293,8 +290,7 @@ class _Search:
     @cached_property
     def _most_bonus(self) -> float:
         """The largest bonus that a new token can add."""
-        gain = self.weight * self.language_model.most_gain if self.language_model else 0.0
-        return max(0.0, self.insertion + gain)
+        return self.weight * self.language_model.most_gain if self.language_model else 0.0
 
     def _advance(self, beam: dict[_Prefix, Scores], frame: list[float], begun: list[int]) -> dict[_Prefix, Scores]:
         """Every prefix of the beam, unchanged and extended by each token that may begin in this frame."""
@@ -327,7 +323,7 @@ class _Search:
                 if target is None:
                     return None
                 state = target
-            bonus += self._gain(history, word) + self.insertion
+            bonus += self._gain(history, word)
             history = (*history, word)[1:]
         return _Prefix(token, prefix, state, history, bonus)
 

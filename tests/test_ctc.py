@@ -75,8 +75,8 @@ def test_the_search_finds_the_most_probable_sequence(grammar: str | None, with_m
         bonus = (
             sum(model.log_prob(tuple(sentence[:i]), w) + math.log(3) for i, w in enumerate(sentence)) if model else 0
         )
-        scores[tokens] = math.log(probability) + 0.8 * bonus + 0.3 * len(sentence)
-    found = beam_search(log_probs, SMALL, 1000, rules, model, weight=0.8, insertion=0.3)
+        scores[tokens] = math.log(probability) + 0.8 * bonus
+    found = beam_search(log_probs, SMALL, 1000, rules, model, weight=0.8)
     assert scores[tuple(SMALL.index(span.word) for span in found)] == pytest.approx(max(scores.values()), abs=1e-9)
 
 
@@ -235,13 +235,12 @@ def test_a_doubtful_word_takes_its_sentence_with_it() -> None:
     assert words(beam_search(log_probs, LABELS, grammar=rules, threshold=0.8)) == ["right"]
 
 
-def test_insertion_and_language_model_weigh() -> None:
+def test_a_language_model_weighs() -> None:
     log_probs = frames({"left": 0.4, "right": 0.35, BLANK: 0.24})
     model = NGram.train([["right"]] * 20, LABELS[:3])
     assert words(beam_search(log_probs, LABELS)) == ["left"]
     assert words(beam_search(log_probs, LABELS, language_model=model)) == ["right"]
     assert words(beam_search(log_probs, LABELS, language_model=model, weight=0)) == ["left"]
-    assert words(beam_search(log_probs, LABELS, insertion=-1)) == []
 
 
 def test_a_language_model_that_has_counted_nothing_changes_nothing() -> None:

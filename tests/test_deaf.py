@@ -56,7 +56,7 @@ def listener() -> Listener:
     return Listener(Recognizer.load())
 
 
-@pytest.mark.parametrize("level_db", [-70, -60, -50, -40, -30, -20, -6])
+@pytest.mark.parametrize("level_db", [-40, -6])
 @pytest.mark.parametrize("sound", SOUNDS)
 def test_no_detection(listener: Listener, sound: str, level_db: float) -> None:
     """The level is that of the loudest sample."""

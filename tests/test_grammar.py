@@ -1,5 +1,4 @@
 import itertools
-import json
 import math
 import re
 from pathlib import Path
@@ -160,26 +159,22 @@ def test_probabilities_sum_to_one_after_any_history(sequences: list[str], order:
     assert total == pytest.approx(1)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_a_saved_model_gives_the_same_probabilities(order: int) -> None:
-    model = NGram.train([["go", "one"], ["left"], ["go", "two", "stop"]], WORDS, order)
-    again = NGram.from_dict(json.loads(json.dumps(model.as_dict())))
-    for history in ((), ("go",), ("go", "two"), ("left", "left")):
-        for word in (*WORDS, END):
-            assert again.log_prob(history, word) == model.log_prob(history, word)
-
-
 def test_what_followed_is_more_probable() -> None:
     model = NGram.train([["go", "one"], ["go", "two"], ["left", "stop"]], WORDS)
     assert model.log_prob(("go",), "one") > model.log_prob(("left",), "one")
 
 
+def test_words_may_be_written_in_capitals() -> None:
+    assert Grammar.parse("Go ONE | stop", WORDS).words == {"go", "one", "stop"}
+
+
 def test_a_log_is_counted_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
-    path.write_text("go one\n\n  left   left stop\r\ngo two")
+    path.write_text("Go one\n\n  left   LEFT stop\r\ngo two")
     model = NGram.load(path, WORDS)
     same = NGram.train([["go", "one"], ["left", "left", "stop"], ["go", "two"]], WORDS, order=2)
-    assert model.as_dict() == same.as_dict()
+    for history in ((), ("go",), ("left",)):
+        assert [model.log_prob(history, w) for w in WORDS] == [same.log_prob(history, w) for w in WORDS]
     assert NGram.load(path, WORDS, order=3).order == 3
 
 
@@ -222,6 +217,3 @@ def test_wrong_language_models_are_refused() -> None:
         NGram.train([], WORDS, order=0)
     with pytest.raises(ConfigError, match="needs words"):
         NGram.train([], ())
-    for values in ({}, {"words": ["a"], "order": 2, "counts": [["a"]]}, {"words": 3, "order": 2, "counts": []}):
-        with pytest.raises(ConfigError, match="damaged"):
-            NGram.from_dict(values)

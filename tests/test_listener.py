@@ -325,6 +325,7 @@ def test_a_bundle_at_another_rate_is_refused(info: BundleInfo) -> None:
         (["high"], None, {"high": 0.7}),
         (None, 0.9, {"low": 0.9, "high": 0.9}),
         (["high", "low"], {"low": 1}, {"high": 0.7, "low": 1.0}),
+        (["High", " LOW"], {"Low": 1}, {"high": 0.7, "low": 1.0}),  # names in any spelling
     ],
 )
 def test_each_word_has_a_threshold(info: BundleInfo, words: list[str], threshold: object, expected: dict) -> None:
