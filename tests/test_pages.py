@@ -115,7 +115,7 @@ def on_the_demo(module: str, arguments: list[str]) -> list[str] | None:
     """The command with a recording in the microphone's place; None if it needs a microphone or a day."""
     if arguments == ["--json"] and module == "speech.teach":
         return None
-    needs_more = {"--check", "--list-devices", "--help", "--wait"} & {*arguments}
+    needs_more = {"--check", "--from", "--list-devices", "--help", "--wait"} & {*arguments}
     if needs_more or module not in ("speech.listen", "speech.teach", "speech.calibrate"):
         return None
     if module == "speech.listen":
@@ -149,7 +149,7 @@ def test_the_commands_that_listen_run_in_the_order_of_the_pages(
                     wanted &= set(re.findall(r"\w+", value))
             found = set(re.findall(r"[a-z]+", re.sub(r'"rejected".*|\S*/', "", captured.out))) & SPOKEN
             assert found <= wanted, arguments
-            assert found or "--wake" in arguments, arguments
+            assert found or {"--wake", "runs/lamp/smoke.onnx"} & {*arguments}, arguments  # own words like "yes" by then
     assert n_run > 20
     assert Path("pressed.txt").read_text() == "key Left\n"
 
