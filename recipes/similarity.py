@@ -20,7 +20,7 @@ from speech.decide import Decision
 from speech.errors import DataError, exit_status
 from speech.own.similarity import METADATA, N_TAUGHT, Similarity, make_similarity
 from speech.recognizer import Recognizer
-from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, high_pass, utterances_in
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, counted, high_pass, utterances_in
 from speech.sound.files import Block, read
 
 PER_WORD = 24
@@ -71,8 +71,7 @@ def cut_speech(root: Path) -> tuple[list[Block], float, float]:
     lengths = list[int]()
     paths = [r.path for r in index_others(root) if (r.source, r.part) == ("speech", "training")]
     pieces = (read(path, SAMPLE_RATE_HZ) for path in paths)
-    counted = (lengths.append(len(piece)) or piece for piece in pieces)
-    found = list(utterances_in(counted, Segmenter(config, config.max_word_s)))
+    found = list(utterances_in(counted(pieces, lengths), Segmenter(config, config.max_word_s)))
     if not found:
         raise DataError(f"no training speech under {root}; it is needed as the background")
     return [u.waveform for u in found if not u.is_long], share_alone(found), sum(lengths) / SAMPLE_RATE_HZ / 3600

@@ -332,6 +332,13 @@ def utterances_of(waveform: Block, config: ListenerConfig, max_s: float) -> list
     return list(utterances_in([waveform], Segmenter(config, max_s)))
 
 
+def counted(blocks: Iterable[Block], lengths: list[int]) -> Iterator[Block]:
+    """The same blocks; the length of each is added to `lengths`."""
+    for block in blocks:
+        lengths.append(len(block))
+        yield block
+
+
 def utterances_in(blocks: Iterable[Block], segmenter: Segmenter) -> Iterator[Utterance]:
     """Cut consecutive blocks (time,) of a stream at 16 kHz; the last hop is filled up with silence."""
     yield from filter(None, map(segmenter.push, hops_of(blocks)))

@@ -20,7 +20,7 @@ from speech.errors import ConfigError
 from speech.listener import thresholds_for
 from speech.recognizer import Recognizer
 from speech.results import Detection, Examined, Reason
-from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, utterances_in
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, Utterance, counted, utterances_in
 
 LATE_S = 0.75
 """A word counts as recognised if it is reported between its start and this time after its end."""
@@ -84,8 +84,7 @@ def read_stream(
     reader = make_reader(recognizer, dict.fromkeys(commands, LEAST), config)
     lengths, nothing = list[int](), np.zeros(0, np.float32)
     utterances, readings = list[Utterance](), dict[int, Examined]()
-    counted = (lengths.append(len(piece)) or piece for piece in pieces)
-    for utterance in utterances_in(counted, Segmenter(config, reader.max_s)):
+    for utterance in utterances_in(counted(pieces, lengths), Segmenter(config, reader.max_s)):
         utterances.append(replace(utterance, waveform=nothing))
         if not utterance.is_long:
             readings[utterance.begin] = replace(reader.read(utterance), waveform=nothing)

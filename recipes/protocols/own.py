@@ -22,7 +22,7 @@ from speech.own.lesson import largest_group
 from speech.own.matching import WordModel, fit, with_own_words
 from speech.own.similarity import Vectors
 from speech.recognizer import Recognizer
-from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, utterances_in, utterances_of
+from speech.segment import SAMPLE_RATE_HZ, ListenerConfig, Segmenter, counted, utterances_in, utterances_of
 
 MOST_WORDS = 40
 """Largest number of words of each kind."""
@@ -152,8 +152,7 @@ class Trials:
         config = ListenerConfig()
         heard, times, lengths = list[Heard](), list[tuple[int, int, int]](), list[int]()
         pieces = (self.recordings[int(n)] for n in self.recordings.select(self.part, "speech"))
-        counted = (lengths.append(len(piece)) or piece for piece in pieces)
-        for utterance in utterances_in(counted, Segmenter(config, config.max_word_s)):
+        for utterance in utterances_in(counted(pieces, lengths), Segmenter(config, config.max_word_s)):
             if times and times[-1][2] < 0:  # talk, which may have gone on
                 times[-1] = (times[-1][0], max(times[-1][1], utterance.talk_end), -1)
             times.append((utterance.start, utterance.end, -1 if utterance.is_long else len(heard)))
