@@ -57,8 +57,8 @@ class WordReader:
 
     MOST_CUTS = 3
     """Places at which an utterance is cut in two, the quietest ones."""
-    SHORTEST = SAMPLE_RATE_HZ // 5
-    """Shortest sound of a part, in samples."""
+    SHORTEST = SAMPLE_RATE_HZ * 3 // 10
+    """Shortest sound of a part, in samples: shorter ones make "down" and "on" of a wake word "down" said alone."""
     OVERLAP = 960
     """Samples after the cut that still belong to the wake word, whose weak end may lie there."""
 

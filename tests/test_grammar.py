@@ -119,7 +119,7 @@ def test_a_grammar_file_may_hold_comments_and_new_lines() -> None:
     [
         ("go left trun", "grammar, line 1, column 9: 'trun' is not a word of the model; it knows left, right, go, .*: "
          "go left >>trun<<$"),
-        ("left |\n  Rigt", "line 2, column 3: 'Rigt' is not a word of the model"),
+        ("left |\n  Rihgt", "line 2, column 3: 'Rihgt' is not a word of the model"),
         ("go (one | two", r"line 1, column 4: '\(' without '\)': go >>\(<<one \| two$"),
         ("go one) | left", r"line 1, column 7: '\)' without '\('"),
         ("left | ? right", r"column 8: '\?' needs a word or '\)' before it: left \| >>\?<< right$"),

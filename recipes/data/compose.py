@@ -274,9 +274,9 @@ class Composer:
         for group in ("words", "home"):
             sounds = self.pools[group]
             names = [self.store.recordings[i].word for i in self.sound["recording"][sounds]]
-            label = [self.labels.index(w) if w in self.labels else unknown for w in names]
-            lots.append((self._whole(sounds, rng, True), np.array(label, np.int64), True))
-        for group, label in (("speech", unknown), ("event", silence), ("noise", silence)):
+            classes = [self.labels.index(w) if w in self.labels else unknown for w in names]
+            lots.append((self._whole(sounds, rng, True), np.array(classes, np.int64), True))
+        for group, target in (("speech", unknown), ("event", silence), ("noise", silence)):
             n = per_kind if self._has(group) else 0
             if not n:
                 some = NONE
@@ -288,10 +288,10 @@ class Composer:
             else:
                 some = self._stretches(group, n, 100, rng)
                 some["gain_db"] = rng.uniform(*NOISE_DB, n)
-            lots.append((some, np.full(n, label), group != "noise"))
+            lots.append((some, np.full(n, target), group != "noise"))
         elements, label = (np.concatenate([lot[i] for lot in lots]) for i in (0, 1))
         sounding = np.repeat([lot[2] for lot in lots], [len(lot[0]) for lot in lots])
-        group = np.repeat(np.arange(len(lots)), [len(lot[0]) for lot in lots])
+        groups = np.repeat(np.arange(len(lots)), [len(lot[0]) for lot in lots])
         wanted = np.where(sounding, np.minimum(elements["trail"], LONGEST_SOUND) + 2 * MARGIN, 100)
         order = np.argsort(wanted, kind="stable")
         found = []
@@ -300,7 +300,7 @@ class Composer:
             place = np.where(sounding[rows], MARGIN + (n_frames - wanted[rows]) // 2, 0)
             targets = (torch.from_numpy(values[rows]) for values in (label, label, sounding))
             plan = Plan(laid(elements[rows], place, n_frames, True), NONE, len(rows), n_frames, *targets)
-            found.append((plan, torch.from_numpy(group[rows])))
+            found.append((plan, torch.from_numpy(groups[rows])))
         return found
 
     # ---- noise ----

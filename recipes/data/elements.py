@@ -56,9 +56,9 @@ def laid(elements: Elements, place: Numbers, n_frames: int, fill: bool) -> Eleme
     found["row"] = np.arange(len(found))
     found["place"] = place - elements["lead"]
     end = found["place"] + played(found["length"], found["tempo"])
-    fill = fill & (found["n_fill"] > 0)
-    found["lead"] = np.where(fill, np.maximum(found["place"], 0), 0)
-    found["trail"] = np.where(fill, np.maximum(n_frames - end, 0), 0)
+    filled = fill & (found["n_fill"] > 0)
+    found["lead"] = np.where(filled, np.maximum(found["place"], 0), 0)
+    found["trail"] = np.where(filled, np.maximum(n_frames - end, 0), 0)
     return found
 
 

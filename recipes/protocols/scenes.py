@@ -189,7 +189,9 @@ class InRoom:
         self._responses, self._rng = responses, np.random.default_rng(2)
 
     def __call__(self, clip: Waveform) -> Dressed:
-        return Dressed(reverberate(np.pad(clip, (0, TAIL)), self._responses[self._rng.integers(len(self._responses))]))
+        return Dressed(
+            reverberate(np.pad(clip, (0, TAIL)), self._responses[int(self._rng.integers(len(self._responses)))])
+        )
 
 
 class AfterTalk:
