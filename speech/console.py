@@ -158,7 +158,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         arguments = super().parse_args(args, namespace)
         for action in self._all_actions:
-            if action.nargs == "+" and getattr(arguments, action.dest, None) == []:  # what --name=-- leaves
+            left = getattr(arguments, action.dest, None)
+            if action.option_strings and action.nargs != "*" and action.default != [] and left == []:  # from --name=--
                 self.error(f"{action.option_strings[0]} needs a value")
         return arguments
 

@@ -256,7 +256,7 @@ def test_words_set_off_actions(run_listen: Run, tmp_path: Path) -> None:
         (["--grammar", "missing.txt", "--model", "connected", "--demo"], 2, "missing.txt: No such file or directory"),
         (["--grammar", "(" * 300 + "left", "--model", "connected", "--demo"], 2, "more than 100 nested parentheses"),
         (["--grammar", "left " * 1000 + "lfet", "--model", "connected", "--demo"], 2, "'lfet' is not a word"),
-        (["--language-model", __file__, "--model", "connected", "--demo"], 2, 'line 1: \'"""The\' is not a word of'),
+        (["--language-model", __file__, "--model", "connected", "--demo"], 2, 'line 1: \'"""the\' is not a word of'),
         (["--language-model", os.devnull, "--model", "connected", "--demo"], 2, f"{os.devnull}: no words"),
         (["--language-model", "no/log.txt", "--model", "connected", "--demo"], 2, "no/log.txt: No such file"),
         (["--language-model", __file__, "--demo"], 2, "is not a word of"),

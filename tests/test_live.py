@@ -123,7 +123,7 @@ def test_decisions_are_those_of_a_listener(stream: np.ndarray, model: str) -> No
 def spoken(tmp_path_factory: pytest.TempPathFactory, demo: np.ndarray) -> Recordings:
     """The demo cut into its ten words and its sentence; noise, events, and a recording with three commands."""
     folder, config = tmp_path_factory.mktemp("spoken"), ListenerConfig()
-    found = utterances_of(demo, config, config.max_word_s)
+    found = utterances_of(demo, config, 60.0)
     listened = list(Listener(Recognizer.load(), KEYWORDS).listen([demo]))
     assert len(found) == len(listened) + 1 == 11
     margin = RATE // 4

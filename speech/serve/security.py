@@ -179,7 +179,7 @@ def host_name(host: str) -> str:
 
 
 def _is_called(name: str, known: str) -> bool:
-    """Whether a name is the known one; *.example.org stands for names with one more part."""
+    """Whether a name is the known one; *.example.org covers names with one more part."""
     return name == known or (known.startswith("*.") and name.partition(".")[2] == known[2:])
 
 
