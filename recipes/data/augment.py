@@ -3,12 +3,10 @@
 Everything is computed for the whole batch at once, on its device.  The random generator is an argument.
 """
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
-from speech.model.features import F_MAX_HZ, F_MIN_HZ, LOG_OFFSET, N_MELS
+from speech.model.features import LOG_OFFSET, mel_centres_hz
 
 NOISY, SNR_DB = 0.7, (-3.0, 35.0)
 """Share of examples with noise, and the range of its SNR; the signal's power is that of its loudest frames."""
@@ -36,13 +34,6 @@ TIME_MASK, MEL_MASK = 10, 8
 """Longest masked run of frames, and largest number of neighbouring bands masked; two of each."""
 
 
-def octaves() -> Tensor:
-    """Centre of each mel filter in octaves above 1 kHz: (N_MELS,)."""
-    low, high = (2595 * math.log10(1 + hz / 700) for hz in (F_MIN_HZ, F_MAX_HZ))
-    centre_hz = 700 * (10 ** (torch.linspace(low, high, N_MELS + 2)[1:-1] / 2595) - 1)
-    return (centre_hz / 1000).log2()
-
-
 class Augment:
     """Turns composed examples into log mel pictures as a microphone would have recorded them.
 
@@ -53,7 +44,7 @@ class Augment:
 
     def __init__(self, strength: float, generator: Generator) -> None:
         self.strength, self.generator = strength, generator
-        self.octaves = octaves().to(generator.device)[None]
+        self.octaves = (mel_centres_hz() / 1000).log2().to(generator.device)[None]  # above 1 kHz
 
     def _between(self, n: int, low: float, high: float) -> Tensor:
         return torch.empty(n, 1, device=self.octaves.device).uniform_(low, high, generator=self.generator)

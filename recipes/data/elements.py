@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.data.store import Numbers
-from speech.model.features import F_MAX_HZ, F_MIN_HZ, N_MELS
+from speech.model.features import N_MELS, mel_centres_hz, mel_edges, mel_of
 
 ELEMENT = np.dtype(
     [(name, np.int64) for name in ("row", "place", "begin", "length", "lead", "trail", "fill", "n_fill")]
@@ -102,14 +102,9 @@ def bent(picture: Tensor, tract: Tensor, element: Tensor) -> Tensor:
     """Stretch pictures (pairs, N_MELS) along frequency by the tract of their element, (elements,)."""
     if bool((tract == 1).all()):
         return picture
-
-    def mel(hz: Tensor | float) -> Tensor:
-        return 2595 * torch.log10(1 + torch.as_tensor(hz, device=tract.device) / 700)
-
-    low, high = mel(F_MIN_HZ), mel(F_MAX_HZ)
-    width = (high - low) / (N_MELS + 1)
-    centre_hz = 700 * (10 ** ((low + width * torch.arange(1, N_MELS + 1, device=tract.device)) / 2595) - 1)
-    band = ((mel(centre_hz * tract[:, None]) - low) / width - 1).clamp(0, N_MELS - 1)  # (elements, N_MELS)
+    first, second = mel_edges()[1:3].tolist()
+    wanted = mel_of(mel_centres_hz().to(tract.device) * tract[:, None])  # (elements, N_MELS)
+    band = ((wanted - first) / (second - first)).clamp(0, N_MELS - 1)
     lower = band.long().clamp(max=N_MELS - 2)
     share = (band - lower)[element]
     lower = lower[element]

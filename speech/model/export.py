@@ -82,7 +82,7 @@ class Scorer(nn.Module):
         self.offsets = torch.tensor([offsets.get(label, 0.0) for label in labels])
 
     def forward(self, waveform: Tensor) -> Tensor:
-        return torch.softmax(self.logits(waveform) / self.temperature, dim=-1)
+        return self.outputs(waveform)["scores"]
 
     def outputs(self, waveform: Tensor) -> dict[str, Tensor]:
         """All outputs of a bundle, in their order.

@@ -31,6 +31,22 @@ FEATURES = {
 """The settings above, as a bundle carries them."""
 
 
+def mel_of(hz: Tensor) -> Tensor:
+    """Frequencies on the HTK mel scale."""
+    return 2595 * torch.log10(1 + hz / 700)
+
+
+def mel_edges() -> Tensor:
+    """The edges and centres of the filters, evenly spaced in mel: (N_MELS + 2,); filter i is centred at i + 1."""
+    low, high = mel_of(torch.tensor([F_MIN_HZ, F_MAX_HZ])).tolist()
+    return torch.linspace(low, high, N_MELS + 2)
+
+
+def mel_centres_hz() -> Tensor:
+    """The centre of each mel filter: (N_MELS,)."""
+    return 700 * (10 ** (mel_edges()[1:-1] / 2595) - 1)
+
+
 @cache
 def mel_filters() -> Tensor:
     """The filters over the bins of the Fourier transform: (N_FFT / 2 + 1, N_MELS)."""
